@@ -1,0 +1,386 @@
+"""The settings: defaults, then config.toml, then the environment, checked as a whole.
+
+`load` either returns a complete `Config` or raises one `ConfigError` with a line for every
+setting that is wrong. Secrets are no settings: this module only knows where they are kept.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, available_timezones
+
+import msgspec
+from msgspec import Meta, Struct
+
+from etl.errors import ConfigError
+from etl.lifecycle import Polling
+
+API_KEY_ENV = "APPLITOOLS_API_KEY"
+DEFAULT_PATH = Path("config.toml")
+DEFAULT_SOURCE = "default"
+ENV_PREFIX = "RESULT_ARCHIVER__"
+VENDOR_URL = "https://autonomous.applitools.com"
+
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Database(Struct, frozen=True):
+    """Where the archive is: an SQLAlchemy URL of SQLite or PostgreSQL."""
+
+    url: str = "sqlite:///results.db"
+
+
+class Api(Struct, frozen=True):
+    """The default account, and how every account's API is asked."""
+
+    base_url: str = VENDOR_URL
+    key_file: str | None = None
+    connections: Annotated[int, Meta(ge=1, le=256)] = 8
+    max_requests_per_second: Annotated[float, Meta(ge=0)] = 50.0
+    attempts: Annotated[int, Meta(ge=1, le=10)] = 3
+    connect_timeout_s: Seconds = 10.0
+    read_timeout_s: Seconds = 30.0
+    total_timeout_s: Seconds = 120.0
+    max_wait_s: Annotated[float, Meta(ge=0)] = 300.0
+    max_body_mb: Annotated[float, Meta(gt=0)] = 64.0
+
+
+class Source(Struct, frozen=True):
+    """One account: its API and where its key is kept (`key_env` or `key_file`)."""
+
+    base_url: str = VENDOR_URL
+    key_env: str | None = None
+    key_file: str | None = None
+
+
+class Runs(Struct, frozen=True):
+    """Run lists that each pass reads by itself."""
+
+    sources: list[str] = []
+
+
+class Reporting(Struct, frozen=True):
+    """What reports count days by."""
+
+    time_zone: str = "UTC"
+
+
+class Security(Struct, frozen=True):
+    """Where the key is kept that encrypts read tokens at rest."""
+
+    token_key_file: str = "~/.config/result-archiver/token.key"  # noqa: S105  a path, not a secret
+
+
+class Log(Struct, frozen=True):
+    """What is logged to stderr, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+SECTIONS: Mapping[str, type[Struct]] = {
+    "database": Database,
+    "api": Api,
+    "runs": Runs,
+    "polling": Polling,
+    "reporting": Reporting,
+    "security": Security,
+    "log": Log,
+}
+
+
+class Config(Struct, frozen=True):
+    """All settings. `sources` has the `[api]` account as "default" beside the further ones."""
+
+    sources: Mapping[str, Source]
+    database: Database = Database()
+    api: Api = Api()
+    runs: Runs = Runs()
+    polling: Polling = Polling()
+    reporting: Reporting = Reporting()
+    security: Security = Security()
+    log: Log = Log()
+
+    @property
+    def reporting_zone(self) -> ZoneInfo:
+        """The time zone whose days `runs.started_on` counts."""
+        return ZoneInfo(self.reporting.time_zone)
+
+
+class Setting(Struct, frozen=True):
+    """One given value: where it came from, its dotted key, and whether it is environment text."""
+
+    origin: str
+    section: str
+    name: str
+    value: Any
+    folder: Path
+    is_text: bool
+
+    @property
+    def key(self) -> str:
+        """The dotted name that messages use: "api.attempts"."""
+        return f"{self.section}.{self.name}"
+
+
+def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
+    """Return the settings of `path` (default: ./config.toml, if there is one) and `environ`.
+
+    Relative paths in the file are taken from the file's folder, those in the environment from
+    the current one.
+
+    Raises:
+        ConfigError: a line for each setting that is unknown or wrong.
+    """
+    if path is None and DEFAULT_PATH.exists():
+        path = DEFAULT_PATH
+    problems: list[str] = []
+    given = [
+        *(_from_file(path, problems) if path else ()),
+        *_from_environment(environ, problems),
+    ]
+    values: dict[str, dict[str, Any]] = {}
+    origins: dict[str, str] = {}
+    for setting in given:
+        try:
+            value = _checked(setting)
+        except ValueError as error:
+            problems.append(f"{setting.origin}: {setting.key} {error}")
+        else:
+            values.setdefault(setting.section, {})[setting.name] = value
+            origins[setting.key] = setting.origin
+    config = _assembled(values)
+    problems += [f"{origins.get(key, 'settings')}: {key} {text}" for key, text in _clashes(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def _from_file(path: Path, problems: list[str]) -> Iterator[Setting]:
+    folder = path.absolute().parent
+    for section, body in _read_toml(path).items():
+        if not isinstance(body, dict):
+            problems.append(f"{path}: {section} stands outside a section; {_known_sections()}")
+        elif section == "sources":
+            for name, source in body.items():
+                if isinstance(source, dict):
+                    yield from _members(f"sources.{name}", source, str(path), folder)
+                else:
+                    problems.append(f"{path}: sources.{name} is no section; write [sources.{name}]")
+        elif section in SECTIONS:
+            yield from _members(section, body, str(path), folder)
+        else:
+            problems.append(f"{path}: [{section}] is not a section; {_known_sections()}")
+
+
+def _members(section: str, body: Mapping[str, Any], origin: str, folder: Path) -> Iterator[Setting]:
+    for name, value in body.items():
+        yield Setting(origin, section, name, value, folder, is_text=False)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: there is no such file; `result-archiver init` writes one"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}") from None
+
+
+def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[Setting]:
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(ENV_PREFIX) or not text:
+            continue
+        *section, name = variable.removeprefix(ENV_PREFIX).lower().split("__")
+        if (len(section) == 1 and section[0] in SECTIONS) or (
+            len(section) == 2 and section[0] == "sources"
+        ):
+            yield Setting(
+                f"environment: {variable}", ".".join(section), name, text, Path.cwd(), is_text=True
+            )
+        else:
+            problems.append(
+                f"environment: {variable} names no setting; write {ENV_PREFIX}SECTION__KEY"
+            )
+
+
+def _checked(setting: Setting) -> Any:
+    """Return the setting's value as its type. Raises ValueError: what is wrong and right."""
+    model = SECTIONS.get(setting.section, Source)
+    fields = {field.name: field for field in msgspec.structs.fields(model)}
+    if setting.name not in fields:
+        raise ValueError(_unknown(setting.name, list(fields)))
+    kind = fields[setting.name].type
+    try:
+        value = msgspec.convert(_prepared(setting, kind), kind, strict=not setting.is_text)
+    except (msgspec.ValidationError, ValueError, OverflowError):
+        shown = mask_url_password(str(setting.value))
+        raise ValueError(f"is {shown!r}; give {_expected(kind)}") from None
+    if kind is timedelta and value <= timedelta(0):
+        raise ValueError(f"is {setting.value!r}; give a duration above zero")
+    return _anchored(setting, value)
+
+
+def _prepared(setting: Setting, kind: Any) -> Any:
+    """Turn the notations that TOML and the environment lack a type for into one that converts."""
+    value = setting.value
+    if kind is timedelta:
+        return parse_duration(value)
+    if setting.is_text and get_origin(kind) is list:
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+def _anchored(setting: Setting, value: Any) -> Any:
+    """Resolve the relative paths among the values against the folder they were written in."""
+    if setting.name in {"key_file", "token_key_file"} and value:
+        return str(setting.folder / Path(value).expanduser())
+    if setting.key == "runs.sources":
+        return [str(setting.folder / Path(pattern).expanduser()) for pattern in value]
+    if setting.key == "database.url":
+        return _database_url(value, setting.folder)
+    return value
+
+
+def _database_url(url: str, folder: Path) -> str:
+    """Name the driver we ship, and anchor an SQLite file. Raises ValueError for other databases."""
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme in {"postgresql", "postgres", "postgresql+psycopg"}:
+        return f"postgresql+psycopg://{rest}"
+    if separator and scheme in {"sqlite", "sqlite+pysqlite"} and rest.startswith("/"):
+        path = rest[1:].partition("?")[0]
+        if path and path != ":memory:":
+            return f"sqlite:///{folder / Path(path).expanduser()}{rest[1 + len(path) :]}"
+    raise ValueError(
+        f"is {mask_url_password(url)!r}; give sqlite:///FILE or"
+        " postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+    )
+
+
+def _assembled(values: Mapping[str, Mapping[str, Any]]) -> Config:
+    api = Api(**values.get("api", {}))
+    sources = {DEFAULT_SOURCE: Source(api.base_url, API_KEY_ENV, api.key_file)}
+    for section, body in values.items():
+        if section.startswith("sources."):
+            sources.setdefault(section.removeprefix("sources."), Source(**body))
+    return Config(
+        sources=sources,
+        database=Database(**values.get("database", {})),
+        api=api,
+        runs=Runs(**values.get("runs", {})),
+        polling=Polling(**values.get("polling", {})),
+        reporting=Reporting(**values.get("reporting", {})),
+        security=Security(**values.get("security", {})),
+        log=Log(**values.get("log", {})),
+    )
+
+
+def _clashes(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield (key, problem) for what only shows when settings are seen together."""
+    for name, source in config.sources.items():
+        section = "api" if name == DEFAULT_SOURCE else f"sources.{name}"
+        if problem := _url_problem(source.base_url):
+            yield f"{section}.base_url", problem
+        if name != DEFAULT_SOURCE and (source.key_env is None) == (source.key_file is None):
+            yield f"{section}.key_env", "or key_file must say where the key is: give exactly one"
+    if config.reporting.time_zone not in available_timezones():
+        shown = config.reporting.time_zone
+        yield "reporting.time_zone", f"is {shown!r}; give a name such as 'Europe/Berlin' or 'UTC'"
+    polling = config.polling
+    if polling.retry_at_most_every < polling.retry_every:
+        yield "polling.retry_at_most_every", "is shorter than polling.retry_every; make it longer"
+    if polling.watch_for < polling.watch_every:
+        yield "polling.watch_for", "is shorter than polling.watch_every; make it longer"
+
+
+def _url_problem(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        _ = parts.port
+    except ValueError:
+        return "is no URL; give https://HOST"
+    shown = mask_url_password(url)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        return "has more than scheme, host and path; give https://HOST"
+    if parts.scheme == "https" and host:
+        return None
+    if parts.scheme == "http" and is_loopback(host):
+        return None
+    if parts.scheme == "http" and host:
+        return f"is {shown!r}; plain http would show the key to the network, give https://{host}"
+    return f"is {shown!r}; give https://HOST"
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether `host` can only be this machine: there plain http leaks nothing."""
+    return host in {"localhost", "::1"} or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def parse_duration(value: object) -> timedelta:
+    """Return "90s", "5m", "1h30m", "14d" or a number of seconds as a timedelta.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return timedelta(seconds=value)
+    text = str(value).strip().lower()
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return timedelta(seconds=float(text))
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)", text)
+    if not parts or re.sub(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*", "", text):
+        raise ValueError("not a duration")
+    return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
+
+
+def mask_url_password(text: str) -> str:
+    """Hide the password of a URL, and anything else in it that works as one."""
+    text = re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", text)
+    return re.sub(r"(?i)(password|apikey|api_key|token|key)=[^&\s]+", r"\1=***", text)
+
+
+def _expected(kind: Any) -> str:
+    """Say in words what a setting of this type takes."""
+    if kind is timedelta:
+        return 'a duration such as "90s", "5m", "2h" or "14d"'
+    if get_origin(kind) is Literal:
+        return " or ".join(f'"{choice}"' for choice in get_args(kind))
+    if get_origin(kind) is list:
+        return "a list of texts"
+    if get_origin(kind) is Annotated:
+        base, meta = get_args(kind)
+        return "a whole number" + _range(meta) if base is int else "a number" + _range(meta)
+    return "a text"
+
+
+def _range(meta: Meta) -> str:
+    low = f", {meta.ge} or more" if meta.ge is not None else ""
+    above = f" above {meta.gt}" if meta.gt is not None else ""
+    high = f", {meta.le} at most" if meta.le is not None else ""
+    return low + above + high
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    return f"is not a setting; {hint}"
+
+
+def _known_sections() -> str:
+    return f"there are {', '.join([*SECTIONS, 'sources.NAME'])}"

@@ -1,0 +1,169 @@
+"""Decode one answer of the API, tolerantly, and name its content.
+
+Reads no clock, file, network or database. Knows the shape that the API is known to send and
+nothing of our tables; what it cannot accept at all is a `PayloadError`.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, NamedTuple, NoReturn
+
+import msgspec
+
+COUNTERS = ("failed", "passed", "aborted", "pending", "unresolved")
+
+FINAL_STATUSES = frozenset({"passed", "failed", "aborted", "completed"})
+OPEN_STATUS = "unresolved"
+GOING_STATUSES = frozenset({"pending", "", None})
+KNOWN_STATUSES = FINAL_STATUSES | GOING_STATUSES | {OPEN_STATUS}
+
+# The documented fields with their JSON types, as seen in answers; all else is drift.
+RUN_FIELDS: Mapping[str, type] = {
+    "id": str,
+    "name": str,
+    "application": str,
+    "status": str,
+    "environments": list,
+    "started_at": str,
+    "duration": int,
+    "results": dict,
+    "tests": list,
+}
+ENVIRONMENT_FIELDS: Mapping[str, type] = {
+    "name": str,
+    "os": str,
+    "viewport": str,
+    "device": str,
+    "browser": str,
+}
+TEST_FIELDS: Mapping[str, type] = {
+    "id": str,
+    "name": str,
+    "status": str,
+    "type": str,
+    "sitemap": str,
+    "testResultsUrl": str,
+    "results": dict,
+}
+COUNTER_FIELDS: Mapping[str, type] = dict.fromkeys(COUNTERS, int)
+
+
+class PayloadError(ValueError):
+    """The answer's frame is broken: there is no run to be read in it. Says why in one line."""
+
+
+class Payload(NamedTuple):
+    """A decoded answer.
+
+    `document` is the whole JSON object, numbers exact (int, float or Decimal); its `result` is
+    an object whose `tests` and `environments` are lists or not there. `content_hash` is equal
+    for two answers if and only if they are equal as JSON.
+    """
+
+    document: dict[str, Any]
+    content_hash: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The run itself."""
+        result: dict[str, Any] = self.document["result"]
+        return result
+
+
+def decode(body: bytes) -> Payload:
+    """Return the answer in `body`.
+
+    Raises:
+        PayloadError: it is not JSON, has no `result` object, or its `tests` or `environments`
+            is no list.
+    """
+    try:
+        return _framed(_parse(body))
+    except RecursionError:
+        raise PayloadError("the answer is nested too deeply") from None
+
+
+def _framed(document: Any) -> Payload:
+    if not isinstance(document, dict):
+        raise PayloadError("the answer is no JSON object")
+    result = document.get("result")
+    if not isinstance(result, dict):
+        raise PayloadError("the answer has no `result` object")
+    for name in ("tests", "environments"):
+        if not isinstance(result.get(name, []), list):
+            raise PayloadError(f"`result.{name}` is no list")
+    return Payload(document, _content_hash(document))
+
+
+def canonical(value: Any) -> str:
+    """Return `value` as JSON text in the one form that equal values share: keys sorted."""
+    return _ENCODER.encode(value).decode()
+
+
+def _parse(body: bytes) -> Any:
+    if not body.strip():
+        raise PayloadError("the answer is empty")
+    try:
+        return _DECODER.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _parse_oddities(body)
+
+
+def _parse_oddities(body: bytes) -> Any:
+    """Read what the fast decoder declines: byte order marks, UTF-16, lone surrogates, huge ints."""
+    try:
+        text = body.decode(json.detect_encoding(body))
+        return json.loads(
+            text, parse_int=_integer, parse_float=_number, parse_constant=_refuse_constant
+        )
+    except UnicodeDecodeError:
+        raise PayloadError("the answer is not UTF-8 text") from None
+    except ValueError as error:
+        raise PayloadError(f"the answer is not JSON: {error}") from None
+
+
+def _number(text: str) -> int | float | Decimal:
+    """Return a JSON number so that 1, 1.0 and 1e0 are the same and nothing becomes infinite."""
+    exact = Decimal(text)
+    if exact.adjusted() < 400 and exact == exact.to_integral_value():
+        return int(exact)
+    value = float(text)
+    return exact if value in {float("inf"), float("-inf")} else value
+
+
+def _integer(text: str) -> int | Decimal:
+    """Return an integer of any length; Python's own conversion stops at 4,300 digits."""
+    return int(text) if len(text) <= 4300 else Decimal(text)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _content_hash(document: dict[str, Any]) -> str:
+    try:
+        text = _ENCODER.encode(document)
+    except UnicodeEncodeError:
+        text = _ENCODER.encode(_spelled_out(document))
+    return hashlib.sha256(text).hexdigest()
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _spelled_out(value: Any) -> Any:
+    """Return `value` with each lone surrogate, which no encoding has bytes for, as its escape."""
+    if isinstance(value, str):
+        return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
+    if isinstance(value, dict):
+        return {_spelled_out(name): _spelled_out(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_spelled_out(item) for item in value]
+    return value
+
+
+_DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder(float_hook=_number)
+_ENCODER = msgspec.json.Encoder(order="sorted", decimal_format="number")
