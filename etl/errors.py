@@ -21,7 +21,7 @@ class ConfigError(UsageError):
     """One or more settings are wrong; the text has a line for each."""
 
 
-class RefusedError(ArchiverError):
+class KeyRefusedError(ArchiverError):
     """The API refused a key: every run of that source would fail alike."""
 
     exit_code = 3

@@ -1,0 +1,38 @@
+# `make demo` and `make test` need Python 3.11, git and make; they install the rest (.ci/setup).
+
+BIN := .venv/bin
+SETUP := .venv/set-up
+
+.PHONY: help demo test check lock clean
+
+help: ## say what there is to make
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+demo: $(SETUP) ## see the whole job done, without a key or a network
+	$(BIN)/result-archiver demo
+
+test: $(SETUP) ## run all tests, on SQLite and PostgreSQL, and all checks
+	.ci/setup postgresql
+	$(BIN)/pytest
+
+check: $(SETUP) ## run the linter, the formatter, the type checker and the import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# Pins that still fit stay as they are; `make lock UPGRADE=--upgrade` takes the newest of all.
+LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-emit-index-url $(UPGRADE)
+
+lock: $(SETUP) ## write the lock files anew from pyproject.toml
+	$(LOCK) --output-file requirements.lock
+	$(LOCK) --output-file requirements-dev.lock --constraints requirements.lock --group dev
+
+clean: ## remove what the other targets made
+	rm -rf .venv build dist demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find etl migrations tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(SETUP): requirements-dev.lock pyproject.toml .ci/setup
+	.ci/setup venv
+	@touch $@

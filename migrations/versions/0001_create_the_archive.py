@@ -1,0 +1,289 @@
+"""Create the archive: the ledger, the runs with all that hangs on them, and the intake's records.
+
+On SQLite the tables keyed by run_id are stored in the order of that key (WITHOUT ROWID), except
+those that hold whole bodies, which such a table is slow with.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+from alembic.util import CommandError
+
+# Moments are declared DATETIME on SQLite, days too: BI clients read DATE a day off there.
+TIMESTAMP = sa.DateTime(timezone=True)
+DAY = sa.Date().with_variant(sa.DateTime(), "sqlite")
+# SQLite counts up only what is declared INTEGER.
+IDENTIFIER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "drift",
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("json_type", sa.Text(), nullable=False),
+        sa.Column("first_run_id", sa.Text(), nullable=False),
+        sa.Column("first_seen_at", TIMESTAMP, nullable=False),
+        sa.PrimaryKeyConstraint("path", "json_type", name="pk_drift"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "ingests",
+        sa.Column("id", IDENTIFIER, autoincrement=True, nullable=False),
+        sa.Column("trigger", sa.Text(), nullable=False),
+        sa.Column("started_at", TIMESTAMP, nullable=False),
+        sa.Column("finished_at", TIMESTAMP, nullable=True),
+        sa.Column("new", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("changed", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("unchanged", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("waiting", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("failed", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("rejected", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("exit_code", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name="pk_ingests"),
+    )
+    op.create_table(
+        "tracked_runs",
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("due_at", TIMESTAMP, nullable=True),
+        sa.Column("attempts", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("last_error", sa.Text(), nullable=True),
+        sa.Column("first_tracked_at", TIMESTAMP, nullable=False),
+        sa.Column("last_fetched_at", TIMESTAMP, nullable=True),
+        sa.Column("fetches", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("lease_owner", sa.Text(), nullable=True),
+        sa.Column("lease_until", TIMESTAMP, nullable=True),
+        sa.Column("read_token", sa.Text(), nullable=True),
+        sa.CheckConstraint(
+            "state IN ('queued', 'running', 'watching', 'settled', 'retrying', 'failed')",
+            name="ck_tracked_runs_state",
+        ),
+        sa.CheckConstraint(
+            "(lease_owner IS NULL) = (lease_until IS NULL)", name="ck_tracked_runs_lease"
+        ),
+        sa.PrimaryKeyConstraint("run_id", name="pk_tracked_runs"),
+    )
+    op.create_index("ix_tracked_runs_due_at", "tracked_runs", ["due_at"], unique=False)
+    op.create_table(
+        "labels",
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("value", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["run_id"], ["tracked_runs.run_id"], name="fk_labels_tracked_runs", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("run_id", "name", name="pk_labels"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "payloads",
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.Column("encoding", sa.Text(), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.Column("fetched_at", TIMESTAMP, nullable=False),
+        sa.ForeignKeyConstraint(
+            ["run_id"], ["tracked_runs.run_id"], name="fk_payloads_tracked_runs", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("run_id", "revision", name="pk_payloads"),
+    )
+    op.create_table(
+        "rejects",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("fetched_at", TIMESTAMP, nullable=False),
+        sa.Column("http_status", sa.BigInteger(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["run_id"], ["tracked_runs.run_id"], name="fk_rejects_tracked_runs", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name="pk_rejects"),
+    )
+    op.create_index("ix_rejects_run_id", "rejects", ["run_id"], unique=False)
+    op.create_table(
+        "runs",
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("result_id", sa.Text(), nullable=True),
+        sa.Column("name", sa.Text(), nullable=True),
+        sa.Column("application", sa.Text(), nullable=True),
+        sa.Column("status", sa.Text(), nullable=True),
+        sa.Column("started_at", TIMESTAMP, nullable=True),
+        sa.Column("started_on", DAY, nullable=True),
+        sa.Column("duration_ms", sa.BigInteger(), nullable=True),
+        sa.Column("ended_at", TIMESTAMP, nullable=True),
+        sa.Column("environment_count", sa.BigInteger(), nullable=False),
+        sa.Column("test_count", sa.BigInteger(), nullable=False),
+        sa.Column("environment_signature", sa.Text(), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("content_hash", sa.Text(), nullable=False),
+        sa.Column("archived_at", TIMESTAMP, nullable=False),
+        sa.Column("changed_at", TIMESTAMP, nullable=False),
+        sa.Column("gone_at", TIMESTAMP, nullable=True),
+        sa.Column("extra", sa.JSON(), nullable=True),
+        sa.CheckConstraint("revision >= 1", name="ck_runs_revision"),
+        sa.ForeignKeyConstraint(
+            ["run_id"], ["tracked_runs.run_id"], name="fk_runs_tracked_runs", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("run_id", name="pk_runs"),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_runs_changed_at", "runs", ["changed_at"], unique=False)
+    op.create_index("ix_runs_started_at", "runs", ["started_at"], unique=False)
+    op.create_table(
+        "counts",
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("test_position", sa.BigInteger(), nullable=False),
+        sa.Column("scope", sa.Text(), nullable=False),
+        sa.Column("failed", sa.BigInteger(), nullable=True),
+        sa.Column("passed", sa.BigInteger(), nullable=True),
+        sa.Column("aborted", sa.BigInteger(), nullable=True),
+        sa.Column("pending", sa.BigInteger(), nullable=True),
+        sa.Column("unresolved", sa.BigInteger(), nullable=True),
+        sa.Column("other", sa.JSON(), nullable=True),
+        sa.Column("total", sa.BigInteger(), nullable=True),
+        sa.CheckConstraint(
+            "(test_position = 0 AND scope = 'run') OR (test_position > 0 AND scope = 'test')",
+            name="ck_counts_scope",
+        ),
+        sa.ForeignKeyConstraint(
+            ["run_id"], ["runs.run_id"], name="fk_counts_runs", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("run_id", "test_position", name="pk_counts"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "environments",
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=True),
+        sa.Column("os", sa.Text(), nullable=True),
+        sa.Column("viewport", sa.Text(), nullable=True),
+        sa.Column("viewport_width", sa.BigInteger(), nullable=True),
+        sa.Column("viewport_height", sa.BigInteger(), nullable=True),
+        sa.Column("device", sa.Text(), nullable=True),
+        sa.Column("browser", sa.Text(), nullable=True),
+        sa.Column("extra", sa.JSON(), nullable=True),
+        sa.CheckConstraint("position >= 1", name="ck_environments_position"),
+        sa.ForeignKeyConstraint(
+            ["run_id"], ["runs.run_id"], name="fk_environments_runs", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("run_id", "position", name="pk_environments"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "revisions",
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("observed_at", TIMESTAMP, nullable=False),
+        sa.Column("last_seen_at", TIMESTAMP, nullable=True),
+        sa.Column("superseded_at", TIMESTAMP, nullable=True),
+        sa.Column("status", sa.Text(), nullable=True),
+        sa.Column("started_at", TIMESTAMP, nullable=True),
+        sa.Column("duration_ms", sa.BigInteger(), nullable=True),
+        sa.Column("failed", sa.BigInteger(), nullable=True),
+        sa.Column("passed", sa.BigInteger(), nullable=True),
+        sa.Column("aborted", sa.BigInteger(), nullable=True),
+        sa.Column("pending", sa.BigInteger(), nullable=True),
+        sa.Column("unresolved", sa.BigInteger(), nullable=True),
+        sa.Column("total", sa.BigInteger(), nullable=True),
+        sa.Column("content_hash", sa.Text(), nullable=False),
+        sa.CheckConstraint(
+            "(last_seen_at IS NULL) = (superseded_at IS NULL)", name="ck_revisions_stretch"
+        ),
+        sa.CheckConstraint("revision >= 1", name="ck_revisions_revision"),
+        sa.ForeignKeyConstraint(
+            ["run_id"], ["runs.run_id"], name="fk_revisions_runs", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("run_id", "revision", name="pk_revisions"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "tests",
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        sa.Column("test_id", sa.Text(), nullable=True),
+        sa.Column("name", sa.Text(), nullable=True),
+        sa.Column("status", sa.Text(), nullable=True),
+        sa.Column("type", sa.Text(), nullable=True),
+        sa.Column("sitemap", sa.Text(), nullable=True),
+        sa.Column("results_url", sa.Text(), nullable=True),
+        sa.Column("extra", sa.JSON(), nullable=True),
+        sa.CheckConstraint("position >= 1", name="ck_tests_position"),
+        sa.ForeignKeyConstraint(
+            ["run_id"], ["runs.run_id"], name="fk_tests_runs", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("run_id", "position", name="pk_tests"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "test_revisions",
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        sa.Column("test_id", sa.Text(), nullable=True),
+        sa.Column("name", sa.Text(), nullable=True),
+        sa.Column("status", sa.Text(), nullable=True),
+        sa.Column("failed", sa.BigInteger(), nullable=True),
+        sa.Column("passed", sa.BigInteger(), nullable=True),
+        sa.Column("aborted", sa.BigInteger(), nullable=True),
+        sa.Column("pending", sa.BigInteger(), nullable=True),
+        sa.Column("unresolved", sa.BigInteger(), nullable=True),
+        sa.Column("absent", sa.Boolean(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["run_id", "revision"],
+            ["revisions.run_id", "revisions.revision"],
+            name="fk_test_revisions_revisions",
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("run_id", "revision", "position", name="pk_test_revisions"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "warnings",
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("value", sa.Text(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["run_id", "revision"],
+            ["revisions.run_id", "revisions.revision"],
+            name="fk_warnings_revisions",
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("run_id", "revision", "path", name="pk_warnings"),
+        sqlite_with_rowid=False,
+    )
+
+
+def downgrade() -> None:
+    if op.get_bind().scalar(sa.text("SELECT count(*) FROM tracked_runs")):
+        raise CommandError(
+            "downgrading to base would delete the archive, and it is not empty; if that is what"
+            " you want, drop the database itself"
+        )
+    op.drop_table("warnings")
+    op.drop_table("test_revisions")
+    op.drop_table("tests")
+    op.drop_table("revisions")
+    op.drop_table("environments")
+    op.drop_table("counts")
+    op.drop_index("ix_runs_started_at", table_name="runs")
+    op.drop_index("ix_runs_changed_at", table_name="runs")
+    op.drop_table("runs")
+    op.drop_index("ix_rejects_run_id", table_name="rejects")
+    op.drop_table("rejects")
+    op.drop_table("payloads")
+    op.drop_table("labels")
+    op.drop_index("ix_tracked_runs_due_at", table_name="tracked_runs")
+    op.drop_table("tracked_runs")
+    op.drop_table("ingests")
+    op.drop_table("drift")
