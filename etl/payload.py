@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, InvalidOperation
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -58,9 +58,9 @@ class PayloadError(ValueError):
 class Payload(NamedTuple):
     """A decoded answer.
 
-    `document` is the whole JSON object, numbers exact (int, float or Decimal); its `result` is
-    an object whose `tests` and `environments` are lists or not there. `content_hash` is equal
-    for two answers if and only if they are equal as JSON.
+    `document` is the whole JSON object, numbers exact (int, float or Decimal; Raw beyond that);
+    its `result` is an object whose `tests` and `environments` are lists or not there.
+    `content_hash` is equal for two answers if and only if they are equal as JSON.
     """
 
     document: dict[str, Any]
@@ -117,7 +117,7 @@ def _parse_oddities(body: bytes) -> Any:
     try:
         text = body.decode(json.detect_encoding(body))
         return json.loads(
-            text, parse_int=_integer, parse_float=_number, parse_constant=_refuse_constant
+            text, parse_int=_number, parse_float=_number, parse_constant=_refuse_constant
         )
     except UnicodeDecodeError:
         raise PayloadError("the answer is not UTF-8 text") from None
@@ -125,18 +125,21 @@ def _parse_oddities(body: bytes) -> Any:
         raise PayloadError(f"the answer is not JSON: {error}") from None
 
 
-def _number(text: str) -> int | float | Decimal:
-    """Return a JSON number so that 1, 1.0 and 1e0 are the same and nothing becomes infinite."""
-    exact = Decimal(text)
-    if exact.adjusted() < 400 and exact == exact.to_integral_value():
+# Python converts no longer integers from and to text: those beyond are Decimals.
+_MOST_DIGITS = 4300
+_EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
+
+
+def _number(text: str) -> int | float | Decimal | msgspec.Raw:
+    """Return a JSON number exactly, and so that 1, 1.0 and 1e0 are the same."""
+    try:
+        exact = Decimal(text).normalize(_EXACT)
+    except InvalidOperation:  # the exponent has some 19 digits: only the text can hold it
+        return msgspec.Raw(text.encode())
+    if exact.adjusted() < _MOST_DIGITS and exact == exact.to_integral_value():
         return int(exact)
-    value = float(text)
-    return exact if value in {float("inf"), float("-inf")} else value
-
-
-def _integer(text: str) -> int | Decimal:
-    """Return an integer of any length; Python's own conversion stops at 4,300 digits."""
-    return int(text) if len(text) <= 4300 else Decimal(text)
+    value = float(exact)
+    return value if Decimal(repr(value)) == exact else exact
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -147,17 +150,21 @@ def _content_hash(document: dict[str, Any]) -> str:
     try:
         text = _ENCODER.encode(document)
     except UnicodeEncodeError:
-        text = _ENCODER.encode(_spelled_out(document))
+        # In a list, which no answer is, it differs from one that has the escapes as its text.
+        text = _ENCODER.encode([_spelled_out(document)])
     return hashlib.sha256(text).hexdigest()
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNSPEAKABLE = re.compile("[\\\\\ud800-\udfff]")
 
 
 def _spelled_out(value: Any) -> Any:
-    """Return `value` with each lone surrogate, which no encoding has bytes for, as its escape."""
+    """Return `value` with each lone surrogate, which no encoding has bytes for, as its escape.
+
+    Backslashes are escaped as well, so that different texts stay different.
+    """
     if isinstance(value, str):
-        return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
+        return _UNSPEAKABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
     if isinstance(value, dict):
         return {_spelled_out(name): _spelled_out(member) for name, member in value.items()}
     if isinstance(value, list):

@@ -54,6 +54,11 @@ def to_text(moment: datetime) -> str:
     return to_milliseconds(moment).replace(tzinfo=None).isoformat(" ", "milliseconds")
 
 
+def day_to_text(day: date) -> str:
+    """Return how SQLite keeps `day`: as its midnight, since BI clients read a DATE a day off."""
+    return f"{day.isoformat()} 00:00:00.000"
+
+
 class Timestamp(TypeDecorator[datetime]):
     """A moment: `timestamptz` on PostgreSQL, DATETIME text on SQLite. Raises on naive times."""
 
@@ -98,7 +103,7 @@ class Day(TypeDecorator[date]):
         """Turn a day into what the driver stores."""
         if value is None or dialect.name != "sqlite":
             return value
-        return f"{value.isoformat()} 00:00:00.000"
+        return day_to_text(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> date | None:
         """Turn what the driver returns into a day."""

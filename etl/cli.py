@@ -1,0 +1,259 @@
+"""The command line: what can be asked for, with its help. `commands` does the work.
+
+Each command imports its part when it is called, so that `--help` is there at once.
+"""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from etl import __version__
+from etl.errors import ArchiverError
+
+app = typer.Typer(
+    name="result-archiver",
+    help="Keep the results of Applitools Autonomous runs for good, in your own SQL database.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
+db = typer.Typer(
+    help="Create, update or take back the archive's tables.",
+    epilog="Example: result-archiver db upgrade",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(db, name="db")
+
+RunIds = Annotated[list[str] | None, typer.Argument(metavar="[RUN_ID]...", help="Run IDs.")]
+Lists = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="A list of run IDs (- is standard input): plain lines, CSV, JSON, JSON Lines,"
+        " or the execute call's answer. May be given more than once.",
+    ),
+]
+SourceName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The account the runs belong to: [sources.NAME].")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
+
+
+def main() -> int:
+    """Run the command line; return the process's exit code."""
+    try:
+        code: int | None = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has seen enough
+        return 0
+    except ArchiverError as error:
+        return _complain(str(error), error.exit_code)
+    except Exception as error:  # noqa: BLE001  a bug must not spill a traceback with secrets in it
+        return _complain(_bug(error), 1)
+    else:
+        return code or 0
+
+
+def _complain(message: str, exit_code: int) -> int:
+    from etl.secrets import mask
+
+    for line in message.splitlines():
+        typer.echo(f"error: {mask(line)}", err=True)
+    return exit_code
+
+
+def _bug(error: Exception) -> str:
+    """Say where a bug of ours is, without the values that a traceback may show."""
+    import traceback
+
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}:{place.lineno}"
+    return f"internal error at {where}: {type(error).__name__}; please report it"
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001  Typer calls it so
+    if wanted:
+        typer.echo(f"result-archiver {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Try it without a key or a network: result-archiver demo")
+def options(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The settings; default: ./config.toml if it exists."),
+    ] = None,
+    version: Annotated[  # noqa: ARG001  Typer handles it in the callback
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Keep the results of Applitools Autonomous runs for good, in your own SQL database."""
+    context.obj = config
+
+
+@app.command(epilog="Example: result-archiver demo")
+def demo(
+    file: Annotated[Path, typer.Option(metavar="FILE", help="The archive to make.")] = Path(
+        "demo.db"
+    ),
+) -> int:
+    """Show the whole job on made-up runs, without a key or a network."""
+    from etl import demo as show
+
+    return show.run(file)
+
+
+@app.command(epilog="Example: result-archiver init")
+def init(context: typer.Context) -> int:
+    """Write a commented config.toml (or the file given by --config)."""
+    from etl.commands import setup
+
+    return setup.init(context.obj)
+
+
+@db.command("upgrade", epilog="Example: result-archiver db upgrade")
+def db_upgrade(context: typer.Context) -> int:
+    """Bring the tables to what this version needs; creates them in a new database."""
+    from etl.commands import setup
+
+    return setup.upgrade(context.obj)
+
+
+@db.command(
+    "downgrade",
+    epilog="Example: result-archiver db downgrade 0001",
+    context_settings={"ignore_unknown_options": True},
+)
+def db_downgrade(
+    context: typer.Context,
+    revision: Annotated[str, typer.Argument(help="A revision such as 0001, or -1, or base.")],
+) -> int:
+    """Take the tables back to an older revision."""
+    from etl.commands import setup
+
+    return setup.downgrade(context.obj, revision)
+
+
+@db.command("current", epilog="Example: result-archiver db current --json")
+def db_current(context: typer.Context, as_json: AsJson = False) -> int:
+    """Say which revision the tables are at, and which one this version needs."""
+    from etl.commands import setup
+
+    return setup.current(context.obj, as_json=as_json)
+
+
+@app.command(epilog="Example: result-archiver track --from runs.csv --label branch=main")
+def track(
+    context: typer.Context,
+    run_ids: RunIds = None,
+    lists: Lists = None,
+    source: SourceName = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A label for all these runs, such as commit=1f3c."),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Add runs to the ledger; the next ingest fetches them."""
+    from etl.commands import archive, intake
+
+    wanted = intake.Wanted(run_ids or [], lists or [], source, label or [])
+    return archive.track(context.obj, wanted, as_json=as_json)
+
+
+@app.command(epilog="Example: result-archiver ingest --from runs.csv")
+def ingest(
+    context: typer.Context,
+    run_ids: RunIds = None,
+    lists: Lists = None,
+    source: SourceName = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Fetch the given runs (or all) even if final.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Go on until no run is going any more.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say which runs would be fetched.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Do one pass: track the given runs, fetch all that is due, store it."""
+    from etl.commands import archive, intake
+
+    wanted = intake.Wanted(run_ids or [], lists or [], source, [])
+    if dry_run:
+        return archive.preview(context.obj, wanted, refresh=refresh, as_json=as_json)
+    return archive.ingest(context.obj, wanted, refresh=refresh, wait=wait, as_json=as_json)
+
+
+@app.command(epilog="Example: result-archiver status")
+def status(context: typer.Context, as_json: AsJson = False) -> int:
+    """Show the ledger at a glance: what is due, what failed, how the last passes went."""
+    from etl.commands import inspection
+
+    return inspection.status(context.obj, as_json=as_json)
+
+
+@app.command(epilog="Example: result-archiver show ac247a18-75d5-4094-8ab3-56788d6d2ff9")
+def show(
+    context: typer.Context,
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A run ID.")],
+    as_json: AsJson = False,
+) -> int:
+    """Show one run with its environments, tests and history."""
+    from etl.commands import inspection
+
+    return inspection.show(context.obj, run_id, as_json=as_json)
+
+
+@app.command(epilog="Example: result-archiver retry")
+def retry(context: typer.Context, run_ids: RunIds = None, as_json: AsJson = False) -> int:
+    """Make failed runs (the given ones, or all) due again."""
+    from etl.commands import archive
+
+    return archive.retry(context.obj, run_ids or [], as_json=as_json)
+
+
+@app.command(epilog="Example: result-archiver sandbox --port 8642 --speed 60")
+def sandbox(
+    port: Annotated[int, typer.Option(help="The port on loopback; 0 is any free one.")] = 8642,
+    seed: Annotated[int, typer.Option(help="Which made-up world to serve.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="How many runs it has.")] = 300,
+    now: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="ISO 8601: what its clock shows at the start."),
+    ] = None,
+    speed: Annotated[
+        float, typer.Option(min=0, help="Seconds that pass in it for each real one.")
+    ] = 1.0,
+    latency_ms: Annotated[float, typer.Option(min=0, help="Delay of each answer.")] = 0.0,
+    run_list: Annotated[
+        str | None,
+        typer.Option(
+            "--list", metavar="FORMAT", help="Only print its run IDs: txt, csv, json or jsonl."
+        ),
+    ] = None,
+) -> int:
+    """Serve the API on loopback, with made-up runs that progress, fail and are resolved."""
+    from etl.commands import playground
+
+    world = playground.World(seed, runs, now)
+    if run_list:
+        return playground.print_list(world, run_list)
+    return playground.serve(world, playground.Serving(port, speed, latency_ms))

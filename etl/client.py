@@ -1,0 +1,266 @@
+"""Ask the API for one run: the one place that builds a request and knows the secrets in it.
+
+Errors are our own and name no URL. They are sorted by what the catcher does next: an
+`UnavailableError` passes, a `RunRefusedError` is that run's own, a `KeyRefusedError` every run's.
+"""
+
+import hashlib
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http.client import HTTPResponse
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode, urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
+
+from etl import __version__, secrets
+from etl.config import Api, Source
+from etl.errors import KeyRefusedError
+from etl.secrets import Secret
+
+CHUNK_BYTES = 65_536
+MEBIBYTE = 1_048_576
+LONGEST_WAIT = timedelta(days=365)
+"""A Retry-After beyond this is read as this: no wait may lead out of the calendar."""
+
+
+class UnavailableError(Exception):
+    """No good answer this time, for a reason that passes. `wait` is the API's Retry-After.
+
+    `is_busy` says that the API is alive and asks for patience (429).
+    """
+
+    def __init__(self, reason: str, wait: timedelta | None = None, *, is_busy: bool = False):
+        super().__init__(reason)
+        self.wait = wait
+        self.is_busy = is_busy
+
+
+class RunRefusedError(Exception):
+    """The API answered, and will not give this run: `http_status` says why."""
+
+    def __init__(self, reason: str, http_status: int):
+        super().__init__(reason)
+        self.http_status = http_status
+
+
+class Response(NamedTuple):
+    """A 200: the decoded body, and the hash of it as received.
+
+    `fetched_at` is when the request was sent, so that an answer is never taken for newer than
+    it is. Where the body echoed a secret of ours, `is_masked` and the echo is gone from `body`.
+    """
+
+    body: bytes
+    sha256: str
+    fetched_at: datetime
+    is_masked: bool
+
+
+class Client:
+    """Fetches the runs of one source. Safe to be used by several threads at once.
+
+    Makes no second attempt and keeps no pace: when to ask, and whether again, is the pass's.
+    """
+
+    def __init__(
+        self, source: Source, key: Secret, api: Api, clock: Callable[[], datetime]
+    ) -> None:
+        self._base_url = source.base_url.rstrip("/")
+        self._host = urlsplit(source.base_url).netloc
+        self._key = key
+        self._api = api
+        self._clock = clock
+        self._local = threading.local()
+        # What the environment says of proxies and certificates, read once and not per request.
+        self._environment = requests.Session().merge_environment_settings(
+            self._base_url, proxies={}, stream=True, verify=None, cert=None
+        )
+
+    def fetch(self, run_id: str, token: Secret | None) -> Response:
+        """Return the vendor's JSON for one run.
+
+        Raises:
+            UnavailableError: no answer, a timeout, 429, 5xx or a redirect.
+            RunRefusedError: 403, 404, or a body larger than allowed.
+            KeyRefusedError: 401, the key is not accepted.
+        """
+        fetched_at = self._clock()
+        _deadline.set(time.monotonic() + self._api.total_timeout_s)
+        with self._explained(), self._send(run_id, token) as response:
+            self._check(response)
+            body = self._read(response)
+        masked = secrets.mask_body(body, [self._key, token] if token else [self._key])
+        return Response(masked, hashlib.sha256(body).hexdigest(), fetched_at, masked != body)
+
+    def _send(self, run_id: str, token: Secret | None) -> requests.Response:
+        query = {"apiKey": self._key.reveal()}
+        if token:
+            query["read_token"] = token.reveal()
+        path = f"/api/result/{quote(run_id, safe='')}"
+        return self._session().get(
+            f"{self._base_url}{path}?{urlencode(query)}",
+            timeout=(self._api.connect_timeout_s, self._api.read_timeout_s),
+            allow_redirects=False,
+            **self._environment,
+        )
+
+    def _session(self) -> requests.Session:
+        """Return this thread's own session: they are not made to be shared."""
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = requests.Session()
+            session.trust_env = False  # no credentials out of ~/.netrc; proxies are merged above
+            session.headers["User-Agent"] = f"result-archiver/{__version__}"
+            session.headers["Accept"] = "application/json"
+            for scheme in ("https://", "http://"):
+                session.mount(scheme, _Adapter(pool_connections=1, pool_maxsize=1))
+        return session
+
+    def _check(self, response: requests.Response) -> None:
+        status = response.status_code
+        if status == 200:
+            return
+        if status == 401:
+            raise KeyRefusedError(f"{self._host} refused the API key (401); set one that is valid")
+        if status == 429:
+            raise UnavailableError(
+                "the API asks for patience (429)", self._retry_after(response), is_busy=True
+            )
+        if status >= 500 or status == 408:
+            raise UnavailableError(f"the API answered {status}", self._retry_after(response))
+        if 300 <= status < 400:
+            raise UnavailableError(
+                f"the API answered with a redirect ({status}), which is not followed;"
+                " check base_url"
+            )
+        raise RunRefusedError(_refusal(status), status)
+
+    def _retry_after(self, response: requests.Response) -> timedelta | None:
+        return parse_retry_after(response.headers.get("Retry-After"), self._clock())
+
+    def _read(self, response: requests.Response) -> bytes:
+        limit = int(self._api.max_body_mb * MEBIBYTE)
+        body = bytearray()
+        while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
+            body += chunk
+            if len(body) > limit:
+                raise RunRefusedError(
+                    f"the answer is larger than api.max_body_mb ({self._api.max_body_mb:g});"
+                    " raise it and run `result-archiver retry`",
+                    response.status_code,
+                )
+        return bytes(body)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn every error of the transport into our own: theirs quote the URL with the key."""
+        try:
+            yield
+        except (requests.Timeout, ReadTimeoutError):
+            if time.monotonic() < _deadline.get():
+                raise UnavailableError(f"{self._host} did not answer in time") from None
+            raise UnavailableError(
+                f"{self._host} took longer than api.total_timeout_s ({self._api.total_timeout_s:g})"
+            ) from None
+        except requests.exceptions.SSLError:
+            raise UnavailableError(
+                f"{self._host} shows a certificate that is not trusted; if it is your own, set"
+                " REQUESTS_CA_BUNDLE"
+            ) from None
+        except requests.exceptions.ProxyError:
+            raise UnavailableError(f"the proxy for {self._host} does not answer") from None
+        except requests.ConnectionError as error:
+            # urllib3 gives up on connections it could not make, and passes on those that broke.
+            is_reached = not isinstance(error.args[0], MaxRetryError)
+            problem = "broke the connection off" if is_reached else "cannot be reached"
+            raise UnavailableError(f"{self._host} {problem}") from None
+        except (requests.RequestException, HTTPError, OSError) as error:
+            raise UnavailableError(f"{self._host} broke off: {type(error).__name__}") from None
+
+
+_deadline: ContextVar[float] = ContextVar("deadline")
+"""When this thread's request has to be over, in seconds of `time.monotonic`."""
+
+
+class _Reader(io.RawIOBase):
+    """Reads a socket until the deadline: its own timeout starts anew with every byte."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._stream = sock.makefile("rb", buffering=0)
+        self._patience_s = sock.gettimeout()
+        self._deadline = _deadline.get()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self._sock.settimeout(min(left_s, self._patience_s or left_s))
+        return self._stream.readinto(buffer)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class _Answer(HTTPResponse):
+    """An answer whose head and body, and those of a proxy before it, keep to the deadline."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Reader(sock))
+
+
+class _Connection(HTTPConnection):
+    response_class = _Answer
+
+
+class _TlsConnection(HTTPSConnection):
+    response_class = _Answer
+
+
+class _Adapter(HTTPAdapter):
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+        pool.ConnectionCls = _TlsConnection if pool.scheme == "https" else _Connection
+        return pool
+
+
+def _refusal(status: int) -> str:
+    if status == 404:
+        return "the API does not know this run (404)"
+    if status == 403:
+        return (
+            "the API answered 403; the key has no read permission, so this run needs its read token"
+        )
+    return f"the API answered {status}"
+
+
+def parse_retry_after(header: str | None, now: datetime) -> timedelta | None:
+    """Return how long a Retry-After header (RFC 9110, 10.2.3: seconds or a date) asks to wait."""
+    if header is None:
+        return None
+    text = header.strip()
+    if text.isdecimal():
+        return min(timedelta(seconds=int(text[:10])), LONGEST_WAIT)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    wait = moment.replace(tzinfo=moment.tzinfo or UTC) - now
+    return min(max(wait, timedelta(0)), LONGEST_WAIT)

@@ -1,0 +1,164 @@
+"""`track`, `ingest` and `retry`: what changes the archive."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from etl import clock, database, display, ledger, pipeline
+from etl.commands import intake
+from etl.commands.intake import Given, Wanted
+from etl.commands.session import Session, open_session
+from etl.config import DEFAULT_SOURCE
+from etl.dispatch import Halt
+from etl.errors import UsageError
+from etl.fetcher import Clients
+from etl.keeper import Tally
+from etl.ledger import Tracked
+from etl.secrets import open_vault
+
+
+def track(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
+    """Add runs to the ledger; 1 if lines of a list were bad."""
+    session = open_session(path)
+    given = intake.read(wanted, session.config)
+    if not given.runs and not given.bad_lines:
+        raise UsageError("no runs were given; name run IDs, or a list with --from FILE")
+    tracked = _track(session, given)
+    if as_json:
+        display.as_json({**tracked._asdict(), "bad_lines": given.bad_lines})
+    else:
+        display.say(f"{tracked.new} new, {tracked.known} known already")
+    return 1 if given.bad_lines else 0
+
+
+def _track(session: Session, given: Given) -> Tracked:
+    entries = intake.entries(given.runs, open_vault(session.config))
+    database.prepare(session.engine)
+    with database.writing(session.engine) as connection:
+        return ledger.track(connection, entries, clock.now())
+
+
+def ingest(path: Path | None, wanted: Wanted, *, refresh: bool, wait: bool, as_json: bool) -> int:
+    """Track what is given, then do one pass, or (`wait`) passes until no run is going any more."""
+    session = open_session(path)
+    given = intake.read(wanted, session.config)
+    if given.runs:
+        Clients(session.config).require({run.source or DEFAULT_SOURCE for run in given.runs})
+    _track(session, given)
+    if refresh:
+        _refresh(session.engine, [run.run_id for run in given.runs])
+    with pipeline.Interrupt().listening() as interrupt:
+        tally = _pass(session, interrupt)
+        while wait and tally.halt is None and _sleep_until_due(session.engine, interrupt):
+            tally = _combined(tally, _pass(session, interrupt))
+    _tell(tally, as_json=as_json)
+    return tally.exit_code or (1 if given.bad_lines else 0)
+
+
+def _refresh(engine: Engine, run_ids: Sequence[str]) -> None:
+    with database.writing(engine) as connection:
+        ledger.make_due(connection, run_ids or None, clock.now())
+
+
+def _pass(session: Session, interrupt: pipeline.Interrupt) -> Tally:
+    with display.progress("archiving") as progress:
+        return pipeline.run_pass(session.engine, session.config, "ingest", progress, interrupt)
+
+
+def _sleep_until_due(engine: Engine, interrupt: pipeline.Interrupt) -> bool:
+    """Sleep until a run that is still going is due; False when there is none, or on a signal."""
+    with database.reading(engine) as connection:
+        due_at = ledger.next_going(connection)
+    while due_at is not None and clock.now() < due_at and interrupt.signal is None:
+        time.sleep(min(0.2, (due_at - clock.now()).total_seconds()))
+    return due_at is not None and interrupt.signal is None
+
+
+def _combined(first: Tally, then: Tally) -> Tally:
+    """Add up two passes; what waited or had to be tried again counts as the last one left it."""
+    return Tally(
+        new=first.new + then.new,
+        changed=first.changed + then.changed,
+        unchanged=first.unchanged + then.unchanged,
+        waiting=then.waiting,
+        failed=first.failed + then.failed,
+        rejected=first.rejected + then.rejected,
+        requests=first.requests + then.requests,
+        halt=then.halt,
+        halt_reason=then.halt_reason,
+        exit_code=then.exit_code or first.exit_code,
+    )
+
+
+def _tell(tally: Tally, *, as_json: bool) -> None:
+    if tally.halt is not None:
+        display.note(f"error: {_halted(tally)}")
+    if as_json:
+        display.as_json(_summary(tally))
+        return
+    display.say(
+        f"{tally.new} new, {tally.changed} changed, {tally.unchanged} unchanged,"
+        f" {tally.waiting} still going, {tally.failed} failed, {tally.rejected} rejected"
+        f" ({tally.requests} requests)"
+    )
+
+
+def _halted(tally: Tally) -> str:
+    match tally.halt:
+        case Halt.REFUSED:
+            return f"{tally.halt_reason}; what is due stays due"
+        case Halt.INTERRUPTED:
+            return f"interrupted by {tally.halt_reason}; what is due stays due"
+        case Halt.BUSY:
+            return f"{tally.halt_reason}, longer than api.max_wait_s; what is due stays due"
+        case _:
+            return f"the API is down: {tally.halt_reason}; what is due stays due"
+
+
+def _summary(tally: Tally) -> dict[str, Any]:
+    names = ("new", "changed", "unchanged", "waiting", "failed", "rejected", "requests")
+    counted = {name: getattr(tally, name) for name in names}
+    halt = tally.halt.value if tally.halt else None
+    return {**counted, "halted": halt, "exit_code": tally.exit_code}
+
+
+def preview(path: Path | None, wanted: Wanted, *, refresh: bool, as_json: bool) -> int:
+    """Say which runs a pass would fetch; write nothing."""
+    session = open_session(path)
+    given = intake.read(wanted, session.config)
+    listed = [run.run_id for run in given.runs]
+    runs = [{"run_id": run_id, "state": "new"} for run_id in listed]
+    if database.has_archive(session.engine):
+        with database.reading(session.engine) as connection:
+            states = ledger.states(connection, listed if refresh and listed else None)
+            unknown = set(ledger.unknown(connection, listed))
+            due = ledger.due_runs(connection, clock.now())
+        runs = [run for run in runs if run["run_id"] in unknown]
+        wanted_again = states if refresh else {}
+        runs += [{"run_id": key, "state": state} for key, state in (due | wanted_again).items()]
+    if as_json:
+        display.as_json({"would_fetch": runs})
+    else:
+        for run in runs:
+            display.say(f"{display.safe(run['run_id'])}  {run['state']}")
+        display.note(f"{len(runs)} runs would be fetched; nothing was changed")
+    return 1 if given.bad_lines else 0
+
+
+def retry(path: Path | None, run_ids: Sequence[str], *, as_json: bool) -> int:
+    """Make failed runs due again; 1 if one of those named is not tracked."""
+    session = open_session(path)
+    database.require_archive(session.engine)
+    with database.writing(session.engine) as connection:
+        strangers = ledger.unknown(connection, run_ids)
+        changed = ledger.retry(connection, run_ids or None, clock.now())
+    for run_id in strangers:
+        display.note(f"run {display.safe(run_id)}: is not tracked; `result-archiver track` adds it")
+    if as_json:
+        display.as_json({"retrying": changed, "unknown": strangers})
+    else:
+        display.say(f"{changed} failed runs are due again")
+    return 1 if strangers else 0

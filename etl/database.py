@@ -1,0 +1,202 @@
+"""Connect to the archive's database, and bring its tables to the revision this version needs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+from etl.config import mask_url_password
+from etl.errors import DatabaseError
+from etl.secrets import hide, mask
+
+HEAD = "0001"
+"""The newest migration; a test holds it against `migrations/`. Known here to spare an import."""
+
+_MIGRATION_LOCK = 0x72_65_73_75_6C_74  # "result": any number, as long as all of us use the same
+_BUSY_TIMEOUT_MS = 60_000
+
+
+def connect(url: str) -> Engine:
+    """Return an engine for `url`, as `config.load` left it. Nothing is connected yet.
+
+    Raises:
+        DatabaseError: the URL is broken.
+    """
+    try:
+        engine = create_engine(url, pool_pre_ping=True)
+    except (ArgumentError, ValueError):
+        raise DatabaseError(f"database.url is {mask_url_password(url)!r}: not a URL") from None
+    hide(engine.url.password or "")
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver's own BEGIN comes too late: see _begin_sqlite
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Take the write lock first where it will be needed: later it could no longer be waited for."""
+    mode = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
+    connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """Give a connection in a transaction that only reads."""
+    with _explained(engine), engine.connect() as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """Give a connection in a transaction that commits at the end, or rolls back on any error."""
+    with (
+        _explained(engine),
+        engine.connect().execution_options(sqlite_begin="IMMEDIATE") as connection,
+        connection.begin(),
+    ):
+        yield connection
+
+
+@contextmanager
+def _explained(engine: Engine) -> Iterator[None]:
+    """Turn the driver's errors into one line without statement, parameters or password."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise DatabaseError(f"{shown_url(engine)}: {_reason(error)}") from None
+
+
+def shown_url(engine: Engine) -> str:
+    """Return the database's URL as people may see it."""
+    return engine.url.set(drivername=engine.dialect.name).render_as_string(hide_password=True)
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return mask(lines[0]) if lines else type(cause).__name__
+
+
+def current_revision(engine: Engine) -> str | None:
+    """Return the migration the database is at, None where our tables are not there yet.
+
+    Raises:
+        DatabaseError: the database cannot be reached.
+    """
+    with reading(engine) as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        return revision
+
+
+def has_archive(engine: Engine) -> bool:
+    """Tell whether there is an archive to be read; does not make a file to find out.
+
+    Raises:
+        DatabaseError: the database cannot be used, or its tables are of another revision.
+    """
+    file = engine.url.database
+    if engine.dialect.name == "sqlite" and file and not Path(file).exists():
+        return False
+    return _is_current(engine)
+
+
+def require_archive(engine: Engine) -> None:
+    """Make sure that there is an archive to be read.
+
+    Raises:
+        DatabaseError: there is none, or its tables are of another revision.
+    """
+    if not has_archive(engine):
+        raise DatabaseError(
+            f"{shown_url(engine)}: has no archive yet; `result-archiver ingest` makes one"
+        )
+
+
+def prepare(engine: Engine) -> None:
+    """Create the tables in a new database; leave an older archive alone.
+
+    Raises:
+        DatabaseError: the database cannot be used, or is behind (or ahead).
+    """
+    if not _is_current(engine):
+        upgrade(engine)
+
+
+def _is_current(engine: Engine) -> bool:
+    """Tell an archive at `HEAD` from no archive. Raises DatabaseError for any other revision."""
+    revision = current_revision(engine)
+    if revision not in {None, HEAD}:
+        raise DatabaseError(_mismatch(engine, str(revision)))
+    return revision is not None
+
+
+def _mismatch(engine: Engine, revision: str) -> str:
+    if revision < HEAD:
+        return (
+            f"{shown_url(engine)}: its tables are at revision {revision}, this version needs"
+            f" {HEAD}; run `result-archiver db upgrade`"
+        )
+    return (
+        f"{shown_url(engine)}: its tables are at revision {revision}, which is newer than this"
+        f" version ({HEAD}); install the newer result-archiver"
+    )
+
+
+def upgrade(engine: Engine) -> None:
+    """Bring the tables to `HEAD`; all of it or nothing. Does nothing when they are there."""
+    _make_folder(engine)
+    _migrate(engine, "upgrade", "head")
+
+
+def downgrade(engine: Engine, revision: str) -> None:
+    """Take the tables back to `revision` ("base": none of them).
+
+    Raises:
+        DatabaseError: there is no such revision.
+    """
+    _migrate(engine, "downgrade", revision)
+
+
+def _make_folder(engine: Engine) -> None:
+    file = engine.url.database
+    if engine.dialect.name == "sqlite" and file:
+        try:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseError(f"{file}: its folder cannot be made: {error.strerror}") from None
+
+
+def migrations_folder() -> Path:
+    """Return where the migrations are: beside `etl` in a checkout, inside it in a wheel."""
+    bundled = Path(__file__).parent / "_bundled" / "migrations"
+    return bundled if bundled.exists() else Path(__file__).parent.parent / "migrations"
+
+
+def _migrate(engine: Engine, direction: str, revision: str) -> None:
+    from alembic import command  # noqa: PLC0415  half a second that only migrations need
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
+
+    settings = Config()
+    settings.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+        settings.attributes["connection"] = connection
+        try:
+            getattr(command, direction)(settings, revision)
+        except CommandError as error:
+            raise DatabaseError(f"{shown_url(engine)}: {error}") from None

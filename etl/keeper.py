@@ -1,0 +1,205 @@
+"""All that a pass does in the database, in short transactions, and the count of it."""
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Engine, func, insert, select, update
+
+from etl import clock, ledger, lifecycle, store
+from etl.database import reading, writing
+from etl.dispatch import Halt
+from etl.ledger import Claim, Lease, Recorded
+from etl.lifecycle import Polling, Standing, State
+from etl.log import get_logger
+from etl.outcome import Missing, Outcome, Postponed, Refused, Unchanged
+from etl.schema import ingests, tracked_runs
+from etl.store import Answer, Archived, Reject, Saved
+
+log = get_logger()
+
+COUNTED = ("new", "changed", "unchanged", "waiting", "failed", "rejected")
+
+
+@dataclass
+class Tally:
+    """What a pass did."""
+
+    new: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    waiting: int = 0
+    failed: int = 0
+    rejected: int = 0
+    requests: int = 0
+    halt: Halt | None = None
+    halt_reason: str = ""
+    exit_code: int = 0
+
+    @property
+    def done(self) -> int:
+        """How many runs were fetched, well or not."""
+        return self.new + self.changed + self.unchanged + self.failed + self.rejected
+
+
+class Keeper:
+    """The hands of one pass in the database, and the `tally` of what they did."""
+
+    def __init__(self, engine: Engine, rules: Polling, started_at: datetime) -> None:
+        self.tally = Tally()
+        self._engine = engine
+        self._rules = rules
+        self._started_at = started_at
+        self._ingest_id = 0
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._renewed_at = time.monotonic()
+
+    def open_ingest(self, trigger: str) -> None:
+        """Note that the pass begins, and what set it off."""
+        with writing(self._engine) as connection:
+            statement = insert(ingests).values(trigger=trigger, started_at=self._started_at)
+            returned = connection.execute(statement.returning(ingests.c.id))
+            self._ingest_id = returned.scalar_one()
+
+    def close_ingest(self) -> None:
+        """Note how the pass ended."""
+        counted = {name: getattr(self.tally, name) for name in COUNTED}
+        with writing(self._engine) as connection:
+            connection.execute(
+                update(ingests)
+                .where(ingests.c.id == self._ingest_id)
+                .values(finished_at=clock.now(), exit_code=self.tally.exit_code, **counted)
+            )
+
+    def due_sources(self) -> set[str]:
+        """Return the sources of the runs that are due."""
+        with reading(self._engine) as connection:
+            query = select(tracked_runs.c.source).distinct()
+            return set(connection.scalars(query.where(self._due())))
+
+    def due_now(self) -> int:
+        """Count the runs that this pass will try to take."""
+        with reading(self._engine) as connection:
+            query = select(func.count()).where(self._due())
+            return connection.scalar(query) or 0
+
+    def claim(self, limit: int) -> list[Claim]:
+        """Take runs that were due when the pass began."""
+        with writing(self._engine) as connection:
+            claims = ledger.claim(connection, self._lease(), self._due(), limit)
+            known = store.fingerprints(connection, [claim.run_id for claim in claims])
+        return [claim._replace(fingerprint=known.get(claim.run_id)) for claim in claims]
+
+    def lease_is_old(self) -> bool:
+        """Tell whether it is time to renew the lease: a third of it is over."""
+        return time.monotonic() - self._renewed_at > self._rules.lease_for.total_seconds() / 3
+
+    def renew(self) -> None:
+        """Keep the runs that are under way."""
+        self._renewed_at = time.monotonic()
+        with writing(self._engine) as connection:
+            ledger.renew(connection, self._lease())
+
+    def release(self) -> None:
+        """Give back what was claimed and not finished."""
+        with writing(self._engine) as connection:
+            ledger.release(connection, self._owner)
+
+    def keep(self, batch: Mapping[Claim, Outcome]) -> None:
+        """Store outcomes and their ledger rows in one transaction, then count them."""
+        with writing(self._engine) as connection:
+            held = ledger.held(connection, self._owner, [claim.run_id for claim in batch])
+            mine = {claim: batch[claim] for claim in batch if claim.run_id in held}
+            ends = _store(connection, mine, self._rules)
+            ledger.record(connection, [end.recorded for end in ends])
+        for end in ends:
+            _count(self.tally, end)
+
+    def _due(self) -> ColumnElement[bool]:
+        """Say which runs were due when the pass began, and are free now."""
+        return ledger.due(self._started_at, clock.now())
+
+    def _lease(self) -> Lease:
+        return Lease(self._owner, clock.now() + self._rules.lease_for)
+
+
+class _End(NamedTuple):
+    """How one run ended in this pass: `kind` names the column of `ingests` that counts it."""
+
+    kind: str
+    recorded: Recorded
+
+
+def _kind(outcome: Outcome, saved: Mapping[str, Saved], recorded: Recorded) -> str:
+    match outcome:
+        case Answer():
+            save = saved[outcome.run_id]
+            return "new" if save.is_new else "changed" if save.is_changed else "unchanged"
+        case Reject():
+            return "rejected"
+        case Refused() | Postponed():
+            return "failed"
+        case Unchanged() | Missing():
+            return "failed" if recorded.standing.state is State.FAILED else "unchanged"
+
+
+def _store(connection: Connection, batch: Mapping[Claim, Outcome], rules: Polling) -> list[_End]:
+    outcomes = batch.values()
+    saved = store.save(connection, [each for each in outcomes if isinstance(each, Answer)])
+    store.reject(connection, [each for each in outcomes if isinstance(each, Reject)])
+    seen_again = [each.run_id for each in outcomes if isinstance(each, Unchanged)]
+    missing = [each.run_id for each in outcomes if isinstance(each, Missing)]
+    store.mark_gone(connection, missing, clock.now())
+    store.unmark_gone(connection, seen_again)
+    known = store.archived(connection, seen_again + missing)
+    kept = {run_id: save.archived for run_id, save in saved.items()} | known
+    ends = []
+    for claim, outcome in batch.items():
+        recorded = _recorded(outcome, claim, kept.get(claim.run_id), rules)
+        ends.append(_End(_kind(outcome, saved, recorded), recorded))
+    return ends
+
+
+def _recorded(
+    outcome: Outcome, claim: Claim, archived: Archived | None, rules: Polling
+) -> Recorded:
+    """Return how the run stands after `outcome`."""
+    match outcome:
+        case Answer() | Unchanged() if archived:
+            # A clock that was set back must not make a run look fetched earlier than before.
+            fetched_at = max(outcome.fetched_at, claim.last_fetched_at or outcome.fetched_at)
+            standing = lifecycle.after_answer(archived.seen(), fetched_at, rules)
+            return Recorded(claim.run_id, standing, fetched_at)
+        case Missing():
+            seen = archived.seen() if archived else None
+            standing = lifecycle.after_missing(seen, outcome.reason, outcome.fetched_at, rules)
+        case Postponed():
+            standing = _postponed(outcome, claim, rules)
+        case Reject() | Refused():
+            standing = lifecycle.after_refusal(outcome.reason)
+        case _:
+            raise AssertionError(f"run {claim.run_id} was answered, yet is not archived")
+    return Recorded(claim.run_id, standing, None)
+
+
+def _postponed(outcome: Postponed, claim: Claim, rules: Polling) -> Standing:
+    trouble = outcome.trouble
+    wait = timedelta(seconds=trouble.wait_s) if trouble.wait_s is not None else None
+    failure = lifecycle.Trouble(trouble.reason, wait, trouble.chance)
+    return lifecycle.after_trouble(claim.standing, failure, clock.now(), rules)
+
+
+def _count(tally: Tally, end: _End) -> None:
+    setattr(tally, end.kind, getattr(tally, end.kind) + 1)
+    recorded = end.recorded
+    if recorded.standing.state is State.RUNNING:
+        tally.waiting += 1
+    elif recorded.standing.state is State.FAILED and end.kind in {"new", "changed"}:
+        tally.failed += 1
+    if recorded.standing.last_error:
+        log.warning("run failed", run_id=recorded.run_id, reason=recorded.standing.last_error)

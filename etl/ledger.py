@@ -1,0 +1,346 @@
+"""The ledger: which runs are tracked, which are due, who holds them, and how they stand.
+
+Every function works in the caller's transaction, so that a run's rows and its ledger row
+change together. The rules of what is due when are `lifecycle`'s.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    or_,
+    select,
+    update,
+)
+
+from etl.bulk import upsert_into
+from etl.lifecycle import Standing, State, requeued
+from etl.schema import labels, tracked_runs
+
+T = TypeVar("T")
+CHUNK = 500
+"""How many run IDs one statement names; SQLite takes 32,766 values at most."""
+
+
+class Entry(NamedTuple):
+    """A run to be tracked. `read_token` is encrypted already."""
+
+    run_id: str
+    source: str | None
+    read_token: str | None
+    labels: Mapping[str, str]
+
+
+class Tracked(NamedTuple):
+    """How many of the runs given to `track` were new, and how many were known."""
+
+    new: int
+    known: int
+
+
+class Claim(NamedTuple):
+    """A due run that is ours until its lease runs out.
+
+    `fingerprint` is the sha256 of its newest payload, as far as the claimer looked it up.
+    """
+
+    run_id: str
+    source: str
+    read_token: str | None
+    first_tracked_at: datetime
+    last_fetched_at: datetime | None
+    fetches: int
+    standing: Standing
+    fingerprint: str | None = None
+
+
+class Recorded(NamedTuple):
+    """What a fetch made of a run. `fetched_at` is None when no answer of its was accepted."""
+
+    run_id: str
+    standing: Standing
+    fetched_at: datetime | None
+
+
+def track(connection: Connection, entries: Sequence[Entry], now: datetime) -> Tracked:
+    """Add `entries`, due now; of runs known already, take over a new token, source or label."""
+    table = tracked_runs
+    new = 0
+    for chunk in _chunks(entries):
+        insert = upsert_into(connection, table)
+        known = set(
+            connection.scalars(
+                select(table.c.run_id).where(table.c.run_id.in_([entry.run_id for entry in chunk]))
+            )
+        )
+        new += len(chunk) - len(known)
+        statement = insert.on_conflict_do_update(
+            index_elements=[table.c.run_id],
+            set_={
+                "source": func.coalesce(bindparam("given_source"), table.c.source),
+                "read_token": func.coalesce(insert.excluded.read_token, table.c.read_token),
+            },
+            where=or_(
+                insert.excluded.read_token.is_not(None), bindparam("given_source").is_not(None)
+            ),
+        )
+        connection.execute(statement, [_tracked_row(entry, now) for entry in chunk])
+        _put_labels(connection, chunk)
+    return Tracked(new, len(entries) - new)
+
+
+def _tracked_row(entry: Entry, now: datetime) -> dict[str, Any]:
+    return {
+        "run_id": entry.run_id,
+        "source": entry.source or "default",
+        "given_source": entry.source,
+        "state": State.QUEUED,
+        "due_at": now,
+        "first_tracked_at": now,
+        "read_token": entry.read_token,
+    }
+
+
+def _put_labels(connection: Connection, entries: Iterable[Entry]) -> None:
+    rows = [
+        {"run_id": entry.run_id, "name": name, "value": value}
+        for entry in entries
+        for name, value in sorted(entry.labels.items())
+    ]
+    if rows:
+        insert = upsert_into(connection, labels)
+        connection.execute(
+            insert.on_conflict_do_update(
+                index_elements=[labels.c.run_id, labels.c.name],
+                set_={"value": insert.excluded.value},
+                where=labels.c.value != insert.excluded.value,
+            ),
+            rows,
+        )
+
+
+class Lease(NamedTuple):
+    """Who takes runs, and until when they are theirs."""
+
+    owner: str
+    until: datetime
+
+
+def claim(
+    connection: Connection, lease: Lease, due: ColumnElement[bool], limit: int
+) -> list[Claim]:
+    """Take up to `limit` runs for which `due` holds, in one statement, first things first."""
+    table = tracked_runs
+    chosen = (
+        select(table.c.run_id)
+        .where(due)
+        .order_by(_urgency(), table.c.due_at, table.c.run_id)
+        .limit(limit)
+    )
+    if connection.dialect.name == "postgresql":
+        chosen = chosen.with_for_update(skip_locked=True)
+    # As a CTE it runs once: a subquery with a LIMIT may be run again for each row.
+    taken = chosen.cte("taken")
+    rows = connection.execute(
+        update(table)
+        .where(table.c.run_id.in_(select(taken.c.run_id)))
+        .values(lease_owner=lease.owner, lease_until=lease.until)
+        .returning(table)
+    )
+    return sorted((_claim(row) for row in rows), key=lambda each: each.run_id)
+
+
+def due(by: datetime, now: datetime) -> ColumnElement[bool]:
+    """Say which runs are due `by` a time and not held by anybody `now`."""
+    free = or_(tracked_runs.c.lease_until.is_(None), tracked_runs.c.lease_until <= now)
+    return and_(tracked_runs.c.due_at <= by, free)
+
+
+def _urgency() -> ColumnElement[int]:
+    """New runs and those still going before the ones that only might have changed."""
+    order = {State.QUEUED: 0, State.RUNNING: 1, State.RETRYING: 2, State.WATCHING: 3}
+    return case(
+        {state.value: rank for state, rank in order.items()}, value=tracked_runs.c.state, else_=4
+    )
+
+
+def _claim(row: Any) -> Claim:
+    standing = Standing(State(row.state), row.due_at, row.attempts, row.last_error)
+    return Claim(
+        row.run_id,
+        row.source,
+        row.read_token,
+        row.first_tracked_at,
+        row.last_fetched_at,
+        row.fetches,
+        standing,
+    )
+
+
+def held(connection: Connection, owner: str, run_ids: Sequence[str]) -> set[str]:
+    """Return those of `run_ids` whose lease is still `owner`'s, locked until the commit.
+
+    What was fetched under a lease that somebody else has by now is older than what they will
+    fetch: it must not be stored.
+    """
+    query = (
+        select(tracked_runs.c.run_id)
+        .where(tracked_runs.c.run_id.in_(run_ids), tracked_runs.c.lease_owner == owner)
+        .order_by(tracked_runs.c.run_id)
+        .with_for_update()
+    )
+    return set(connection.scalars(query))
+
+
+def record(connection: Connection, recorded: Sequence[Recorded]) -> None:
+    """Write down how runs stand after a fetch, and give them free."""
+    table = tracked_runs
+    if recorded:
+        connection.execute(
+            update(table)
+            .where(table.c.run_id == bindparam("the_run"))
+            .values(
+                state=bindparam("new_state"),
+                due_at=bindparam("next_due"),
+                attempts=bindparam("failed_attempts"),
+                last_error=bindparam("error"),
+                last_fetched_at=func.coalesce(bindparam("fetched"), table.c.last_fetched_at),
+                fetches=table.c.fetches + 1,
+                lease_owner=None,
+                lease_until=None,
+            ),
+            [
+                {
+                    "the_run": each.run_id,
+                    "new_state": each.standing.state,
+                    "next_due": each.standing.due_at,
+                    "failed_attempts": each.standing.attempts,
+                    "error": each.standing.last_error,
+                    "fetched": each.fetched_at,
+                }
+                for each in recorded
+            ],
+        )
+
+
+def renew(connection: Connection, lease: Lease) -> None:
+    """Keep all runs that the owner holds until the lease's new end."""
+    connection.execute(
+        update(tracked_runs)
+        .where(tracked_runs.c.lease_owner == lease.owner)
+        .values(lease_until=lease.until)
+    )
+
+
+def release(connection: Connection, owner: str) -> None:
+    """Give all runs free that `owner` holds; they stay as due as they were."""
+    connection.execute(
+        update(tracked_runs)
+        .where(tracked_runs.c.lease_owner == owner)
+        .values(lease_owner=None, lease_until=None)
+    )
+
+
+def make_due(connection: Connection, run_ids: Sequence[str] | None, now: datetime) -> int:
+    """Make runs (None: all) due now, whatever their state; return how many."""
+    statement = update(tracked_runs).values(due_at=now)
+    return sum(connection.execute(part).rowcount for part in _restricted(statement, run_ids))
+
+
+def retry(connection: Connection, run_ids: Sequence[str] | None, now: datetime) -> int:
+    """Make failed runs (None: all of them) due again; return how many."""
+    changed = 0
+    for fetched in (0, 1):
+        standing = requeued(fetched, now)
+        was_fetched = tracked_runs.c.last_fetched_at.is_not(None)
+        statement = (
+            update(tracked_runs)
+            .where(tracked_runs.c.state == State.FAILED, was_fetched if fetched else ~was_fetched)
+            .values(state=standing.state, due_at=standing.due_at, attempts=0, last_error=None)
+        )
+        changed += sum(
+            connection.execute(part).rowcount for part in _restricted(statement, run_ids)
+        )
+    return changed
+
+
+def _restricted(statement: Any, run_ids: Sequence[str] | None) -> Iterable[Any]:
+    if run_ids is None:
+        return [statement]
+    return [statement.where(tracked_runs.c.run_id.in_(chunk)) for chunk in _chunks(run_ids)]
+
+
+def unknown(connection: Connection, run_ids: Sequence[str]) -> list[str]:
+    """Return those of `run_ids` that are not tracked."""
+    known: set[str] = set()
+    for chunk in _chunks(run_ids):
+        query = select(tracked_runs.c.run_id).where(tracked_runs.c.run_id.in_(chunk))
+        known.update(connection.scalars(query))
+    return [run_id for run_id in run_ids if run_id not in known]
+
+
+def states(connection: Connection, run_ids: Sequence[str] | None) -> dict[str, str]:
+    """Return the state of runs (None: all that are tracked) by run ID."""
+    query = select(tracked_runs.c.run_id, tracked_runs.c.state).order_by(tracked_runs.c.run_id)
+    found: dict[str, str] = {}
+    for part in _restricted(query, run_ids):
+        found.update(connection.execute(part).tuples().all())
+    return found
+
+
+def due_runs(connection: Connection, now: datetime) -> dict[str, str]:
+    """Return the state of each run that is due and free, by run ID."""
+    query = (
+        select(tracked_runs.c.run_id, tracked_runs.c.state)
+        .where(due(now, now))
+        .order_by(_urgency(), tracked_runs.c.due_at, tracked_runs.c.run_id)
+    )
+    return dict(connection.execute(query).tuples().all())
+
+
+def next_going(connection: Connection) -> datetime | None:
+    """Return when the next run is due that is not over, or was not reached yet."""
+    going = tracked_runs.c.state.in_([State.QUEUED, State.RUNNING, State.RETRYING])
+    due_at: datetime | None = connection.scalar(
+        select(func.min(tracked_runs.c.due_at)).where(going)
+    )
+    return due_at
+
+
+class Standings(NamedTuple):
+    """The ledger at a glance."""
+
+    by_state: Mapping[str, int]
+    due: int
+    leased: int
+    oldest_due_at: datetime | None
+    next_due_at: datetime | None
+
+
+def standings(connection: Connection, now: datetime) -> Standings:
+    """Count the runs by state, and those that are due."""
+    table = tracked_runs
+    by_state = dict.fromkeys((state.value for state in State), 0)
+    counted: Select[str, int] = select(table.c.state, func.count()).group_by(table.c.state)
+    by_state.update(dict(connection.execute(counted).tuples().all()))
+    row = connection.execute(
+        select(
+            func.count().filter(table.c.due_at <= now),
+            func.count().filter(table.c.lease_until > now),
+            func.min(table.c.due_at).filter(table.c.due_at <= now),
+            func.min(table.c.due_at).filter(table.c.due_at > now),
+        )
+    ).one()
+    return Standings(by_state, row[0], row[1], row[2], row[3])
+
+
+def _chunks(items: Sequence[T]) -> Iterable[Sequence[T]]:
+    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))

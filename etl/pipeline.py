@@ -1,0 +1,296 @@
+"""One pass: claim what is due, fetch it, make rows of it, store it, and say what happened.
+
+The main thread decides (by `dispatch`), worker threads fetch and decode (`fetcher`), one thread
+writes (`keeper`). Only claimed runs are in memory, and only so many of them.
+"""
+
+import queue
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from sqlalchemy import Engine
+
+from etl import clock
+from etl.config import Config
+from etl.dispatch import Dispatcher, Halt, Job, Limits, Trouble
+from etl.errors import ArchiverError, DatabaseError, KeyRefusedError
+from etl.fetcher import Clients, Fetcher
+from etl.keeper import Keeper, Tally
+from etl.ledger import Claim
+from etl.outcome import Denied, Outcome, Postponed, Refused, Returned
+from etl.store import Answer
+
+CLAIM_AT_LEAST = 64
+FLUSH_RUNS = 200
+FLUSH_BYTES = 8 * 1_048_576
+FLUSH_EVERY_S = 1.0
+WAITING_WRITES = 2
+"""With more batches than this waiting to be written, nothing more is fetched."""
+TICK_S = 0.1
+"""How often signals are heeded and the database thread is looked after, at the least."""
+GRACE_S = 8.0
+"""How long runs under way may take to come back after a signal."""
+
+Progress = Callable[[int, int], None]
+"""Called with (runs done, runs due) now and then."""
+
+
+class Interrupt:
+    """Remembers the signal that asked us to stop."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator["Interrupt"]:
+        """Take SIGINT and SIGTERM, once each; a second one kills as usual."""
+        previous: dict[int, Any] = {}
+
+        def take(number: int, _frame: FrameType | None) -> None:
+            self.signal = number
+            signal.signal(number, previous[number])
+
+        for wanted in (signal.SIGINT, signal.SIGTERM):
+            previous[wanted] = signal.signal(wanted, take)
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def run_pass(
+    engine: Engine, config: Config, trigger: str, progress: Progress, interrupt: Interrupt
+) -> Tally:
+    """Fetch and store all runs that are due now, and record the pass in `ingests`.
+
+    Raises:
+        ConfigError: a source that is due has no key. Nothing was fetched.
+        DatabaseError: the database went away. What was stored is whole.
+    """
+    keeper = Keeper(engine, config.polling, clock.now())
+    clients = Clients(config)
+    clients.require(keeper.due_sources())
+    keeper.open_ingest(trigger)
+    tally = keeper.tally
+    try:
+        _Pass(config, Fetcher(clients, config), keeper).run(progress, interrupt)
+        tally.exit_code = exit_code(tally, interrupt)
+    except ArchiverError as error:
+        tally.exit_code = error.exit_code
+        with suppress(DatabaseError):  # if that is what failed, it is already being raised
+            keeper.close_ingest()
+        raise
+    keeper.close_ingest()
+    return tally
+
+
+def exit_code(tally: Tally, interrupt: Interrupt) -> int:
+    """Return the exit code of a pass (docs/COMMANDS.md)."""
+    match tally.halt:
+        case Halt.REFUSED:
+            return 3
+        case Halt.DOWN | Halt.BUSY:
+            return 5
+        case Halt.INTERRUPTED:
+            return 128 + (interrupt.signal or signal.SIGINT)
+        case _:
+            return 1 if tally.failed or tally.rejected else 0
+
+
+class _Pass:
+    """One pass under way: its threads, and what goes between them."""
+
+    def __init__(self, config: Config, fetcher: Fetcher, keeper: Keeper) -> None:
+        api = config.api
+        self._dispatcher = Dispatcher(
+            Limits(api.connections, api.max_requests_per_second, api.attempts, api.max_wait_s)
+        )
+        self._intake = _Intake(keeper, config)
+        self._fetcher = fetcher
+        self._keeper = keeper
+        self._connections = api.connections
+        self._todo: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._returned: queue.SimpleQueue[tuple[Job, Returned]] = queue.SimpleQueue()
+        self._outcomes: dict[Job, Outcome] = {}
+        self._interrupted_at: float | None = None
+
+    def run(self, progress: Progress, interrupt: Interrupt) -> None:
+        total = self._keeper.due_now()
+        tally = self._keeper.tally
+        workers = min(self._connections, max(total, 1))
+        with _workers(workers, self._work, self._todo), ThreadPoolExecutor(1) as executor:
+            writer = _Writer(self._keeper, executor)
+            while self._step(writer, interrupt):
+                progress(tally.done, total)
+            self._dispatcher.finish()
+            self._collect(writer)
+            writer.finish()
+        self._keeper.release()
+        tally.requests = self._dispatcher.sent
+        tally.halt, tally.halt_reason = self._dispatcher.halt, self._dispatcher.halt_reason
+        progress(tally.done, total)
+
+    def _work(self) -> None:
+        while job := self._todo.get():
+            self._returned.put((job, self._fetcher.fetch(job.claim)))
+
+    def _step(self, writer: "_Writer", interrupt: Interrupt) -> bool:
+        """Do what can be done now, then wait for something to happen; False at the end."""
+        self._heed(interrupt)
+        if self._dispatcher.halt is None:
+            self._intake.feed(self._dispatcher, writer)
+        while writer.has_room and (job := self._dispatcher.take(time.monotonic())):
+            self._todo.put(job)
+        if self._is_over():
+            return False
+        self._receive()
+        self._collect(writer)
+        writer.tend()
+        return True
+
+    def _is_over(self) -> bool:
+        if self._interrupted_at and time.monotonic() - self._interrupted_at > GRACE_S:
+            return True
+        is_last = self._dispatcher.halt is not None or self._intake.is_exhausted
+        return is_last and self._dispatcher.is_idle
+
+    def _heed(self, interrupt: Interrupt) -> None:
+        if interrupt.signal and self._interrupted_at is None:
+            self._interrupted_at = time.monotonic()
+            self._dispatcher.stop(Halt.INTERRUPTED, signal.Signals(interrupt.signal).name)
+
+    def _receive(self) -> None:
+        """Wait for a job to come back, or for the next one to be sent; take all that is back."""
+        wait_s = self._dispatcher.wait_s(time.monotonic())
+        try:
+            self._judge(
+                *self._returned.get(timeout=TICK_S if wait_s is None else min(wait_s, TICK_S))
+            )
+            while True:
+                self._judge(*self._returned.get_nowait())
+        except queue.Empty:
+            return
+
+    def _judge(self, job: Job, returned: Returned) -> None:
+        match returned:
+            case Trouble():
+                self._dispatcher.troubled(job, returned, time.monotonic())
+            case Denied():
+                self._dispatcher.denied(job, returned.reason)
+            case KeyRefusedError():
+                self._dispatcher.returned()
+                self._dispatcher.stop(Halt.REFUSED, str(returned))
+            case Exception():
+                raise returned
+            case _:
+                self._outcomes[job] = returned
+                self._dispatcher.answered(job)
+
+    def _collect(self, writer: "_Writer") -> None:
+        """Hand over the runs whose end is decided."""
+        for job in self._dispatcher.finished():
+            outcome = self._outcomes.pop(job, None)
+            if outcome is None and job.denial:
+                outcome = Refused(job.claim.run_id, job.denial)
+            elif outcome is None and job.trouble:
+                outcome = Postponed(job.claim.run_id, job.trouble)
+            if outcome is not None:
+                writer.add(job.claim, outcome)
+
+
+class _Intake:
+    """Claims due runs as the dispatcher gets through them, within the pass's budget."""
+
+    def __init__(self, keeper: Keeper, config: Config) -> None:
+        self.is_exhausted = False
+        self._keeper = keeper
+        self._size = max(CLAIM_AT_LEAST, 4 * config.api.connections)
+        self._budget = config.polling.max_requests_per_pass or None
+        self._claiming: Future[list[Claim]] | None = None
+
+    def feed(self, dispatcher: Dispatcher, writer: "_Writer") -> None:
+        """Take over what was claimed, and have more claimed before the dispatcher runs dry."""
+        if self._claiming is not None and self._claiming.done():
+            claims, self._claiming = self._claiming.result(), None
+            self.is_exhausted = not claims
+            dispatcher.offer(claims)
+        if self._claiming is not None or self.is_exhausted:
+            return
+        wanted = self._size
+        if self._budget is not None:
+            wanted = min(wanted, self._budget - dispatcher.sent - dispatcher.waiting)
+            self.is_exhausted = wanted <= 0
+        if wanted > 0 and dispatcher.waiting < self._size // 2:
+            self._claiming = writer.submit(self._keeper.claim, wanted)
+
+
+class _Writer:
+    """Gathers outcomes and has them written in batches by the one thread that writes."""
+
+    def __init__(self, keeper: Keeper, executor: ThreadPoolExecutor) -> None:
+        self._keeper = keeper
+        self._executor = executor
+        self._batch: dict[Claim, Outcome] = {}
+        self._batch_bytes = 0
+        self._begun_at = 0.0
+        self._writes: deque[Future[None]] = deque()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the database keeps up."""
+        return len(self._writes) <= WAITING_WRITES
+
+    def submit(self, task: Callable[[int], list[Claim]], limit: int) -> Future[list[Claim]]:
+        """Run a claim in its turn."""
+        return self._executor.submit(task, limit)
+
+    def add(self, claim: Claim, outcome: Outcome) -> None:
+        """Take over an outcome; it is written within a second or so."""
+        if not self._batch:
+            self._begun_at = time.monotonic()
+        self._batch[claim] = outcome
+        if isinstance(outcome, Answer):
+            self._batch_bytes += outcome.body.size
+
+    def tend(self) -> None:
+        """Write a batch that is due, renew the lease, and learn of failed writes."""
+        is_late = time.monotonic() - self._begun_at > FLUSH_EVERY_S
+        if is_late or len(self._batch) >= FLUSH_RUNS or self._batch_bytes >= FLUSH_BYTES:
+            self._flush()
+        if self._keeper.lease_is_old():
+            self._writes.append(self._executor.submit(self._keeper.renew))
+        while self._writes and self._writes[0].done():
+            self._writes.popleft().result()
+
+    def finish(self) -> None:
+        """Write what is left, and wait for it."""
+        self._flush()
+        while self._writes:
+            self._writes.popleft().result()
+
+    def _flush(self) -> None:
+        if self._batch:
+            self._writes.append(self._executor.submit(self._keeper.keep, self._batch))
+            self._batch, self._batch_bytes = {}, 0
+
+
+@contextmanager
+def _workers(
+    count: int, work: Callable[[], None], todo: "queue.SimpleQueue[Job | None]"
+) -> Iterator[None]:
+    """Run `work` in daemon threads: one that hangs in a request does not keep the process."""
+    for number in range(count):
+        threading.Thread(target=work, name=f"fetch-{number}", daemon=True).start()
+    try:
+        yield
+    finally:
+        for _ in range(count):
+            todo.put(None)

@@ -1,0 +1,181 @@
+"""API keys and read tokens: where they come from, how they rest, and how they stay unseen."""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+from etl.config import API_KEY_ENV, DEFAULT_SOURCE, Config, Source
+from etl.errors import ConfigError
+
+MASK = "***"
+
+_known: set[str] = set()
+
+
+class Secret:
+    """A text that shows itself only when it is asked to."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text. For the request, and for nothing else."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"Secret({MASK})"
+
+
+def hide(secret: str) -> None:
+    """Have `mask` replace `secret`, as it is or encoded for a URL or JSON, from now on."""
+    _known.update(_spellings(secret))
+
+
+def mask(text: str) -> str:
+    """Return `text` without the hidden secrets and without any value of a secret URL parameter."""
+    for spelling in _longest_first(_known):
+        text = text.replace(spelling, MASK)
+    return re.sub(r"(?i)\b(apikey|read_token)=[^&\s'\"\\]+", rf"\1={MASK}", text)
+
+
+def mask_body(body: bytes, secrets: list[Secret]) -> bytes:
+    """Return `body` with every echo of `secrets` replaced."""
+    spellings = {spelling for secret in secrets for spelling in _spellings(secret.reveal())}
+    for spelling in _longest_first(spellings):
+        body = body.replace(spelling.encode(), MASK.encode())
+    return body
+
+
+def _spellings(secret: str) -> set[str]:
+    """Return the forms in which `secret` can be met: none of an empty one."""
+    if not secret:
+        return set()
+    in_json = {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+    with_slashes_escaped = {text.replace("/", r"\/") for text in in_json}
+    return {secret, quote(secret, safe=""), quote_plus(secret), *in_json, *with_slashes_escaped}
+
+
+def _longest_first(texts: Iterable[str]) -> list[str]:
+    """A secret can begin with another one: the longer one has to go first."""
+    return sorted(texts, key=len, reverse=True)
+
+
+def api_key(name: str, source: Source) -> Secret:
+    """Return the key of the source called `name`.
+
+    Raises:
+        ConfigError: there is none, or its file cannot be read.
+    """
+    key = os.environ.get(source.key_env or "", "").strip()
+    if not key and source.key_file:
+        key = _read_key(name, Path(source.key_file))
+    if not key:
+        raise ConfigError(_no_key(name, source))
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError(f"the API key of source {name} has characters that no key has; check it")
+    hide(key)
+    return Secret(key)
+
+
+def _no_key(name: str, source: Source) -> str:
+    if name == DEFAULT_SOURCE and not source.key_file:
+        return f"no API key: set {API_KEY_ENV}, or api.key_file in config.toml"
+    where = f"write it into {source.key_file}" if source.key_file else f"set {source.key_env}"
+    return f"no API key for source {name}: {where}"
+
+
+def _read_key(name: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig").strip()
+    except OSError as error:
+        raise ConfigError(
+            f"key_file of source {name}: {path} cannot be read: {error.strerror}"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"key_file of source {name}: {path} is no text file") from None
+
+
+class TokenVault:
+    """Encrypts read tokens for the ledger, and decrypts them for the request.
+
+    The key file has a Fernet key a line: the first encrypts, all decrypt. It is made, readable
+    by its owner alone, when the first token has to be kept.
+    """
+
+    def __init__(self, key_file: Path) -> None:
+        self._key_file = key_file
+        self._fernet: MultiFernet | None = None
+
+    def encrypt(self, token: Secret) -> str:
+        """Return `token` as a text that is safe to keep."""
+        if not self._key_file.exists():
+            _create_key_file(self._key_file)
+        return self._opened().encrypt(token.reveal().encode()).decode()
+
+    def decrypt(self, kept: str) -> Secret:
+        """Return the token that `encrypt` was given.
+
+        Raises:
+            ConfigError: the key file is missing, or has another key.
+        """
+        try:
+            return Secret(self._opened().decrypt(kept.encode()).decode())
+        except InvalidToken:
+            raise ConfigError(
+                f"its read token cannot be decrypted: {self._key_file} has another key than the"
+                " one it was tracked with; bring that key back, or track the run again"
+            ) from None
+
+    def _opened(self) -> MultiFernet:
+        if self._fernet is None:
+            self._fernet = _load_keys(self._key_file)
+        return self._fernet
+
+
+def open_vault(config: Config) -> TokenVault:
+    """Return the vault of the configured key file; nothing is read or made yet."""
+    return TokenVault(Path(config.security.token_key_file).expanduser())
+
+
+def _create_key_file(path: Path) -> None:
+    """Write a new key whole and at once: two processes never see half a file, or two keys."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor, name = tempfile.mkstemp(dir=path.parent)  # readable by its owner alone
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(Fernet.generate_key() + b"\n")
+        try:
+            os.link(name, path)
+        except FileExistsError:
+            pass  # another process was first: its key is the one to use
+        finally:
+            Path(name).unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"security.token_key_file: {path} cannot be written: {error.strerror}"
+        ) from None
+
+
+def _load_keys(path: Path) -> MultiFernet:
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(
+                f"security.token_key_file: {path} can be read by others; run `chmod 600 {path}`"
+            )
+        return MultiFernet([Fernet(line) for line in path.read_text().split()])
+    except OSError as error:
+        raise ConfigError(
+            f"security.token_key_file: {path} cannot be read: {error.strerror}"
+        ) from None
+    except ValueError:
+        raise ConfigError(
+            f"security.token_key_file: {path} has no valid key; bring the right file back"
+        ) from None
