@@ -27,7 +27,9 @@ DEFAULT_SOURCE = "default"
 ENV_PREFIX = "RESULT_ARCHIVER__"
 VENDOR_URL = "https://autonomous.applitools.com"
 
-Seconds = Annotated[float, Meta(gt=0)]
+LONGEST_DURATION = timedelta(days=36_500)  # a due time beyond it would leave the calendar
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
 class Database(Struct, frozen=True):
@@ -42,13 +44,13 @@ class Api(Struct, frozen=True):
     base_url: str = VENDOR_URL
     key_file: str | None = None
     connections: Annotated[int, Meta(ge=1, le=256)] = 8
-    max_requests_per_second: Annotated[float, Meta(ge=0)] = 50.0
+    max_requests_per_second: Annotated[float, Meta(ge=0, le=10_000)] = 50.0
     attempts: Annotated[int, Meta(ge=1, le=10)] = 3
     connect_timeout_s: Seconds = 10.0
     read_timeout_s: Seconds = 30.0
     total_timeout_s: Seconds = 120.0
-    max_wait_s: Annotated[float, Meta(ge=0)] = 300.0
-    max_body_mb: Annotated[float, Meta(gt=0)] = 64.0
+    max_wait_s: Annotated[float, Meta(ge=0, le=86_400)] = 300.0
+    max_body_mb: Annotated[float, Meta(gt=0, le=1024)] = 64.0
 
 
 class Source(Struct, frozen=True):
@@ -141,10 +143,9 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
     if path is None and DEFAULT_PATH.exists():
         path = DEFAULT_PATH
     problems: list[str] = []
-    given = [
-        *(_from_file(path, problems) if path else ()),
-        *_from_environment(environ, problems),
-    ]
+    in_file = [*_from_file(path, problems)] if path else []
+    sections = {setting.section.lower(): setting.section for setting in in_file}
+    given = [*in_file, *_from_environment(environ, sections, problems)]
     values: dict[str, dict[str, Any]] = {}
     origins: dict[str, str] = {}
     for setting in given:
@@ -154,12 +155,19 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
             problems.append(f"{setting.origin}: {setting.key} {error}")
         else:
             values.setdefault(setting.section, {})[setting.name] = value
-            origins[setting.key] = setting.origin
+            origins[setting.key] = origins[setting.section] = setting.origin
     config = _assembled(values)
-    problems += [f"{origins.get(key, 'settings')}: {key} {text}" for key, text in _clashes(config)]
+    for section, name, problem in _clashes(config):
+        key = f"{section}.{name}"
+        problems.append(f"{origins.get(key) or origins[section]}: {key} {problem}")
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(map(_one_line, problems)))
     return config
+
+
+def _one_line(problem: str) -> str:
+    """Write what would break the line, as the name of a key can, as an escape."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], problem)
 
 
 def _from_file(path: Path, problems: list[str]) -> Iterator[Setting]:
@@ -169,14 +177,26 @@ def _from_file(path: Path, problems: list[str]) -> Iterator[Setting]:
             problems.append(f"{path}: {section} stands outside a section; {_known_sections()}")
         elif section == "sources":
             for name, source in body.items():
-                if isinstance(source, dict):
-                    yield from _members(f"sources.{name}", source, str(path), folder)
+                if problem := _source_problem(name, source):
+                    problems.append(f"{path}: {problem}")
                 else:
-                    problems.append(f"{path}: sources.{name} is no section; write [sources.{name}]")
+                    yield from _members(f"sources.{name}", source, str(path), folder)
         elif section in SECTIONS:
             yield from _members(section, body, str(path), folder)
         else:
             problems.append(f"{path}: [{section}] is not a section; {_known_sections()}")
+
+
+def _source_problem(name: str, source: object) -> str | None:
+    if not isinstance(source, dict):
+        return f"sources.{name} is no section; write [sources.{name}]"
+    if name == DEFAULT_SOURCE:
+        return f"[sources.{name}] is the account of [api]; write its settings there"
+    if not re.fullmatch(r"[\w-]+", name):
+        return f"[sources.{name}] has a name with more than letters, digits, - and _; rename it"
+    if not source:
+        return f"[sources.{name}] is empty; give key_env or key_file"
+    return None
 
 
 def _members(section: str, body: Mapping[str, Any], origin: str, folder: Path) -> Iterator[Setting]:
@@ -195,25 +215,27 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # beside TOML's own: huge numbers, deep nesting
         raise ConfigError(f"{path}: is not valid TOML: {error}") from None
 
 
-def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[Setting]:
+def _from_environment(
+    environ: Mapping[str, str], sections: Mapping[str, str], problems: list[str]
+) -> Iterator[Setting]:
+    """Yield what is set. `sections` has the file's spelling of each: sources can have capitals."""
     for variable, text in sorted(environ.items()):
         if not variable.startswith(ENV_PREFIX) or not text:
             continue
-        *section, name = variable.removeprefix(ENV_PREFIX).lower().split("__")
-        if (len(section) == 1 and section[0] in SECTIONS) or (
-            len(section) == 2 and section[0] == "sources"
-        ):
-            yield Setting(
-                f"environment: {variable}", ".".join(section), name, text, Path.cwd(), is_text=True
-            )
+        origin = f"environment: {variable}"
+        *words, name = variable.removeprefix(ENV_PREFIX).lower().split("__")
+        section = ".".join(words)
+        if section == f"sources.{DEFAULT_SOURCE}":
+            problems.append(f"{origin} is the account of [api]; write {ENV_PREFIX}API__KEY_FILE")
+        elif section in SECTIONS or re.fullmatch(r"sources\.[\w-]+", section):
+            section = sections.get(section, section)
+            yield Setting(origin, section, name, text, Path.cwd(), is_text=True)
         else:
-            problems.append(
-                f"environment: {variable} names no setting; write {ENV_PREFIX}SECTION__KEY"
-            )
+            problems.append(f"{origin} names no setting; write {ENV_PREFIX}SECTION__KEY")
 
 
 def _checked(setting: Setting) -> Any:
@@ -226,11 +248,20 @@ def _checked(setting: Setting) -> Any:
     try:
         value = msgspec.convert(_prepared(setting, kind), kind, strict=not setting.is_text)
     except (msgspec.ValidationError, ValueError, OverflowError):
-        shown = mask_url_password(str(setting.value))
-        raise ValueError(f"is {shown!r}; give {_expected(kind)}") from None
-    if kind is timedelta and value <= timedelta(0):
-        raise ValueError(f"is {setting.value!r}; give a duration above zero")
+        raise ValueError(f"is {_shown(setting.value)}; give {_expected(kind)}") from None
+    if kind is timedelta and not timedelta(0) < value <= LONGEST_DURATION:
+        raise ValueError(f"is {_shown(value)}; give {_expected(kind)}, above 0 and up to 36500d")
+    texts = value if isinstance(value, list) else [value]
+    if any(isinstance(text, str) and _CONTROL.search(text) for text in texts):
+        raise ValueError("has a control character or half a character in it; remove it")
     return _anchored(setting, value)
+
+
+def _shown(value: object) -> str:
+    """Return a wrong value for a message, without what may be a secret in it."""
+    if isinstance(value, dict | list):
+        return f"a {'section' if isinstance(value, dict) else 'list'}"
+    return repr(mask_url_password(str(value)))
 
 
 def _prepared(setting: Setting, kind: Any) -> Any:
@@ -245,13 +276,22 @@ def _prepared(setting: Setting, kind: Any) -> Any:
 
 def _anchored(setting: Setting, value: Any) -> Any:
     """Resolve the relative paths among the values against the folder they were written in."""
-    if setting.name in {"key_file", "token_key_file"} and value:
-        return str(setting.folder / Path(value).expanduser())
+    if setting.name in {"key_file", "token_key_file"}:
+        return _resolved(value, setting.folder)
     if setting.key == "runs.sources":
-        return [str(setting.folder / Path(pattern).expanduser()) for pattern in value]
+        return [_resolved(pattern, setting.folder) for pattern in value]
     if setting.key == "database.url":
         return _database_url(value, setting.folder)
     return value
+
+
+def _resolved(path: str, folder: Path) -> str:
+    if not path:
+        raise ValueError("is empty; give the path of a file, or leave it out")
+    try:
+        return str(folder / Path(path).expanduser())
+    except RuntimeError:
+        raise ValueError(f"is {path!r}; there is no such home folder, give a whole path") from None
 
 
 def _database_url(url: str, folder: Path) -> str:
@@ -262,7 +302,7 @@ def _database_url(url: str, folder: Path) -> str:
     if separator and scheme in {"sqlite", "sqlite+pysqlite"} and rest.startswith("/"):
         path = rest[1:].partition("?")[0]
         if path and path != ":memory:":
-            return f"sqlite:///{folder / Path(path).expanduser()}{rest[1 + len(path) :]}"
+            return f"sqlite:///{_resolved(path, folder)}{rest[1 + len(path) :]}"
     raise ValueError(
         f"is {mask_url_password(url)!r}; give sqlite:///FILE or"
         " postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
@@ -287,22 +327,30 @@ def _assembled(values: Mapping[str, Mapping[str, Any]]) -> Config:
     )
 
 
-def _clashes(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield (key, problem) for what only shows when settings are seen together."""
+def _clashes(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Yield (section, name, problem) for what takes more than a type to see."""
     for name, source in config.sources.items():
         section = "api" if name == DEFAULT_SOURCE else f"sources.{name}"
         if problem := _url_problem(source.base_url):
-            yield f"{section}.base_url", problem
+            yield section, "base_url", problem
         if name != DEFAULT_SOURCE and (source.key_env is None) == (source.key_file is None):
-            yield f"{section}.key_env", "or key_file must say where the key is: give exactly one"
+            yield section, "key_env", "or key_file must say where the key is: give exactly one"
+        if source.key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", source.key_env):
+            problem = "is no name of a variable; write one in capitals, never the key itself"
+            yield section, "key_env", problem
     if config.reporting.time_zone not in available_timezones():
         shown = config.reporting.time_zone
-        yield "reporting.time_zone", f"is {shown!r}; give a name such as 'Europe/Berlin' or 'UTC'"
+        problem = f"is {shown!r}; give a name such as 'Europe/Berlin' or 'UTC'"
+        yield "reporting", "time_zone", problem
     polling = config.polling
     if polling.retry_at_most_every < polling.retry_every:
-        yield "polling.retry_at_most_every", "is shorter than polling.retry_every; make it longer"
+        yield (
+            "polling",
+            "retry_at_most_every",
+            "is shorter than polling.retry_every; make it longer",
+        )
     if polling.watch_for < polling.watch_every:
-        yield "polling.watch_for", "is shorter than polling.watch_every; make it longer"
+        yield "polling", "watch_for", "is shorter than polling.watch_every; make it longer"
 
 
 def _url_problem(url: str) -> str | None:
@@ -312,16 +360,15 @@ def _url_problem(url: str) -> str | None:
         _ = parts.port
     except ValueError:
         return "is no URL; give https://HOST"
-    shown = mask_url_password(url)
-    if parts.username or parts.password or parts.query or parts.fragment:
+    if re.search(r"[\s?#@]", url):  # an @ would part off a user's name or password
         return "has more than scheme, host and path; give https://HOST"
     if parts.scheme == "https" and host:
         return None
     if parts.scheme == "http" and is_loopback(host):
         return None
     if parts.scheme == "http" and host:
-        return f"is {shown!r}; plain http would show the key to the network, give https://{host}"
-    return f"is {shown!r}; give https://HOST"
+        return f"is {url!r}; plain http would show the key to the network, give https://{host}"
+    return f"is {_shown(url)}; give https://HOST"
 
 
 def is_loopback(host: str) -> bool:
@@ -329,6 +376,7 @@ def is_loopback(host: str) -> bool:
     return host in {"localhost", "::1"} or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode categories Cc and Cs
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -351,8 +399,9 @@ def parse_duration(value: object) -> timedelta:
 
 def mask_url_password(text: str) -> str:
     """Hide the password of a URL, and anything else in it that works as one."""
-    text = re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", text)
-    return re.sub(r"(?i)(password|apikey|api_key|token|key)=[^&\s]+", r"\1=***", text)
+    start = text.find("://") + 3 if "://" in text else 0
+    rest = re.sub(r":.*@", ":***@", text[start:], flags=re.DOTALL)
+    return text[:start] + re.sub(r"(?i)(password|api_?key|token|key)=[^&]+", r"\1=***", rest)
 
 
 def _expected(kind: Any) -> str:

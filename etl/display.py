@@ -53,7 +53,8 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     rows = list(rows)
     grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for index, heading in enumerate(headings):
-        is_number = any(_is_number(row[index]) for row in rows)
+        values = [row[index] for row in rows if row[index] is not None]
+        is_number = all(map(_is_number, values)) and bool(values)
         grid.add_column(
             heading,
             justify="right" if is_number else "left",

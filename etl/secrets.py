@@ -116,8 +116,8 @@ class TokenVault:
 
     def encrypt(self, token: Secret) -> str:
         """Return `token` as a text that is safe to keep."""
-        if not self._key_file.exists():
-            _create_key_file(self._key_file)
+        if self._fernet is None:
+            _ensure_key_file(self._key_file)
         return self._opened().encrypt(token.reveal().encode()).decode()
 
     def decrypt(self, kept: str) -> Secret:
@@ -142,22 +142,29 @@ class TokenVault:
 
 def open_vault(config: Config) -> TokenVault:
     """Return the vault of the configured key file; nothing is read or made yet."""
-    return TokenVault(Path(config.security.token_key_file).expanduser())
+    key_file = config.security.token_key_file
+    try:
+        return TokenVault(Path(key_file).expanduser())
+    except RuntimeError:
+        raise ConfigError(
+            f"security.token_key_file: {key_file} is in a home folder, and this user has none;"
+            " set HOME, or give another path"
+        ) from None
 
 
-def _create_key_file(path: Path) -> None:
+def _ensure_key_file(path: Path) -> None:
     """Write a new key whole and at once: two processes never see half a file, or two keys."""
     try:
+        if path.exists():
+            return
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, name = tempfile.mkstemp(dir=path.parent)  # readable by its owner alone
-        with os.fdopen(descriptor, "wb") as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent) as file:  # readable by its owner alone
             file.write(Fernet.generate_key() + b"\n")
-        try:
-            os.link(name, path)
-        except FileExistsError:
-            pass  # another process was first: its key is the one to use
-        finally:
-            Path(name).unlink()
+            file.flush()
+            os.fsync(file.fileno())  # tokens encrypted with a key that is lost are lost
+            os.link(file.name, path)
+    except FileExistsError:
+        pass  # another process was first: its key is the one to use
     except OSError as error:
         raise ConfigError(
             f"security.token_key_file: {path} cannot be written: {error.strerror}"
