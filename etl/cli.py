@@ -4,11 +4,9 @@ Each command imports its part when it is called, so that `--help` is there at on
 """
 
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from etl import __version__
@@ -51,14 +49,12 @@ def main() -> int:
     """Run the command line; return the process's exit code."""
     try:
         code: int | None = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except typer.TyperException as error:
+        return _misused(error)
+    except (typer.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has seen enough
-        return 0
+    except SystemExit:  # Typer's and rich's way to end when stdout is a pipe that was closed
+        return 0  # whoever read our output has seen enough
     except ArchiverError as error:
         return _complain(str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001  a bug must not spill a traceback with secrets in it
@@ -67,11 +63,21 @@ def main() -> int:
         return code or 0
 
 
+def _misused(error: typer.TyperException) -> int:
+    """Say in one line what is wrong with the command line; without a command, show the help."""
+    text = error.format_message()
+    if text.startswith("Usage: "):
+        typer.echo(text, err=True)
+        return error.exit_code
+    return _complain(f"{' '.join(text.split())} (see --help)", error.exit_code)
+
+
 def _complain(message: str, exit_code: int) -> int:
+    from etl.display import note
     from etl.secrets import mask
 
     for line in message.splitlines():
-        typer.echo(f"error: {mask(line)}", err=True)
+        note(f"error: {mask(line)}")
     return exit_code
 
 
@@ -200,6 +206,22 @@ def ingest(
     if dry_run:
         return archive.preview(context.obj, wanted, refresh=refresh, as_json=as_json)
     return archive.ingest(context.obj, wanted, refresh=refresh, wait=wait, as_json=as_json)
+
+
+@app.command(epilog="Example: result-archiver schedule")
+def schedule(context: typer.Context) -> int:
+    """Run as a service: do a pass now, and then as [schedule] says, until SIGTERM."""
+    from etl.commands import archive
+
+    return archive.schedule(context.obj)
+
+
+@app.command(epilog="Example: result-archiver doctor")
+def doctor(context: typer.Context, as_json: AsJson = False) -> int:
+    """Check keys, API and database, and say for each problem what to do."""
+    from etl.commands import doctor as examination
+
+    return examination.examine(context.obj, as_json=as_json)
 
 
 @app.command(epilog="Example: result-archiver status")

@@ -67,6 +67,13 @@ class Response(NamedTuple):
     is_masked: bool
 
 
+class Probe(NamedTuple):
+    """What `doctor` wants to know of an answer: its status, and the server's time if it told."""
+
+    http_status: int
+    server_time: datetime | None
+
+
 class Client:
     """Fetches the runs of one source. Safe to be used by several threads at once.
 
@@ -96,18 +103,27 @@ class Client:
             KeyRefusedError: 401, the key is not accepted.
         """
         fetched_at = self._clock()
-        _deadline.set(time.monotonic() + self._api.total_timeout_s)
         with self._explained(), self._send(run_id, token) as response:
             self._check(response)
             body = self._read(response)
         masked = secrets.mask_body(body, [self._key, token] if token else [self._key])
         return Response(masked, hashlib.sha256(body).hexdigest(), fetched_at, masked != body)
 
+    def probe(self, run_id: str) -> Probe:
+        """Ask for a run without its token, and return how the API took it, whatever it said.
+
+        Raises:
+            UnavailableError: no answer.
+        """
+        with self._explained(), self._send(run_id, None) as response:
+            return Probe(response.status_code, parse_http_date(response.headers.get("Date")))
+
     def _send(self, run_id: str, token: Secret | None) -> requests.Response:
         query = {"apiKey": self._key.reveal()}
         if token:
             query["read_token"] = token.reveal()
         path = f"/api/result/{quote(run_id, safe='')}"
+        _deadline.set(time.monotonic() + self._api.total_timeout_s)
         return self._session().get(
             f"{self._base_url}{path}?{urlencode(query)}",
             timeout=(self._api.connect_timeout_s, self._api.read_timeout_s),
@@ -264,3 +280,12 @@ def parse_retry_after(header: str | None, now: datetime) -> timedelta | None:
         return None
     wait = moment.replace(tzinfo=moment.tzinfo or UTC) - now
     return min(max(wait, timedelta(0)), LONGEST_WAIT)
+
+
+def parse_http_date(header: str | None) -> datetime | None:
+    """Return the time of a Date header (RFC 9110, 6.6.1), None where there is no readable one."""
+    try:
+        moment = parsedate_to_datetime(header) if header else None
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=moment.tzinfo or UTC) if moment else None

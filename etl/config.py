@@ -67,6 +67,25 @@ class Runs(Struct, frozen=True):
     sources: list[str] = []
 
 
+class Schedule(Struct, frozen=True):
+    """When the service does a pass: by `cron` if it is given, else `every` so often."""
+
+    every: timedelta = timedelta(minutes=5)
+    cron: str = ""
+    time_zone: str = "UTC"
+    misfire_grace: timedelta = timedelta(hours=1)
+
+
+class Telemetry(Struct, frozen=True):
+    """How others learn that the archiver is well: Prometheus, and a dead man's switch."""
+
+    metrics_file: str | None = None
+    metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    metrics_host: str = "127.0.0.1"
+    ping_url: str | None = None
+    ping_timeout_s: Seconds = 5.0
+
+
 class Reporting(Struct, frozen=True):
     """What reports count days by."""
 
@@ -91,6 +110,8 @@ SECTIONS: Mapping[str, type[Struct]] = {
     "api": Api,
     "runs": Runs,
     "polling": Polling,
+    "schedule": Schedule,
+    "telemetry": Telemetry,
     "reporting": Reporting,
     "security": Security,
     "log": Log,
@@ -105,6 +126,8 @@ class Config(Struct, frozen=True):
     api: Api = Api()
     runs: Runs = Runs()
     polling: Polling = Polling()
+    schedule: Schedule = Schedule()
+    telemetry: Telemetry = Telemetry()
     reporting: Reporting = Reporting()
     security: Security = Security()
     log: Log = Log()
@@ -276,7 +299,7 @@ def _prepared(setting: Setting, kind: Any) -> Any:
 
 def _anchored(setting: Setting, value: Any) -> Any:
     """Resolve the relative paths among the values against the folder they were written in."""
-    if setting.name in {"key_file", "token_key_file"}:
+    if setting.name in {"key_file", "token_key_file", "metrics_file"}:
         return _resolved(value, setting.folder)
     if setting.key == "runs.sources":
         return [_resolved(pattern, setting.folder) for pattern in value]
@@ -321,6 +344,8 @@ def _assembled(values: Mapping[str, Mapping[str, Any]]) -> Config:
         api=api,
         runs=Runs(**values.get("runs", {})),
         polling=Polling(**values.get("polling", {})),
+        schedule=Schedule(**values.get("schedule", {})),
+        telemetry=Telemetry(**values.get("telemetry", {})),
         reporting=Reporting(**values.get("reporting", {})),
         security=Security(**values.get("security", {})),
         log=Log(**values.get("log", {})),
@@ -338,10 +363,13 @@ def _clashes(config: Config) -> Iterator[tuple[str, str, str]]:
         if source.key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", source.key_env):
             problem = "is no name of a variable; write one in capitals, never the key itself"
             yield section, "key_env", problem
-    if config.reporting.time_zone not in available_timezones():
-        shown = config.reporting.time_zone
-        problem = f"is {shown!r}; give a name such as 'Europe/Berlin' or 'UTC'"
-        yield "reporting", "time_zone", problem
+    for section, zone in (
+        ("reporting", config.reporting.time_zone),
+        ("schedule", config.schedule.time_zone),
+    ):
+        if zone not in available_timezones():
+            problem = f"is {zone!r}; give a name such as 'Europe/Berlin' or 'UTC'"
+            yield section, "time_zone", problem
     polling = config.polling
     if polling.retry_at_most_every < polling.retry_every:
         yield (

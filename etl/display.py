@@ -40,7 +40,7 @@ def say(text: str = "") -> None:
 
 def note(text: str) -> None:
     """Print one line that is not part of the answer: to stderr."""
-    typer.echo(text, err=True)
+    typer.echo(safe(text), err=True)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

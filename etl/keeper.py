@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, func, insert, select, update
 
@@ -18,12 +18,10 @@ from etl.ledger import Claim, Lease, Recorded
 from etl.lifecycle import Polling, Standing, State
 from etl.log import get_logger
 from etl.outcome import Missing, Outcome, Postponed, Refused, Unchanged
-from etl.schema import ingests, tracked_runs
+from etl.schema import OUTCOMES, ingests, tracked_runs
 from etl.store import Answer, Archived, Reject, Saved
 
 log = get_logger()
-
-COUNTED = ("new", "changed", "unchanged", "waiting", "failed", "rejected")
 
 
 @dataclass
@@ -45,6 +43,12 @@ class Tally:
     def done(self) -> int:
         """How many runs were fetched, well or not."""
         return self.new + self.changed + self.unchanged + self.failed + self.rejected
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a program wants to know of the pass."""
+        counted = {name: getattr(self, name) for name in (*OUTCOMES, "requests")}
+        halted = self.halt.value if self.halt else None
+        return {**counted, "halted": halted, "exit_code": self.exit_code}
 
 
 class Keeper:
@@ -68,7 +72,7 @@ class Keeper:
 
     def close_ingest(self) -> None:
         """Note how the pass ended."""
-        counted = {name: getattr(self.tally, name) for name in COUNTED}
+        counted = {name: getattr(self.tally, name) for name in OUTCOMES}
         with writing(self._engine) as connection:
             connection.execute(
                 update(ingests)
@@ -125,7 +129,8 @@ class Keeper:
         return ledger.due(self._started_at, clock.now())
 
     def _lease(self) -> Lease:
-        return Lease(self._owner, clock.now() + self._rules.lease_for)
+        now = clock.now()
+        return Lease(self._owner, now, now + self._rules.lease_for)
 
 
 class _End(NamedTuple):

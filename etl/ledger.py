@@ -16,6 +16,7 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
+    literal,
     or_,
     select,
     update,
@@ -23,7 +24,7 @@ from sqlalchemy import (
 
 from etl.bulk import upsert_into
 from etl.lifecycle import Standing, State, requeued
-from etl.schema import labels, tracked_runs
+from etl.schema import Timestamp, labels, seconds_between, tracked_runs
 
 T = TypeVar("T")
 CHUNK = 500
@@ -128,9 +129,10 @@ def _put_labels(connection: Connection, entries: Iterable[Entry]) -> None:
 
 
 class Lease(NamedTuple):
-    """Who takes runs, and until when they are theirs."""
+    """Who takes runs, and from when until when they are theirs."""
 
     owner: str
+    since: datetime
     until: datetime
 
 
@@ -139,12 +141,7 @@ def claim(
 ) -> list[Claim]:
     """Take up to `limit` runs for which `due` holds, in one statement, first things first."""
     table = tracked_runs
-    chosen = (
-        select(table.c.run_id)
-        .where(due)
-        .order_by(_urgency(), table.c.due_at, table.c.run_id)
-        .limit(limit)
-    )
+    chosen = select(table.c.run_id).where(due).order_by(*_urgency(lease.since)).limit(limit)
     if connection.dialect.name == "postgresql":
         chosen = chosen.with_for_update(skip_locked=True)
     # As a CTE it runs once: a subquery with a LIMIT may be run again for each row.
@@ -164,11 +161,23 @@ def due(by: datetime, now: datetime) -> ColumnElement[bool]:
     return and_(tracked_runs.c.due_at <= by, free)
 
 
-def _urgency() -> ColumnElement[int]:
-    """New runs and those still going before the ones that only might have changed."""
-    order = {State.QUEUED: 0, State.RUNNING: 1, State.RETRYING: 2, State.WATCHING: 3}
-    return case(
-        {state.value: rank for state, rank in order.items()}, value=tracked_runs.c.state, else_=4
+def _urgency(now: datetime) -> Sequence[ColumnElement[Any]]:
+    """Order by state, then by how likely a change has come since the last look.
+
+    New runs and those still going come first. Among the others the likelihood grows with the
+    time since the last look as a share of the run's own interval, which `lifecycle` makes the
+    longer, the longer a run is quiet.
+    """
+    table = tracked_runs
+    order = {State.QUEUED: 0, State.RUNNING: 1, State.RETRYING: 2}
+    ranks = {state.value: rank for state, rank in order.items()}
+    interval = seconds_between(table.c.last_fetched_at, table.c.due_at)
+    overdue = seconds_between(table.c.due_at, literal(now, Timestamp)) / func.nullif(interval, 0)
+    return (
+        case(ranks, value=table.c.state, else_=3),
+        func.coalesce(overdue, 0).desc(),
+        table.c.due_at,
+        table.c.run_id,
     )
 
 
@@ -301,7 +310,7 @@ def due_runs(connection: Connection, now: datetime) -> dict[str, str]:
     query = (
         select(tracked_runs.c.run_id, tracked_runs.c.state)
         .where(due(now, now))
-        .order_by(_urgency(), tracked_runs.c.due_at, tracked_runs.c.run_id)
+        .order_by(*_urgency(now))
     )
     return dict(connection.execute(query).tuples().all())
 

@@ -76,22 +76,24 @@ class Seen(NamedTuple):
 def after_answer(seen: Seen, now: datetime, rules: Polling) -> Standing:
     """Return the standing of a run whose answer, fetched at `now`, was accepted."""
     if seen.status in FINAL_STATUSES:
-        return _over(seen, seen.over_since + rules.settle_after, now, rules)
+        return _over(seen, rules.settle_after, now, rules)
     if seen.status == OPEN_STATUS:
-        return _over(seen, seen.over_since + rules.watch_for, now, rules)
+        return _over(seen, rules.watch_for, now, rules)
     return _going(seen, now, rules)
 
 
-def _over(seen: Seen, horizon: datetime, now: datetime, rules: Polling) -> Standing:
-    """Watch an ended run until `horizon`, less often the longer nothing changed.
+def _over(seen: Seen, watch_for: timedelta, now: datetime, rules: Polling) -> Standing:
+    """Watch an ended run for `watch_for`, less often the longer nothing changed.
 
     The last look is at the horizon itself, so that nothing before it is missed.
     """
-    if now >= horizon:
+    # Reckoned in spans: a garbled end in the year 9999 has no horizon that a datetime can hold.
+    left = watch_for - (now - seen.over_since)
+    if left <= timedelta(0):
         return Standing(State.SETTLED, None)
     quiet_for = now - max(seen.over_since, seen.changed_at)
     step = max(rules.watch_every, quiet_for * rules.growth)
-    return Standing(State.WATCHING, min(now + step, horizon))
+    return Standing(State.WATCHING, now + min(step, left))
 
 
 def _going(seen: Seen, now: datetime, rules: Polling) -> Standing:
@@ -125,10 +127,10 @@ def after_trouble(standing: Standing, trouble: Trouble, now: datetime, rules: Po
         return Standing(
             State.FAILED, None, attempts, f"{trouble.error}; given up after {attempts} attempts"
         )
-    # Beyond 2**30 steps the longest wait holds anyway, and timedelta would overflow.
-    doubled = rules.retry_every * 2 ** min(attempts - 1, 30)
-    backoff = min(doubled, rules.retry_at_most_every) * (1 - trouble.chance / 2)
-    due_at = now + max(backoff, trouble.wait or timedelta(0))
+    # In seconds, and with a bound on the exponent, since a timedelta would overflow.
+    doubled_s = rules.retry_every.total_seconds() * 2.0 ** min(attempts - 1, 100)
+    backoff_s = min(doubled_s, rules.retry_at_most_every.total_seconds()) * (1 - trouble.chance / 2)
+    due_at = now + max(timedelta(seconds=backoff_s), trouble.wait or timedelta(0))
     return Standing(State.RETRYING, due_at, attempts, trouble.error)
 
 

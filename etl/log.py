@@ -33,6 +33,7 @@ def configure(settings: Log) -> None:
                 structlog.processors.format_exc_info,
                 _mask_event,
                 _renderer(settings.format),
+                _mask_line,
             ],
         )
     )
@@ -62,3 +63,8 @@ def _mask_event(
     _logger: Any, _name: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
     return {name: mask(value) if isinstance(value, str) else value for name, value in event.items()}
+
+
+def _mask_line(_logger: Any, _name: str, line: Any) -> str:
+    """Mask once more: what objects and lists have in them only shows when they are written."""
+    return mask(line)

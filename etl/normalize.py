@@ -12,6 +12,8 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from msgspec import Raw
+
 from etl.payload import (
     COUNTER_FIELDS,
     COUNTERS,
@@ -26,6 +28,7 @@ from etl.payload import (
     canonical,
 )
 
+SMALLEST_INTEGER = -(2**63)
 LARGEST_INTEGER = 2**63 - 1
 LONGEST_PATH = 500
 
@@ -197,7 +200,7 @@ def _run_extra(payload: Payload, notes: _Notes) -> str | None:
     """Keep unknown fields of the run, and under "$" those that stand beside `result`."""
     extra = _extra(payload.result, RUN_FIELDS, "result", "result", notes)
     beside = {name: value for name, value in payload.document.items() if name != "result"}
-    for name, value in beside.items():
+    for name, value in sorted(beside.items()):
         notes.drifted(name, _json_type(value))
     if beside:
         extra["$"] = _cleaned_deeply(beside, "$", notes)
@@ -259,7 +262,7 @@ def _count(run_id: str, test_position: int, item: Any, path: str, notes: _Notes)
         pending,
         unresolved,
         other=canonical(other) if other else None,
-        total=total if readable and abs(total) <= LARGEST_INTEGER else None,
+        total=total if readable and SMALLEST_INTEGER <= total <= LARGEST_INTEGER else None,
     )
 
 
@@ -275,10 +278,14 @@ def signature(environments: Iterable[EnvironmentRow]) -> str:
     return f"[{','.join(sorted(identities))}]"
 
 
+_POSITION = re.compile(r"\[\d+\]")
+
+
 def _object(item: Any, path: str, notes: _Notes) -> Mapping[str, Any]:
     if isinstance(item, dict):
         return item
     notes.warn(path, item, "is no object")
+    notes.drifted(_POSITION.sub("[]", path), _json_type(item))
     return {}
 
 
@@ -287,16 +294,18 @@ def _extra(
 ) -> dict[str, Any]:
     """Return the fields that have no column, and note all that was not known to be sent.
 
-    `path` is where the item stands; `shape` is the same without positions.
+    `path` is where the item stands; `shape` is the same without positions. Goes by the names'
+    order, since the answer's means nothing, but two names can become one when cleaned.
     """
     extra = {}
-    for name, value in item.items():
+    for name, value in sorted(item.items()):
         expected = known.get(name)
         if type(value) is expected or (value is None and name == "status"):
             continue
         notes.drifted(f"{shape}.{name}", _json_type(value))
         if expected is None:
-            extra[_cleaned(name)] = _cleaned_deeply(value, f"{path}.{name}", notes)
+            place = f"{path}.{name}"
+            extra[_storable(name, place, notes)] = _cleaned_deeply(value, place, notes)
     return extra
 
 
@@ -315,14 +324,22 @@ def _cleaned(text: str) -> str:
     return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def _storable(text: str, path: str, notes: _Notes) -> str:
+    if _UNSTORABLE.search(text):
+        notes.warn(path, text, "has a NUL or a lone surrogate, kept as U+FFFD")
+        return _cleaned(text)
+    return text
+
+
 def _cleaned_deeply(value: Any, path: str, notes: _Notes) -> Any:
     if isinstance(value, str):
-        return _text(value, path, notes)
+        return _storable(value, path, notes)
     if isinstance(value, dict):
-        return {
-            _cleaned(name): _cleaned_deeply(member, f"{path}.{name}", notes)
-            for name, member in value.items()
-        }
+        cleaned = {}
+        for name, member in sorted(value.items()):
+            place = f"{path}.{name}"
+            cleaned[_storable(name, place, notes)] = _cleaned_deeply(member, place, notes)
+        return cleaned
     if isinstance(value, list):
         return [
             _cleaned_deeply(item, f"{path}[{index}]", notes) for index, item in enumerate(value)
@@ -336,22 +353,26 @@ def _text(value: Any, path: str, notes: _Notes) -> str | None:
     if not isinstance(value, str):
         notes.warn(path, value, "is no text")
         return None
-    if _UNSTORABLE.search(value):
-        notes.warn(path, value, "has a NUL or a lone surrogate, kept as U+FFFD")
-        return _cleaned(value)
-    return value
+    return _storable(value, path, notes)
 
 
 def _integer(value: Any, path: str, notes: _Notes) -> int | None:
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not _is_whole(value):
         notes.warn(path, value, "is no whole number")
         return None
-    if abs(value) > LARGEST_INTEGER:
+    if not SMALLEST_INTEGER <= value <= LARGEST_INTEGER:
         notes.warn(path, value, "does not fit in 64 bits")
         return None
-    return value
+    return int(value)
+
+
+def _is_whole(value: Any) -> bool:
+    """Tell whether `value` is an integer; one of thousands of digits is a Decimal."""
+    if isinstance(value, Decimal):
+        return value == value.to_integral_value()
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _moment(value: Any, path: str, notes: _Notes) -> datetime | None:
@@ -360,7 +381,8 @@ def _moment(value: Any, path: str, notes: _Notes) -> datetime | None:
     if text is None:
         return None
     try:
-        moment = datetime.fromisoformat(text)
+        # One that had to be cleaned is garbled, though Python takes any separator for a T.
+        moment = datetime.fromisoformat(text if text == value else "")
         if moment.tzinfo is None:
             notes.warn(path, value, "has no time zone")
             return None
@@ -408,7 +430,7 @@ def _json_type(value: Any) -> str:
             return "null"
         case bool():
             return "boolean"
-        case int() | float() | Decimal():
+        case int() | float() | Decimal() | Raw():
             return "number"
         case str():
             return "string"
@@ -420,6 +442,6 @@ def _json_type(value: Any) -> str:
 
 def _quoted(value: Any) -> str:
     """Return `value` as JSON in ASCII, so that what a column cannot hold is still told."""
-    if isinstance(value, Decimal):
-        return str(value)
-    return json.dumps(value, default=str)
+    if isinstance(value, Decimal | Raw):
+        return canonical(value)
+    return json.dumps(value, default=canonical, sort_keys=True)

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Date,
     DateTime,
     Dialect,
+    Double,
     ForeignKeyConstraint,
     Index,
     Integer,
@@ -25,6 +26,9 @@ from sqlalchemy import (
     Table,
     Text,
 )
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 
@@ -113,6 +117,28 @@ class Day(TypeDecorator[date]):
 
 
 STATES = ("queued", "running", "watching", "settled", "retrying", "failed")
+
+
+class seconds_between(FunctionElement[float]):  # noqa: N801  a function of SQL
+    """How many seconds lie between two Timestamp columns, spelled as each database has it."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(seconds_between, "sqlite")
+def _on_sqlite(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
+    earlier, later = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"((julianday({later}) - julianday({earlier})) * 86400.0)"
+
+
+@compiles(seconds_between, "postgresql")
+def _on_postgresql(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
+    earlier, later = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"extract(epoch FROM ({later} - {earlier}))"
+
+
+OUTCOMES = ("new", "changed", "unchanged", "waiting", "failed", "rejected")
 COUNTERS = ("failed", "passed", "aborted", "pending", "unresolved")
 
 # An integer key that SQLite counts up by itself has to be declared exactly so there.
@@ -352,9 +378,6 @@ ingests = Table(
     Column("trigger", Text, nullable=False),
     Column("started_at", Timestamp, nullable=False),
     Column("finished_at", Timestamp),
-    *[
-        Column(name, BigInteger, nullable=False, server_default="0")
-        for name in ("new", "changed", "unchanged", "waiting", "failed", "rejected")
-    ],
+    *[Column(name, BigInteger, nullable=False, server_default="0") for name in OUTCOMES],
     Column("exit_code", BigInteger),
 )

@@ -3,21 +3,20 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Engine
 
-from etl import clock, database, display, ledger, pipeline
+from etl import clock, database, display, ledger, scheduler
 from etl.commands import intake
-from etl.commands.intake import Given, Wanted
-from etl.commands.session import Session, open_session
+from etl.commands.intake import Wanted
+from etl.commands.session import open_session
 from etl.config import DEFAULT_SOURCE
 from etl.dispatch import Halt
 from etl.errors import UsageError
 from etl.fetcher import Clients
 from etl.keeper import Tally
-from etl.ledger import Tracked
-from etl.secrets import open_vault
+from etl.pipeline import Interrupt
+from etl.scheduler import Pass
 
 
 def track(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
@@ -26,19 +25,12 @@ def track(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
     given = intake.read(wanted, session.config)
     if not given.runs and not given.bad_lines:
         raise UsageError("no runs were given; name run IDs, or a list with --from FILE")
-    tracked = _track(session, given)
+    tracked = Pass(*session, "track").track(given)
     if as_json:
         display.as_json({**tracked._asdict(), "bad_lines": given.bad_lines})
     else:
         display.say(f"{tracked.new} new, {tracked.known} known already")
     return 1 if given.bad_lines else 0
-
-
-def _track(session: Session, given: Given) -> Tracked:
-    entries = intake.entries(given.runs, open_vault(session.config))
-    database.prepare(session.engine)
-    with database.writing(session.engine) as connection:
-        return ledger.track(connection, entries, clock.now())
 
 
 def ingest(path: Path | None, wanted: Wanted, *, refresh: bool, wait: bool, as_json: bool) -> int:
@@ -47,15 +39,25 @@ def ingest(path: Path | None, wanted: Wanted, *, refresh: bool, wait: bool, as_j
     given = intake.read(wanted, session.config)
     if given.runs:
         Clients(session.config).require({run.source or DEFAULT_SOURCE for run in given.runs})
-    _track(session, given)
+    the_pass = Pass(*session, "ingest")
+    the_pass.track(given)
     if refresh:
         _refresh(session.engine, [run.run_id for run in given.runs])
-    with pipeline.Interrupt().listening() as interrupt:
-        tally = _pass(session, interrupt)
+    with Interrupt().listening() as interrupt:
+        tally = _run(the_pass, interrupt)
         while wait and tally.halt is None and _sleep_until_due(session.engine, interrupt):
-            tally = _combined(tally, _pass(session, interrupt))
+            tally = _combined(tally, _run(the_pass, interrupt))
     _tell(tally, as_json=as_json)
     return tally.exit_code or (1 if given.bad_lines else 0)
+
+
+def schedule(path: Path | None) -> int:
+    """Do passes as scheduled until SIGINT or SIGTERM; that is the regular end: 0."""
+    session = open_session(path)
+    Clients(session.config).require(set(session.config.sources))
+    with Interrupt().listening() as interrupt:
+        scheduler.serve(*session, interrupt)
+    return 0
 
 
 def _refresh(engine: Engine, run_ids: Sequence[str]) -> None:
@@ -63,12 +65,12 @@ def _refresh(engine: Engine, run_ids: Sequence[str]) -> None:
         ledger.make_due(connection, run_ids or None, clock.now())
 
 
-def _pass(session: Session, interrupt: pipeline.Interrupt) -> Tally:
+def _run(the_pass: Pass, interrupt: Interrupt) -> Tally:
     with display.progress("archiving") as progress:
-        return pipeline.run_pass(session.engine, session.config, "ingest", progress, interrupt)
+        return the_pass.run(progress, interrupt)
 
 
-def _sleep_until_due(engine: Engine, interrupt: pipeline.Interrupt) -> bool:
+def _sleep_until_due(engine: Engine, interrupt: Interrupt) -> bool:
     """Sleep until a run that is still going is due; False when there is none, or on a signal."""
     with database.reading(engine) as connection:
         due_at = ledger.next_going(connection)
@@ -97,7 +99,7 @@ def _tell(tally: Tally, *, as_json: bool) -> None:
     if tally.halt is not None:
         display.note(f"error: {_halted(tally)}")
     if as_json:
-        display.as_json(_summary(tally))
+        display.as_json(tally.summary())
         return
     display.say(
         f"{tally.new} new, {tally.changed} changed, {tally.unchanged} unchanged,"
@@ -116,13 +118,6 @@ def _halted(tally: Tally) -> str:
             return f"{tally.halt_reason}, longer than api.max_wait_s; what is due stays due"
         case _:
             return f"the API is down: {tally.halt_reason}; what is due stays due"
-
-
-def _summary(tally: Tally) -> dict[str, Any]:
-    names = ("new", "changed", "unchanged", "waiting", "failed", "rejected", "requests")
-    counted = {name: getattr(tally, name) for name in names}
-    halt = tally.halt.value if tally.halt else None
-    return {**counted, "halted": halt, "exit_code": tally.exit_code}
 
 
 def preview(path: Path | None, wanted: Wanted, *, refresh: bool, as_json: bool) -> int:

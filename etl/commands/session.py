@@ -11,12 +11,12 @@ from etl import config, database, log
 class Session(NamedTuple):
     """The settings, and the database they name (not connected yet)."""
 
-    config: config.Config
     engine: Engine
+    config: config.Config
 
 
 def open_session(path: Path | None) -> Session:
     """Load the settings and set up the logs. Raises ConfigError or DatabaseError."""
     settings = config.load(path)
     log.configure(settings.log)
-    return Session(settings, database.connect(settings.database.url))
+    return Session(database.connect(settings.database.url), settings)
