@@ -26,6 +26,7 @@ from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
 from etl import __version__, secrets
 from etl.config import Api, Source
 from etl.errors import KeyRefusedError
+from etl.lifecycle import DENIED
 from etl.secrets import Secret
 
 CHUNK_BYTES = 65_536
@@ -261,9 +262,7 @@ def _refusal(status: int) -> str:
     if status == 404:
         return "the API does not know this run (404)"
     if status == 403:
-        return (
-            "the API answered 403; the key has no read permission, so this run needs its read token"
-        )
+        return f"{DENIED}; the key has no read permission, so this run needs its read token"
     return f"the API answered {status}"
 
 

@@ -89,7 +89,7 @@ def _print_reports(connection: Connection, tally: Tally) -> None:
 
 def _print_next_steps(file: Path) -> None:
     shown = shlex.quote(str(file))
-    display.say("What to try next:")
+    display.say("\nWhat to try next:")
     display.say(
         f"  sqlite3 {shown}               # or any other SQL client; docs/TABLES.md explains"
     )

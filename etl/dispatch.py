@@ -111,6 +111,7 @@ class Dispatcher:
         job = self._ready.popleft()
         job.attempts += 1
         job.is_probe = self._is_probing
+        job.trouble = None
         self.in_flight += 1
         self.sent += 1
         return job
@@ -139,6 +140,7 @@ class Dispatcher:
         job.denial = reason
         self._denied.append(job)
         if self._has_heard:
+            self._is_probing = False
             self._decide_held_back()
         elif len(self._denied) >= DENIED_AT_FIRST:
             self.stop(Halt.REFUSED, f"the first {DENIED_AT_FIRST} answers were all 403")
@@ -149,6 +151,7 @@ class Dispatcher:
         job.trouble = trouble
         if trouble.is_busy:
             self._has_heard = True
+            self._failed_probes = 0
         else:
             # Those under way when the trouble began are part of it, and no further evidence.
             self._failed_probes += job.is_probe

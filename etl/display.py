@@ -14,6 +14,9 @@ from typing import Any
 import typer
 
 WIDTH = 80
+GAP = 1
+"""Blanks between two columns."""
+UUID_LENGTH = 36
 
 
 def safe(value: Any) -> str:
@@ -50,22 +53,46 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    rows = list(rows)
-    grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, heading in enumerate(headings):
-        values = [row[index] for row in rows if row[index] is not None]
-        is_number = all(map(_is_number, values)) and bool(values)
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in headings]
+    texts = [[safe(value) for value in column] for column in columns]
+    console = Console(file=sys.stdout, highlight=False, width=None if _on_terminal() else WIDTH)
+    widths = _widths(headings, texts, console.width - GAP * (len(headings) - 1))
+    grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
+    for heading, column, width in zip(headings, columns, widths, strict=True):
         grid.add_column(
             heading,
-            justify="right" if is_number else "left",
+            justify="right" if _are_numbers(column) else "left",
             overflow="fold",
-            min_width=max(map(len, heading.split()), default=0),
-            no_wrap=heading.replace(" ", "_").endswith(("_id", "_at")),
+            width=width,
         )
-    for row in rows:
-        grid.add_row(*[Text(safe(value)) for value in row])
-    console = Console(file=sys.stdout, highlight=False, width=None if _on_terminal() else WIDTH)
+    for row in zip(*texts, strict=True):
+        grid.add_row(*map(Text, row))
     console.print(grid)
+
+
+def _widths(headings: Sequence[str], texts: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Return the width of each column: the widest give way until all have room.
+
+    The words of headings stay whole as long as that can be, and so do times and UUIDs.
+    """
+    from rich.cells import cell_len  # noqa: PLC0415  only tables need it
+
+    widths, least = [], []
+    for heading, column in zip(headings, texts, strict=True):
+        longest = max(map(cell_len, [heading, *column]))
+        is_whole = heading.replace(" ", "_").endswith(("_id", "_at"))
+        word = max(map(cell_len, heading.split()), default=1)
+        widths.append(min(longest, room))
+        least.append(max(word, min(longest, UUID_LENGTH)) if is_whole else word)
+    while sum(widths) > room:
+        roomy = [i for i, width in enumerate(widths) if width > least[i]] or range(len(widths))
+        widths[max(roomy, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _are_numbers(column: Sequence[Any]) -> bool:
+    values = [value for value in column if value is not None]
+    return bool(values) and all(map(_is_number, values))
 
 
 def _is_number(value: Any) -> bool:
@@ -77,8 +104,8 @@ def _on_terminal() -> bool:
 
 
 def as_json(value: Any) -> None:
-    """Print `value` as JSON; times are ISO 8601 in UTC."""
-    typer.echo(json.dumps(value, default=_json_default, indent=2, ensure_ascii=False))
+    """Print `value` as JSON, in ASCII so that no name steers a terminal; times are ISO 8601."""
+    typer.echo(json.dumps(value, default=_json_default, indent=2))
 
 
 def _json_default(value: Any) -> Any:

@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 from etl.bulk import upsert_into
-from etl.lifecycle import Standing, State, requeued
+from etl.lifecycle import DENIED, Standing, State, requeued
 from etl.schema import Timestamp, labels, seconds_between, tracked_runs
 
 T = TypeVar("T")
@@ -74,15 +74,11 @@ class Recorded(NamedTuple):
 def track(connection: Connection, entries: Sequence[Entry], now: datetime) -> Tracked:
     """Add `entries`, due now; of runs known already, take over a new token, source or label."""
     table = tracked_runs
-    new = 0
-    for chunk in _chunks(entries):
+    run_ids = {entry.run_id for entry in entries}
+    new = len(unknown(connection, sorted(run_ids)))
+    # In one order: two lists that share runs would otherwise wait for each other's rows for ever.
+    for chunk in _chunks(sorted(entries, key=lambda entry: entry.run_id)):
         insert = upsert_into(connection, table)
-        known = set(
-            connection.scalars(
-                select(table.c.run_id).where(table.c.run_id.in_([entry.run_id for entry in chunk]))
-            )
-        )
-        new += len(chunk) - len(known)
         statement = insert.on_conflict_do_update(
             index_elements=[table.c.run_id],
             set_={
@@ -95,7 +91,7 @@ def track(connection: Connection, entries: Sequence[Entry], now: datetime) -> Tr
         )
         connection.execute(statement, [_tracked_row(entry, now) for entry in chunk])
         _put_labels(connection, chunk)
-    return Tracked(new, len(entries) - new)
+    return Tracked(new, len(run_ids) - new)
 
 
 def _tracked_row(entry: Entry, now: datetime) -> dict[str, Any]:
@@ -221,7 +217,9 @@ def record(connection: Connection, recorded: Sequence[Recorded]) -> None:
                 due_at=bindparam("next_due"),
                 attempts=bindparam("failed_attempts"),
                 last_error=bindparam("error"),
-                last_fetched_at=func.coalesce(bindparam("fetched"), table.c.last_fetched_at),
+                last_fetched_at=func.coalesce(
+                    bindparam("fetched", type_=Timestamp), table.c.last_fetched_at
+                ),
                 fetches=table.c.fetches + 1,
                 lease_owner=None,
                 lease_until=None,
@@ -301,7 +299,7 @@ def states(connection: Connection, run_ids: Sequence[str] | None) -> dict[str, s
     query = select(tracked_runs.c.run_id, tracked_runs.c.state).order_by(tracked_runs.c.run_id)
     found: dict[str, str] = {}
     for part in _restricted(query, run_ids):
-        found.update(connection.execute(part).tuples().all())
+        found.update(connection.execute(part).all())
     return found
 
 
@@ -312,7 +310,7 @@ def due_runs(connection: Connection, now: datetime) -> dict[str, str]:
         .where(due(now, now))
         .order_by(*_urgency(now))
     )
-    return dict(connection.execute(query).tuples().all())
+    return dict(connection.execute(query).all())
 
 
 def next_going(connection: Connection) -> datetime | None:
@@ -322,6 +320,15 @@ def next_going(connection: Connection) -> datetime | None:
         select(func.min(tracked_runs.c.due_at)).where(going)
     )
     return due_at
+
+
+def sources_without_permission(connection: Connection) -> set[str]:
+    """Return the sources whose key was denied a run that had no read token, and never read one."""
+    table = tracked_runs
+    without_token = select(table.c.source).where(table.c.read_token.is_(None)).distinct()
+    denied = without_token.where(table.c.last_error.startswith(DENIED))
+    read = without_token.where(table.c.last_fetched_at.is_not(None))
+    return set(connection.scalars(denied)) - set(connection.scalars(read))
 
 
 class Standings(NamedTuple):
@@ -339,7 +346,7 @@ def standings(connection: Connection, now: datetime) -> Standings:
     table = tracked_runs
     by_state = dict.fromkeys((state.value for state in State), 0)
     counted: Select[str, int] = select(table.c.state, func.count()).group_by(table.c.state)
-    by_state.update(dict(connection.execute(counted).tuples().all()))
+    by_state.update(dict(connection.execute(counted).all()))
     row = connection.execute(
         select(
             func.count().filter(table.c.due_at <= now),

@@ -17,6 +17,9 @@ from msgspec import Meta, Struct
 
 from etl.payload import FINAL_STATUSES, GOING_STATUSES, OPEN_STATUS
 
+DENIED = "the API answered 403"
+"""How the reason of a run begins that the key may not read."""
+
 
 class State(StrEnum):
     """Where a run stands. The values are those of `tracked_runs.state`."""

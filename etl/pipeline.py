@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import Engine
 
@@ -26,6 +26,9 @@ from etl.keeper import Keeper, Tally
 from etl.ledger import Claim
 from etl.outcome import Denied, Outcome, Postponed, Refused, Returned
 from etl.store import Answer
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CLAIM_AT_LEAST = 64
 FLUSH_RUNS = 200
@@ -118,7 +121,7 @@ class _Pass:
         self._keeper = keeper
         self._connections = api.connections
         self._todo: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._returned: queue.SimpleQueue[tuple[Job, Returned]] = queue.SimpleQueue()
+        self._returned: queue.SimpleQueue[tuple[Job, Returned] | None] = queue.SimpleQueue()
         self._outcomes: dict[Job, Outcome] = {}
         self._interrupted_at: float | None = None
 
@@ -127,7 +130,7 @@ class _Pass:
         tally = self._keeper.tally
         workers = min(self._connections, max(total, 1))
         with _workers(workers, self._work, self._todo), ThreadPoolExecutor(1) as executor:
-            writer = _Writer(self._keeper, executor)
+            writer = _Writer(self._keeper, executor, wake=lambda: self._returned.put(None))
             while self._step(writer, interrupt):
                 progress(tally.done, total)
             self._dispatcher.finish()
@@ -168,14 +171,14 @@ class _Pass:
             self._dispatcher.stop(Halt.INTERRUPTED, signal.Signals(interrupt.signal).name)
 
     def _receive(self) -> None:
-        """Wait for a job to come back, or for the next one to be sent; take all that is back."""
+        """Wait until a job or the database is back, or the next job's time; take all that is."""
         wait_s = self._dispatcher.wait_s(time.monotonic())
         try:
-            self._judge(
-                *self._returned.get(timeout=TICK_S if wait_s is None else min(wait_s, TICK_S))
-            )
+            returned = self._returned.get(timeout=TICK_S if wait_s is None else min(wait_s, TICK_S))
             while True:
-                self._judge(*self._returned.get_nowait())
+                if returned is not None:
+                    self._judge(*returned)
+                returned = self._returned.get_nowait()
         except queue.Empty:
             return
 
@@ -233,11 +236,17 @@ class _Intake:
 
 
 class _Writer:
-    """Gathers outcomes and has them written in batches by the one thread that writes."""
+    """Gathers outcomes and has them written in batches by the one thread that writes.
 
-    def __init__(self, keeper: Keeper, executor: ThreadPoolExecutor) -> None:
+    `wake` is called whenever that thread has done something.
+    """
+
+    def __init__(
+        self, keeper: Keeper, executor: ThreadPoolExecutor, wake: Callable[[], None]
+    ) -> None:
         self._keeper = keeper
         self._executor = executor
+        self._wake = wake
         self._batch: dict[Claim, Outcome] = {}
         self._batch_bytes = 0
         self._begun_at = 0.0
@@ -248,9 +257,11 @@ class _Writer:
         """Whether the database keeps up."""
         return len(self._writes) <= WAITING_WRITES
 
-    def submit(self, task: Callable[[int], list[Claim]], limit: int) -> Future[list[Claim]]:
-        """Run a claim in its turn."""
-        return self._executor.submit(task, limit)
+    def submit(self, task: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Have the writing thread do `task` in its turn."""
+        future = self._executor.submit(task, *args, **kwargs)
+        future.add_done_callback(lambda _: self._wake())
+        return future
 
     def add(self, claim: Claim, outcome: Outcome) -> None:
         """Take over an outcome; it is written within a second or so."""
@@ -266,7 +277,7 @@ class _Writer:
         if is_late or len(self._batch) >= FLUSH_RUNS or self._batch_bytes >= FLUSH_BYTES:
             self._flush()
         if self._keeper.lease_is_old():
-            self._writes.append(self._executor.submit(self._keeper.renew))
+            self._writes.append(self.submit(self._keeper.renew))
         while self._writes and self._writes[0].done():
             self._writes.popleft().result()
 
@@ -278,7 +289,7 @@ class _Writer:
 
     def _flush(self) -> None:
         if self._batch:
-            self._writes.append(self._executor.submit(self._keeper.keep, self._batch))
+            self._writes.append(self.submit(self._keeper.keep, self._batch))
             self._batch, self._batch_bytes = {}, 0
 
 

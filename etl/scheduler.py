@@ -16,7 +16,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from sqlalchemy import Engine
 
 from etl import clock, database, ledger, lists, pipeline, telemetry
-from etl.config import Config, Schedule
+from etl.config import DEFAULT_SOURCE, Config, Schedule
 from etl.errors import ArchiverError, ConfigError
 from etl.keeper import Tally
 from etl.lists import Given
@@ -40,7 +40,17 @@ class Pass:
         entries = lists.entries(given.runs, open_vault(self._config))
         database.prepare(self._engine)
         with database.writing(self._engine) as connection:
-            return ledger.track(connection, entries, clock.now())
+            tracked = ledger.track(connection, entries, clock.now())
+            closed = ledger.sources_without_permission(connection) if tracked.new else set()
+        for source in sorted(closed):
+            count = sum(_lacks_token(entry, source) for entry in entries)
+            if count:
+                log.warning(
+                    "runs without a read token, which this key needs: it has no read permission",
+                    source=source,
+                    runs=count,
+                )
+        return tracked
 
     def run(self, progress: Progress, interrupt: Interrupt) -> Tally:
         """Track what the watched lists say, fetch what is due, and tell how it went.
@@ -64,6 +74,10 @@ class Pass:
             telemetry.write_metrics(self._engine, settings)
             telemetry.ping(settings, "" if is_well else "/fail")
         return tally
+
+
+def _lacks_token(entry: ledger.Entry, source: str) -> bool:
+    return entry.read_token is None and (entry.source or DEFAULT_SOURCE) == source
 
 
 def serve(engine: Engine, config: Config, interrupt: Interrupt) -> None:

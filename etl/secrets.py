@@ -5,6 +5,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -162,9 +163,8 @@ def _ensure_key_file(path: Path) -> None:
             file.write(Fernet.generate_key() + b"\n")
             file.flush()
             os.fsync(file.fileno())  # tokens encrypted with a key that is lost are lost
-            os.link(file.name, path)
-    except FileExistsError:
-        pass  # another process was first: its key is the one to use
+            with suppress(FileExistsError):  # another process was first: its key is the one
+                os.link(file.name, path)
     except OSError as error:
         raise ConfigError(
             f"security.token_key_file: {path} cannot be written: {error.strerror}"

@@ -140,7 +140,7 @@ def fingerprints(connection: Connection, run_ids: Sequence[str]) -> dict[str, st
         )
         .where(payloads.c.run_id.in_(run_ids))
     )
-    return dict(connection.execute(query).tuples().all())
+    return dict(connection.execute(query).all())
 
 
 def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
@@ -394,11 +394,13 @@ def _put_drift(connection: Connection, answers: Sequence[Answer]) -> None:
     if fresh:
         insert = bulk.upsert_into(connection, drift)
         given, kept = insert.excluded, drift.c
+        # As Python compares texts; PostgreSQL would go by the language of the database.
+        by_code_point = "C" if connection.dialect.name == "postgresql" else "BINARY"
         connection.execute(
             insert.on_conflict_do_update(
                 index_elements=[kept.path, kept.json_type],
                 set_={"first_run_id": given.first_run_id, "first_seen_at": given.first_seen_at},
-                where=tuple_(given.first_seen_at, given.first_run_id)
+                where=tuple_(given.first_seen_at, given.first_run_id.collate(by_code_point))
                 < tuple_(kept.first_seen_at, kept.first_run_id),
             ),
             fresh,

@@ -37,8 +37,7 @@ def ingest(path: Path | None, wanted: Wanted, *, refresh: bool, wait: bool, as_j
     """Track what is given, then do one pass, or (`wait`) passes until no run is going any more."""
     session = open_session(path)
     given = intake.read(wanted, session.config)
-    if given.runs:
-        Clients(session.config).require({run.source or DEFAULT_SOURCE for run in given.runs})
+    Clients(session.config).require({run.source or DEFAULT_SOURCE for run in given.runs})
     the_pass = Pass(*session, "ingest")
     the_pass.track(given)
     if refresh:

@@ -85,7 +85,7 @@ def _print_status(found: dict[str, Any], now: datetime) -> None:
     if found["failures"]:
         display.say("\nfailed or to be tried again (first few; `retry` makes them due)")
         display.table(
-            ["run", "reason"], [(r["run_id"], r["last_error"]) for r in found["failures"]]
+            ["run_id", "reason"], [(r["run_id"], r["last_error"]) for r in found["failures"]]
         )
 
 
@@ -165,7 +165,7 @@ def _print_content(found: dict[str, Any]) -> None:
             for row in found["tests"]
         ],
     )
-    history = ["revision", "observed_at", "superseded_at", "status", *shown]
+    history = ["revision", "observed_at", "status", *shown]  # each ends where the next begins
     display.table(history, [[row[name] for name in history] for row in found["revisions"]])
     if found["warnings"]:
         columns = ["revision", "path", "value", "reason"]

@@ -1,0 +1,1 @@
+"""Measurements: each is a ratio against a baseline of the same run (docs/PERFORMANCE.md)."""
