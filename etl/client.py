@@ -21,7 +21,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
+from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, ReadTimeoutError
 
 from etl import __version__, secrets
 from etl.config import Api, Source
@@ -94,6 +94,9 @@ class Client:
         self._environment = requests.Session().merge_environment_settings(
             self._base_url, proxies={}, stream=True, verify=None, cert=None
         )
+        if self._base_url.lower().startswith("http:"):
+            # Plain http is for this machine alone: a proxy would carry the key to another one.
+            self._environment["proxies"] = {}
 
     def fetch(self, run_id: str, token: Secret | None) -> Response:
         """Return the vendor's JSON for one run.
@@ -190,11 +193,8 @@ class Client:
             raise UnavailableError(
                 f"{self._host} took longer than api.total_timeout_s ({self._api.total_timeout_s:g})"
             ) from None
-        except requests.exceptions.SSLError:
-            raise UnavailableError(
-                f"{self._host} shows a certificate that is not trusted; if it is your own, set"
-                " REQUESTS_CA_BUNDLE"
-            ) from None
+        except requests.exceptions.SSLError as error:
+            raise UnavailableError(f"{self._host} {_tls_problem(error)}") from None
         except requests.exceptions.ProxyError:
             raise UnavailableError(f"the proxy for {self._host} does not answer") from None
         except requests.ConnectionError as error:
@@ -202,8 +202,10 @@ class Client:
             is_reached = not isinstance(error.args[0], MaxRetryError)
             problem = "broke the connection off" if is_reached else "cannot be reached"
             raise UnavailableError(f"{self._host} {problem}") from None
-        except (requests.RequestException, HTTPError, OSError) as error:
-            raise UnavailableError(f"{self._host} broke off: {type(error).__name__}") from None
+        except (ProtocolError, ConnectionError):
+            raise UnavailableError(f"{self._host} broke the connection off") from None
+        except (requests.RequestException, HTTPError, OSError):
+            raise UnavailableError(f"{self._host} sent no readable answer") from None
 
 
 _deadline: ContextVar[float] = ContextVar("deadline")
@@ -256,6 +258,12 @@ class _Adapter(HTTPAdapter):
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
         pool.ConnectionCls = _TlsConnection if pool.scheme == "https" else _Connection
         return pool
+
+
+def _tls_problem(error: requests.exceptions.SSLError) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return "shows a certificate that is not trusted; if it is your own, set REQUESTS_CA_BUNDLE"
+    return "does not speak TLS as it should; check base_url"
 
 
 def _refusal(status: int) -> str:

@@ -16,6 +16,8 @@ from etl.ledger import Claim
 
 FAILED_PROBES = 5
 """So many probes in a row without an answer: the API is down."""
+DIFFERENT_RUNS = 3
+"""Where the API answered before, they must be of so many runs: one or two may be bad themselves."""
 DENIED_AT_FIRST = 5
 """So many 403 before any other answer: it is the key that is refused, not the runs."""
 FIRST_PAUSE_S = 0.5
@@ -83,7 +85,7 @@ class Dispatcher:
         self._finished: list[Job] = []
         self._is_probing = True
         self._has_heard = False
-        self._failed_probes = 0
+        self._failed_probes: list[Job] = []
         self._not_before = 0.0
 
     @property
@@ -129,14 +131,14 @@ class Dispatcher:
         self.in_flight -= 1
         self._has_heard = True
         self._is_probing = False
-        self._failed_probes = 0
+        self._failed_probes = []
         self._finished.append(job)
         self._decide_held_back()
 
     def denied(self, job: Job, reason: str) -> None:
         """Note a 403: this run's failure, unless a pass begins with nothing else."""
         self.in_flight -= 1
-        self._failed_probes = 0
+        self._failed_probes = []
         job.denial = reason
         self._denied.append(job)
         if self._has_heard:
@@ -151,13 +153,16 @@ class Dispatcher:
         job.trouble = trouble
         if trouble.is_busy:
             self._has_heard = True
-            self._failed_probes = 0
+            self._failed_probes = []
         else:
             # Those under way when the trouble began are part of it, and no further evidence.
-            self._failed_probes += job.is_probe
+            self._failed_probes += [job] * job.is_probe
             self._is_probing = True
+            # The next probe is any run: a few bad ones ahead of all others must not look like
+            # an API that is down, today and in each pass to come.
+            self._ready.rotate(-int(trouble.chance * len(self._ready)))
         self._pause(job, trouble, now)
-        if self._failed_probes >= FAILED_PROBES:
+        if self._is_down():
             self.stop(Halt.DOWN, trouble.reason)
         elif job.attempts < self._limits.attempts:
             self._ready.append(job)
@@ -186,13 +191,18 @@ class Dispatcher:
         finished, self._finished = self._finished, []
         return finished
 
+    def _is_down(self) -> bool:
+        if len(self._failed_probes) < FAILED_PROBES:
+            return False
+        return not self._has_heard or len(set(self._failed_probes)) >= DIFFERENT_RUNS
+
     def _decide_held_back(self) -> None:
         self._finished += self._denied
         self._finished += self._exhausted
         self._denied, self._exhausted = [], []
 
     def _pause(self, job: Job, trouble: Trouble, now: float) -> None:
-        steps = max(self._failed_probes, job.attempts) - 1
+        steps = max(len(self._failed_probes), job.attempts) - 1
         pause_s = min(FIRST_PAUSE_S * 2**steps, LONGEST_PAUSE_S) * (1 - trouble.chance / 2)
         if trouble.wait_s is not None:
             pause_s = max(pause_s, trouble.wait_s)

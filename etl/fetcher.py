@@ -65,7 +65,7 @@ class Fetcher:
         try:
             client = self._clients.of(claim.source)
             token = self._vault.decrypt(claim.read_token) if claim.read_token else None
-            response = client.fetch(claim.run_id, token)
+            return self._read(claim, client.fetch(claim.run_id, token))
         except UnavailableError as error:
             wait_s = error.wait.total_seconds() if error.wait else None
             return Trouble(str(error), wait_s, error.is_busy, random.random())  # noqa: S311  jitter
@@ -75,7 +75,6 @@ class Fetcher:
             return Refused(claim.run_id, str(error))
         except Exception as error:  # noqa: BLE001  handed to the main thread, which raises it
             return error
-        return self._read(claim, response)
 
     def _read(self, claim: Claim, response: Response) -> Outcome:
         if response.sha256 == claim.fingerprint:

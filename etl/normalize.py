@@ -197,13 +197,16 @@ def _run(
 
 
 def _run_extra(payload: Payload, notes: _Notes) -> str | None:
-    """Keep unknown fields of the run, and under "$" those that stand beside `result`."""
+    """Keep unknown fields of the run, and under "$" (or "$$", ...) those beside `result`."""
     extra = _extra(payload.result, RUN_FIELDS, "result", "result", notes)
     beside = {name: value for name, value in payload.document.items() if name != "result"}
     for name, value in sorted(beside.items()):
         notes.drifted(name, _json_type(value))
     if beside:
-        extra["$"] = _cleaned_deeply(beside, "$", notes)
+        name = "$"
+        while name in extra:
+            name += "$"
+        extra[name] = _cleaned_deeply(beside, "$", notes)
     return canonical(extra) if extra else None
 
 

@@ -79,11 +79,14 @@ class Archived(NamedTuple):
     last_fetched_at: datetime | None
 
     def seen(self) -> Seen:
-        """Return what `lifecycle` decides by."""
-        over_since = self.ended_at or self.changed_at
+        """Return what `lifecycle` decides by.
+
+        Times from the answer count only as far as they can be: not after we saw what they tell.
+        """
+        over_since = min(self.ended_at or self.changed_at, self.changed_at)
         return Seen(
             self.status,
-            began_at=self.started_at or self.first_tracked_at,
+            began_at=min(self.started_at or self.first_tracked_at, self.changed_at),
             over_since=over_since,
             changed_at=self.changed_at if self.revision > 1 else over_since,
         )
@@ -166,7 +169,7 @@ def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
         answer.run_id: Saved(
             answer.run_id not in before,
             answer.run_id in before and answer.run_id in after,
-            after.get(answer.run_id) or before[answer.run_id],
+            after.get(answer.run_id) or before[answer.run_id]._replace(gone_at=None),
         )
         for answer in answers
     }

@@ -46,8 +46,10 @@ def ingest(path: Path | None, wanted: Wanted, *, refresh: bool, wait: bool, as_j
         tally = _run(the_pass, interrupt)
         while wait and tally.halt is None and _sleep_until_due(session.engine, interrupt):
             tally = _combined(tally, _run(the_pass, interrupt))
+    if given.bad_lines and not tally.exit_code:
+        tally.exit_code = 1
     _tell(tally, as_json=as_json)
-    return tally.exit_code or (1 if given.bad_lines else 0)
+    return tally.exit_code
 
 
 def schedule(path: Path | None) -> int:
@@ -70,12 +72,12 @@ def _run(the_pass: Pass, interrupt: Interrupt) -> Tally:
 
 
 def _sleep_until_due(engine: Engine, interrupt: Interrupt) -> bool:
-    """Sleep until a run that is still going is due; False when there is none, or on a signal."""
+    """Sleep until a run that is still going is due, or a signal comes; False if none is going."""
     with database.reading(engine) as connection:
         due_at = ledger.next_going(connection)
     while due_at is not None and clock.now() < due_at and interrupt.signal is None:
         time.sleep(min(0.2, (due_at - clock.now()).total_seconds()))
-    return due_at is not None and interrupt.signal is None
+    return due_at is not None  # on a signal, too: the pass that follows ends at once, and says so
 
 
 def _combined(first: Tally, then: Tally) -> Tally:
