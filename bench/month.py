@@ -59,8 +59,9 @@ def simulate(days: int, world_runs: int, url: str) -> Month:
         sandbox = stack.enter_context(running(world, Clock(start, speed=0)))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(patch.object(clock, "now", sandbox.clock.now))
-        simulation = _Simulation(sandbox, _settings(sandbox, folder, url))
-        month = simulation.follow(start)
+        engine = database.connect(url)
+        stack.callback(engine.dispose)
+        month = _Simulation(engine, sandbox, _settings(sandbox, folder, url)).follow(start)
     month.elapsed_s = time.monotonic() - began
     return month
 
@@ -78,10 +79,10 @@ def _settings(sandbox: Sandbox, folder: Path, url: str) -> Config:
 class _Simulation:
     """The archive, the sandbox, and what the ledger announced for each run."""
 
-    def __init__(self, sandbox: Sandbox, config: Config) -> None:
+    def __init__(self, engine: Engine, sandbox: Sandbox, config: Config) -> None:
+        self._engine = engine
         self._sandbox = sandbox
         self._config = config
-        self._engine: Engine = database.connect(config.database.url)
         self._announced: dict[str, datetime | None] = {}
         self._month = Month()
 
