@@ -3,7 +3,7 @@
 BIN := .venv/bin
 SETUP := .venv/set-up
 
-.PHONY: help demo test check lock clean
+.PHONY: help demo test soak month polling check lock clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -14,6 +14,16 @@ demo: $(SETUP) ## see the whole job done, without a key or a network
 test: $(SETUP) ## run all tests, on SQLite and PostgreSQL, and all checks
 	.ci/setup postgresql
 	$(BIN)/pytest
+
+soak: $(SETUP) ## run the service for ten minutes, with outages
+	.ci/setup postgresql
+	$(BIN)/pytest -m soak -s
+
+month: $(SETUP) ## follow a simulated month of runs, and print what it cost
+	$(BIN)/python -m bench.month
+
+polling: $(SETUP) ## compare the polling with fixed intervals
+	$(BIN)/python -m bench.polling
 
 check: $(SETUP) ## run the linter, the formatter, the type checker and the import rules
 	$(BIN)/ruff check
