@@ -139,7 +139,7 @@ class Client:
         """Return this thread's own session: they are not made to be shared."""
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = requests.Session()
+            session = self._local.session = _Session()
             session.trust_env = False  # no credentials out of ~/.netrc; proxies are merged above
             session.headers["User-Agent"] = f"result-archiver/{__version__}"
             session.headers["Accept"] = "application/json"
@@ -251,6 +251,11 @@ class _Connection(HTTPConnection):
 
 class _TlsConnection(HTTPSConnection):
     response_class = _Answer
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Follow nothing: even unasked, requests reads a redirect's whole body, and its target."""
 
 
 class _Adapter(HTTPAdapter):
