@@ -34,6 +34,7 @@ def configure(settings: Log) -> None:
                 _mask_event,
                 _renderer(settings.format),
                 _mask_line,
+                _without_controls,
             ],
         )
     )
@@ -68,3 +69,11 @@ def _mask_event(
 def _mask_line(_logger: Any, _name: str, line: Any) -> str:
     """Mask once more: what objects and lists have in them only shows when they are written."""
     return mask(line)
+
+
+def _without_controls(_logger: Any, _name: str, line: Any) -> str:
+    """Show what could steer a terminal, such as a direction mark in a run ID, as its escape."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else repr(character)[1:-1]
+        for character in line
+    )

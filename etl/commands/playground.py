@@ -42,7 +42,10 @@ def print_list(wanted: World, name: str) -> int:
 
 def serve(wanted: World, serving: Serving) -> int:
     """Serve a world until SIGINT or SIGTERM."""
-    its_clock = Clock(_start(wanted), serving.speed)
+    try:
+        its_clock = Clock(_start(wanted), serving.speed)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
     server.serve(
         _made(wanted), its_clock, _introduce, port=serving.port, latency_ms=serving.latency_ms
     )
