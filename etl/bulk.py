@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Any, cast
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import JSON, Connection, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -28,14 +28,29 @@ def insert(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
     """Add `rows`. Raises sqlalchemy's IntegrityError where one is there already."""
     if not rows:
         return
-    storable = _storable(connection, table, rows)
+    storable_rows = storable(connection, table, rows)
     columns = ", ".join(f'"{column.name}"' for column in table.columns)
     if connection.dialect.name == "postgresql":
-        _copy(connection, f"COPY {table.name} ({columns}) FROM STDIN", storable)
+        _copy(connection, f"COPY {table.name} ({columns}) FROM STDIN", storable_rows)
         return
     marks = ", ".join("?" * len(table.columns))
     statement = f"INSERT INTO {table.name} ({columns}) VALUES ({marks})"  # noqa: S608  our names
-    connection.exec_driver_sql(statement, storable)
+    connection.exec_driver_sql(statement, storable_rows)
+
+
+def read(connection: Connection, table: Table, run_ids: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return the rows of `run_ids` as `storable` would have them, by the table's key."""
+    is_postgresql = connection.dialect.name == "postgresql"
+    columns = ", ".join(
+        f'"{column.name}"::text'
+        if is_postgresql and isinstance(column.type, JSON)
+        else f'"{column.name}"'
+        for column in table.columns
+    )
+    marks = ", ".join(["%s" if is_postgresql else "?"] * len(run_ids)) or "NULL"
+    keys = ", ".join(column.name for column in table.primary_key)
+    statement = f"SELECT {columns} FROM {table.name} WHERE run_id IN ({marks}) ORDER BY {keys}"  # noqa: S608  our names
+    return [tuple(row) for row in connection.exec_driver_sql(statement, tuple(run_ids))]
 
 
 def update(connection: Connection, table: Table, names: Sequence[str], rows: Sequence[Row]) -> None:
@@ -46,7 +61,7 @@ def update(connection: Connection, table: Table, names: Sequence[str], rows: Seq
     changes = ", ".join(f'"{name}" = {mark}' for name in names)
     keys = " AND ".join(f"{column.name} = {mark}" for column in table.primary_key)
     statement = f"UPDATE {table.name} SET {changes} WHERE {keys}"  # noqa: S608  our names
-    connection.exec_driver_sql(statement, _storable(connection, table, rows))
+    connection.exec_driver_sql(statement, storable(connection, table, rows))
 
 
 def _copy(connection: Connection, statement: str, rows: Sequence[Row]) -> None:
@@ -62,8 +77,12 @@ def _copy(connection: Connection, statement: str, rows: Sequence[Row]) -> None:
         raise cast("DBAPIError", known) from error
 
 
-def _storable(connection: Connection, table: Table, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
-    """Return `rows` as the driver takes them: as they are, but for times, which are checked."""
+def storable(connection: Connection, table: Table, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+    """Return `rows` as the driver takes and gives them: as they are, but for times.
+
+    Raises:
+        ValueError: a time is naive.
+    """
     if not any(isinstance(column.type, Timestamp | Day) for column in table.columns):
         return [tuple(row) for row in rows]
     prepared = _in_utc if connection.dialect.name == "postgresql" else _as_text

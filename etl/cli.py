@@ -252,11 +252,35 @@ def retry(context: typer.Context, run_ids: RunIds = None, as_json: AsJson = Fals
     return archive.retry(context.obj, run_ids or [], as_json=as_json)
 
 
+@app.command(epilog="Example: result-archiver replay --dry-run")
+def replay(
+    context: typer.Context,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say which rows would change, and why.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Rebuild all derived tables from the payloads; needs no key and no network."""
+    from etl.commands import truth
+
+    if dry_run:
+        return truth.preview(context.obj, as_json=as_json)
+    return truth.replay(context.obj, as_json=as_json)
+
+
+@app.command(epilog="Example: result-archiver verify")
+def verify(context: typer.Context, as_json: AsJson = False) -> int:
+    """Prove that tables, history and payloads agree, or name each row that does not."""
+    from etl.commands import truth
+
+    return truth.verify(context.obj, as_json=as_json)
+
+
 @app.command(epilog="Example: result-archiver sandbox --port 8642 --speed 60")
 def sandbox(
     port: Annotated[int, typer.Option(help="The port on loopback; 0 is any free one.")] = 8642,
     seed: Annotated[int, typer.Option(help="Which made-up world to serve.")] = 1,
-    runs: Annotated[int, typer.Option(min=1, help="How many runs it has.")] = 300,
+    runs: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many runs it has.")] = 300,
     now: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="ISO 8601: what its clock shows at the start."),

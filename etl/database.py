@@ -1,12 +1,13 @@
 """Connect to the archive's database, and bring its tables to the revision this version needs."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 
 from etl.config import mask_url_password
 from etl.errors import DatabaseError
@@ -33,6 +34,8 @@ def connect(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "connect", _set_up_postgresql)
     return engine
 
 
@@ -42,6 +45,12 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _set_up_postgresql(connection: Any, _record: Any) -> None:
+    # In another zone the driver could not read the last hours of the year 9999.
+    connection.execute("SET TIME ZONE 'UTC'")
+    connection.commit()
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -74,7 +83,16 @@ def _explained(engine: Engine) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise DatabaseError(f"{shown_url(engine)}: {_reason(error)}") from None
+        message = f"{shown_url(engine)}: {_reason(error)}"
+        raise DatabaseError(message, is_passing=_is_passing(error)) from None
+
+
+def _is_passing(error: SQLAlchemyError) -> bool:
+    """Tell a lost connection, a server that restarts and a held lock from what stays."""
+    if not isinstance(error, OperationalError):
+        return isinstance(error, DBAPIError) and error.connection_invalidated
+    is_sqlite = isinstance(error.orig, sqlite3.Error)
+    return not is_sqlite or getattr(error.orig, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY
 
 
 def shown_url(engine: Engine) -> str:
@@ -107,10 +125,13 @@ def has_archive(engine: Engine) -> bool:
     Raises:
         DatabaseError: the database cannot be used, or its tables are of another revision.
     """
+    return exists(engine) and _is_current(engine)
+
+
+def exists(engine: Engine) -> bool:
+    """Tell whether the database is there; connecting to an SQLite file would make it."""
     file = engine.url.database
-    if engine.dialect.name == "sqlite" and file and not Path(file).exists():
-        return False
-    return _is_current(engine)
+    return engine.dialect.name != "sqlite" or not file or Path(file).exists()
 
 
 def require_archive(engine: Engine) -> None:
@@ -131,7 +152,7 @@ def prepare(engine: Engine) -> None:
     Raises:
         DatabaseError: the database cannot be used, or is behind (or ahead).
     """
-    if not _is_current(engine):
+    if not has_archive(engine):
         upgrade(engine)
 
 

@@ -28,9 +28,16 @@ class KeyRefusedError(ArchiverError):
 
 
 class DatabaseError(ArchiverError):
-    """The database cannot be reached or used, or its tables are behind this version."""
+    """The database cannot be reached or used, or its tables are behind this version.
+
+    `is_passing` says that it may be back in a moment: the connection was lost, or a lock held.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, *, is_passing: bool = False) -> None:
+        super().__init__(message)
+        self.is_passing = is_passing
 
 
 class ApiDownError(ArchiverError):

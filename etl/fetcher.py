@@ -12,15 +12,11 @@ from etl.config import Config
 from etl.dispatch import Trouble
 from etl.errors import ConfigError
 from etl.ledger import Claim
-from etl.normalize import Warned, normalize
+from etl.normalize import ECHO_WARNING, normalize
 from etl.outcome import Denied, Missing, Outcome, Refused, Returned, Unchanged
 from etl.payload import PayloadError, decode
 from etl.secrets import api_key, open_vault
 from etl.store import Answer, Reject
-
-ECHO_WARNING = Warned(
-    "$body", '"***"', "the answer echoed a key or token of ours, which is masked in the payload"
-)
 
 
 class Clients:

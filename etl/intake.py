@@ -24,6 +24,7 @@ T = TypeVar("T")
 _FIELDS = frozenset({"run_id", "read_token", "source"})
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode category Cc, surrogates
+LONGEST_LABEL_NAME_BYTES = 500  # it is part of a key, which databases limit
 _UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")  # no database takes these in a text
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _KEY_IN_URL = re.compile(r"[?&](?:apikey|read_token)=", re.IGNORECASE)
@@ -365,6 +366,8 @@ def _labels(members: Mapping[str, object]) -> dict[str, str]:
 def _label_name(name: str) -> str:
     if _SECRET_NAME.fullmatch(name.strip()):
         raise ValueError("a label is named like a secret; a read token belongs in read_token")
+    if len(name.encode(errors="replace")) > LONGEST_LABEL_NAME_BYTES:
+        raise ValueError(f"a label's name is longer than {LONGEST_LABEL_NAME_BYTES} bytes")
     return _UNSTORABLE.sub("\ufffd", name.strip())
 
 

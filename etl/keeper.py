@@ -38,6 +38,8 @@ class Tally:
     halt: Halt | None = None
     halt_reason: str = ""
     exit_code: int = 0
+    pass_id: int | None = None
+    """Its row in `ingests`, which logs name too."""
 
     @property
     def done(self) -> int:
@@ -59,7 +61,6 @@ class Keeper:
         self._engine = engine
         self._rules = rules
         self._started_at = started_at
-        self._ingest_id = 0
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._renewed_at = time.monotonic()
 
@@ -68,7 +69,7 @@ class Keeper:
         with writing(self._engine) as connection:
             statement = insert(ingests).values(trigger=trigger, started_at=self._started_at)
             returned = connection.execute(statement.returning(ingests.c.id))
-            self._ingest_id = returned.scalar_one()
+            self.tally.pass_id = returned.scalar_one()
 
     def close_ingest(self) -> None:
         """Note how the pass ended."""
@@ -76,7 +77,7 @@ class Keeper:
         with writing(self._engine) as connection:
             connection.execute(
                 update(ingests)
-                .where(ingests.c.id == self._ingest_id)
+                .where(ingests.c.id == self.tally.pass_id)
                 .values(finished_at=clock.now(), exit_code=self.tally.exit_code, **counted)
             )
 
@@ -159,9 +160,10 @@ def _store(connection: Connection, batch: Mapping[Claim, Outcome], rules: Pollin
     store.reject(connection, [each for each in outcomes if isinstance(each, Reject)])
     seen_again = [each.run_id for each in outcomes if isinstance(each, Unchanged)]
     missing = [each.run_id for each in outcomes if isinstance(each, Missing)]
-    store.mark_gone(connection, missing, clock.now())
-    store.unmark_gone(connection, seen_again)
     known = store.archived(connection, seen_again + missing)
+    for room in (ledger, store):
+        room.mark_gone(connection, [run_id for run_id in missing if run_id in known], clock.now())
+        room.unmark_gone(connection, [*saved, *seen_again])
     kept = {run_id: save.archived for run_id, save in saved.items()} | known
     ends = []
     for claim, outcome in batch.items():
@@ -201,10 +203,12 @@ def _postponed(outcome: Postponed, claim: Claim, rules: Polling) -> Standing:
 
 def _count(tally: Tally, end: _End) -> None:
     setattr(tally, end.kind, getattr(tally, end.kind) + 1)
-    recorded = end.recorded
-    if recorded.standing.state is State.RUNNING:
+    run_id, standing = end.recorded.run_id, end.recorded.standing
+    if standing.state is State.RUNNING:
         tally.waiting += 1
-    elif recorded.standing.state is State.FAILED and end.kind in {"new", "changed"}:
+    elif standing.state is State.FAILED and end.kind in {"new", "changed"}:
         tally.failed += 1
-    if recorded.standing.last_error:
-        log.warning("run failed", run_id=recorded.run_id, reason=recorded.standing.last_error)
+    if standing.state in {State.FAILED, State.RETRYING}:
+        log.warning("run failed", run_id=run_id, reason=standing.last_error)
+    elif standing.last_error:
+        log.info("run gone", run_id=run_id, reason=standing.last_error)

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Select,
+    Text,
     and_,
     bindparam,
     case,
@@ -79,15 +80,18 @@ def track(connection: Connection, entries: Sequence[Entry], now: datetime) -> Tr
     # In one order: two lists that share runs would otherwise wait for each other's rows for ever.
     for chunk in _chunks(sorted(entries, key=lambda entry: entry.run_id)):
         insert = upsert_into(connection, table)
+        given: ColumnElement[str | None] = bindparam("given_source", type_=Text)
         statement = insert.on_conflict_do_update(
             index_elements=[table.c.run_id],
             set_={
-                "source": func.coalesce(bindparam("given_source"), table.c.source),
+                # Once a run is archived, its account is known to be the right one.
+                "source": case(
+                    (table.c.last_fetched_at.is_(None), func.coalesce(given, table.c.source)),
+                    else_=table.c.source,
+                ),
                 "read_token": func.coalesce(insert.excluded.read_token, table.c.read_token),
             },
-            where=or_(
-                insert.excluded.read_token.is_not(None), bindparam("given_source").is_not(None)
-            ),
+            where=or_(insert.excluded.read_token.is_not(None), given.is_not(None)),
         )
         connection.execute(statement, [_tracked_row(entry, now) for entry in chunk])
         _put_labels(connection, chunk)
@@ -236,6 +240,24 @@ def record(connection: Connection, recorded: Sequence[Recorded]) -> None:
                 for each in recorded
             ],
         )
+
+
+def mark_gone(connection: Connection, run_ids: Sequence[str], now: datetime) -> None:
+    """Note when the API first denied having these runs."""
+    connection.execute(
+        update(tracked_runs)
+        .where(tracked_runs.c.run_id.in_(run_ids), tracked_runs.c.gone_at.is_(None))
+        .values(gone_at=now)
+    )
+
+
+def unmark_gone(connection: Connection, run_ids: Sequence[str]) -> None:
+    """Take the note back for runs that the API has again."""
+    connection.execute(
+        update(tracked_runs)
+        .where(tracked_runs.c.run_id.in_(run_ids), tracked_runs.c.gone_at.is_not(None))
+        .values(gone_at=None)
+    )
 
 
 def renew(connection: Connection, lease: Lease) -> None:

@@ -30,29 +30,48 @@ def read(names: Iterable[str], config: Config) -> Given:
     Raises:
         UsageError: a list cannot be read.
     """
+    return _together(_read_one(name, config) for name in names)
+
+
+def read_watched(config: Config) -> Given:
+    """Return the runs of the files that `runs.sources` names now, each read once.
+
+    A file that cannot be read, or is gone again, counts as a bad line: the others go on.
+    """
+    found = {name for pattern in config.runs.sources for name in glob.glob(pattern)}  # noqa: PTH207  absolute patterns
+    return _together(_read_watched_one(name, config) for name in sorted(found))
+
+
+def _together(lists: Iterable[Given]) -> Given:
     runs: list[ListedRun] = []
     bad_lines = 0
-    for name in names:
-        listed = read_list(_content(name))
-        shown = "stdin" if name == "-" else name
-        for bad in listed.bad_lines:
-            display.note(f"{shown}:{bad.line}: {bad.reason}")
-        for run in listed.runs:
-            if run.source is None or run.source in config.sources:
-                runs.append(run)
-            else:
-                bad_lines += 1
-                display.note(
-                    f"{shown}: run {display.safe(run.run_id)}: {stranger(run.source, config)}"
-                )
-        bad_lines += len(listed.bad_lines)
+    for given in lists:
+        runs += given.runs
+        bad_lines += given.bad_lines
     return Given(runs, bad_lines)
 
 
-def watched(config: Config) -> list[str]:
-    """Return the files that `runs.sources` names now, each once."""
-    found = {name for pattern in config.runs.sources for name in glob.glob(pattern)}  # noqa: PTH207  absolute patterns
-    return sorted(found)
+def _read_watched_one(name: str, config: Config) -> Given:
+    try:
+        return _read_one(name, config)
+    except UsageError as error:
+        display.note(str(error))
+        return Given([], 1)
+
+
+def _read_one(name: str, config: Config) -> Given:
+    listed = read_list(_content(name))
+    shown = "stdin" if name == "-" else name
+    for bad in listed.bad_lines:
+        display.note(f"{shown}:{bad.line}: {bad.reason}")
+    runs = []
+    for run in listed.runs:
+        if run.source is None or run.source in config.sources:
+            runs.append(run)
+        else:
+            unknown = stranger(run.source, config)
+            display.note(f"{shown}: run {display.safe(run.run_id)}: {unknown}")
+    return Given(runs, len(listed.bad_lines) + len(listed.runs) - len(runs))
 
 
 def stranger(source: str, config: Config) -> str:

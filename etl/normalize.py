@@ -30,7 +30,8 @@ from etl.payload import (
 
 SMALLEST_INTEGER = -(2**63)
 LARGEST_INTEGER = 2**63 - 1
-LONGEST_PATH = 500
+LONGEST_PATH_BYTES = 500
+"""Paths are keys, and a key of PostgreSQL's has 2,704 bytes at most, run ID and all."""
 
 
 class RunRow(NamedTuple):
@@ -102,6 +103,12 @@ class Warned(NamedTuple):
     reason: str
 
 
+ECHO_WARNING = Warned(
+    "$body", '"***"', "the answer echoed a key or token of ours, which is masked in the payload"
+)
+"""Stands beside the rows of an answer that was masked before anything else."""
+
+
 class Drift(NamedTuple):
     """Something that the API was not known to send: `path` names a field, status or counter."""
 
@@ -158,11 +165,11 @@ class _Notes:
         self._warnings: dict[str, Warned] = {}
 
     def warn(self, path: str, value: Any, reason: str) -> None:
-        path = _cleaned(path)[:LONGEST_PATH]
+        path = _as_key(path)
         self._warnings.setdefault(path, Warned(path, _quoted(value), reason))
 
     def drifted(self, path: str, json_type: str) -> None:
-        self.drift.add(Drift(_cleaned(path)[:LONGEST_PATH], json_type))
+        self.drift.add(Drift(_as_key(path), json_type))
 
     def warnings(self) -> list[Warned]:
         return sorted(self._warnings.values())
@@ -332,6 +339,10 @@ def _storable(text: str, path: str, notes: _Notes) -> str:
         notes.warn(path, text, "has a NUL or a lone surrogate, kept as U+FFFD")
         return _cleaned(text)
     return text
+
+
+def _as_key(path: str) -> str:
+    return _cleaned(path).encode()[:LONGEST_PATH_BYTES].decode(errors="ignore")
 
 
 def _cleaned_deeply(value: Any, path: str, notes: _Notes) -> Any:

@@ -12,10 +12,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import Engine
+from structlog.contextvars import bind_contextvars, bound_contextvars, get_contextvars
 
 from etl import clock
 from etl.config import Config
@@ -24,6 +26,7 @@ from etl.errors import ArchiverError, DatabaseError, KeyRefusedError
 from etl.fetcher import Clients, Fetcher
 from etl.keeper import Keeper, Tally
 from etl.ledger import Claim
+from etl.log import get_logger
 from etl.outcome import Denied, Outcome, Postponed, Refused, Returned
 from etl.store import Answer
 
@@ -38,8 +41,13 @@ WAITING_WRITES = 2
 """With more batches than this waiting to be written, nothing more is fetched."""
 TICK_S = 0.1
 """How often signals are heeded and the database thread is looked after, at the least."""
+PATIENCE_S = 60.0
+"""How long a pass waits for a database that went away, asking every `RETRY_S`."""
+RETRY_S = 0.5
 GRACE_S = 8.0
 """How long runs under way may take to come back after a signal."""
+
+log = get_logger()
 
 Progress = Callable[[int, int], None]
 """Called with (runs done, runs due) now and then."""
@@ -83,15 +91,16 @@ def run_pass(
     clients.require(keeper.due_sources())
     keeper.open_ingest(trigger)
     tally = keeper.tally
-    try:
-        _Pass(config, Fetcher(clients, config), keeper).run(progress, interrupt)
-        tally.exit_code = exit_code(tally, interrupt)
-    except ArchiverError as error:
-        tally.exit_code = error.exit_code
-        with suppress(DatabaseError):  # if that is what failed, it is already being raised
-            keeper.close_ingest()
-        raise
-    keeper.close_ingest()
+    with bound_contextvars(pass_id=tally.pass_id):
+        try:
+            _Pass(config, Fetcher(clients, config), keeper).run(progress, interrupt)
+            tally.exit_code = exit_code(tally, interrupt)
+        except ArchiverError as error:
+            tally.exit_code = error.exit_code
+            with suppress(DatabaseError):  # if that is what failed, it is already being raised
+                keeper.close_ingest()
+            raise
+        keeper.close_ingest()
     return tally
 
 
@@ -129,14 +138,18 @@ class _Pass:
         total = self._keeper.due_now()
         tally = self._keeper.tally
         workers = min(self._connections, max(total, 1))
-        with _workers(workers, self._work, self._todo), ThreadPoolExecutor(1) as executor:
+        logged = get_contextvars()  # which no thread inherits
+        with (
+            _workers(workers, self._work, self._todo),
+            ThreadPoolExecutor(1, initializer=partial(bind_contextvars, **logged)) as executor,
+        ):
             writer = _Writer(self._keeper, executor, wake=lambda: self._returned.put(None))
             while self._step(writer, interrupt):
                 progress(tally.done, total)
             self._dispatcher.finish()
             self._collect(writer)
             writer.finish()
-        self._keeper.release()
+            writer.submit(self._keeper.release).result()
         tally.requests = self._dispatcher.sent
         tally.halt, tally.halt_reason = self._dispatcher.halt, self._dispatcher.halt_reason
         progress(tally.done, total)
@@ -148,6 +161,7 @@ class _Pass:
     def _step(self, writer: "_Writer", interrupt: Interrupt) -> bool:
         """Do what can be done now, then wait for something to happen; False at the end."""
         self._heed(interrupt)
+        writer.is_in_haste = self._interrupted_at is not None
         if self._dispatcher.halt is None:
             self._intake.feed(self._dispatcher, writer)
         while writer.has_room and (job := self._dispatcher.take(time.monotonic())):
@@ -244,6 +258,7 @@ class _Writer:
     def __init__(
         self, keeper: Keeper, executor: ThreadPoolExecutor, wake: Callable[[], None]
     ) -> None:
+        self.is_in_haste = False
         self._keeper = keeper
         self._executor = executor
         self._wake = wake
@@ -259,7 +274,7 @@ class _Writer:
 
     def submit(self, task: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have the writing thread do `task` in its turn."""
-        future = self._executor.submit(task, *args, **kwargs)
+        future = self._executor.submit(self._patiently, partial(task, *args, **kwargs))
         future.add_done_callback(lambda _: self._wake())
         return future
 
@@ -286,6 +301,22 @@ class _Writer:
         self._flush()
         while self._writes:
             self._writes.popleft().result()
+
+    def _patiently(self, task: Callable[[], T]) -> T:
+        """Do `task`, and again while the database is away.
+
+        Each task is one transaction that does nothing the second time: the leases tell what was
+        done already.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return task()
+            except DatabaseError as error:
+                if not error.is_passing or self.is_in_haste or time.monotonic() > deadline:
+                    raise
+                log.warning("database away, trying again", reason=str(error))
+                time.sleep(RETRY_S)
 
     def _flush(self) -> None:
         if self._batch:

@@ -4,6 +4,7 @@ APScheduler only says when; it keeps no state of its own, so that a restart, a s
 cron beside the service changes nothing.
 """
 
+import re
 import time
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -11,9 +12,10 @@ from zoneinfo import ZoneInfo
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
 from etl import clock, database, ledger, lists, pipeline, telemetry
 from etl.config import DEFAULT_SOURCE, Config, Schedule
@@ -22,7 +24,10 @@ from etl.keeper import Tally
 from etl.lists import Given
 from etl.log import get_logger
 from etl.pipeline import Interrupt, Progress
+from etl.schema import ingests
 from etl.secrets import open_vault
+
+WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
 log = get_logger()
 
@@ -62,18 +67,25 @@ class Pass:
         telemetry.ping(settings, "/start")
         is_well = False
         try:
-            given = lists.read(lists.watched(self._config), self._config)
+            given = lists.read_watched(self._config)
             self.track(given)
             tally = pipeline.run_pass(
                 self._engine, self._config, self._trigger, progress, interrupt
             )
             if given.bad_lines and not tally.exit_code:
-                tally.exit_code = 1
+                self._note_bad_lines(tally)
             is_well = tally.exit_code == 0
         finally:
             telemetry.write_metrics(self._engine, settings)
             telemetry.ping(settings, "" if is_well else "/fail")
         return tally
+
+    def _note_bad_lines(self, tally: Tally) -> None:
+        """Let a pass that was well by itself, but had lists with bad lines, end with 1."""
+        tally.exit_code = 1
+        with database.writing(self._engine) as connection:
+            its_row = ingests.c.id == tally.pass_id
+            connection.execute(update(ingests).where(its_row).values(exit_code=tally.exit_code))
 
 
 def _lacks_token(entry: ledger.Entry, source: str) -> bool:
@@ -117,47 +129,102 @@ def _sweep(the_pass: Pass, interrupt: Interrupt) -> None:
         except ArchiverError as error:
             log.warning("pass failed", reason=str(error), exit_code=error.exit_code)
         else:
-            log.info("pass finished", **tally.summary())
+            log.info("pass finished", pass_id=tally.pass_id, **tally.summary())
 
 
 def make_trigger(schedule: Schedule) -> BaseTrigger:
     """Return APScheduler's trigger for the settings. Raises ConfigError for a bad cron line."""
     if not schedule.cron:
-        return IntervalTrigger(seconds=_seconds(schedule.every))
+        return IntervalTrigger(seconds=_seconds(schedule.every), timezone=UTC)
     try:
-        cron = CronTrigger.from_crontab(schedule.cron, timezone=ZoneInfo(schedule.time_zone))
+        trigger = _cron_trigger(schedule)
     except ValueError as error:
         raise ConfigError(
             f"schedule.cron is {schedule.cron!r}: {error}; give five fields such as '*/15 * * * *'"
         ) from None
-    return OnceWhenClocksGoBack(cron, names_hours=schedule.cron.split()[1] != "*")
+    return trigger
 
 
 def _seconds(every: timedelta) -> int:
     return max(1, round(every.total_seconds()))
 
 
-class OnceWhenClocksGoBack(BaseTrigger):  # type: ignore[misc]  # APScheduler has no type hints
-    """A cron trigger whose named hours do not come twice on the day that has one hour twice.
+def _cron_trigger(schedule: Schedule) -> BaseTrigger:
+    """Read a cron line as crontab(5) means it. Raises ValueError."""
+    fields = schedule.cron.split()
+    if len(fields) != 5:
+        raise ValueError(f"it has {len(fields)} fields")
+    minute, hour, day, month, weekday = fields
+    days = [(day, _weekdays(weekday))]
+    if not day.startswith("*") and not weekday.startswith("*"):  # then either will do
+        days = [(day, "*"), ("*", _weekdays(weekday))]
+    zone = ZoneInfo(schedule.time_zone)
+    clock_of_cron = zone if hour == "*" else UTC
+    cron = OrTrigger(
+        [
+            CronTrigger(None, month, day, None, weekday, hour, minute, timezone=clock_of_cron)
+            for day, weekday in days
+        ]
+    )
+    trigger = cron if hour == "*" else NamedHours(cron, zone)
+    if trigger.get_next_fire_time(None, clock.now()) is None:
+        raise ValueError("there is no such day")
+    return trigger
 
-    On the day that lacks an hour, CronTrigger fires once as it is.
+
+def _weekdays(field: str) -> str:
+    """Return cron's days of the week by name: in numbers, APScheduler's 0 is Monday."""
+    if field == "*":
+        return field
+    return ",".join(name for part in field.lower().split(",") for name in _weekday_names(part))
+
+
+def _weekday_names(part: str) -> list[str]:
+    day = "[0-7]|" + "|".join(WEEKDAYS)
+    match = re.fullmatch(rf"(?:\*|({day})(?:-({day}))?)(?:/([1-7]))?", part)
+    if match is None:
+        raise ValueError(f"{part!r} is no day of the week")
+    first, last, step = match.groups()
+    start = _weekday(first or "sun")
+    end = _weekday(last or first or "sat")
+    if last and end == 0:
+        end = 7  # a week may end with its Sunday
+    if start > end:
+        raise ValueError(f"{part!r} goes backwards")
+    return [WEEKDAYS[number % 7] for number in range(start, end + 1, int(step or 1))]
+
+
+def _weekday(day: str) -> int:
+    return WEEKDAYS.index(day) if day in WEEKDAYS else int(day)
+
+
+class NamedHours(BaseTrigger):  # type: ignore[misc]  # APScheduler has no type hints
+    """A cron trigger whose hours come once a day, also when the clocks change.
+
+    An hour that comes twice counts the first time; a time that is left out comes an hour later.
+    CronTrigger itself would repeat the one, and miss the other where it is midnight.
     """
 
-    __slots__ = ("_cron", "_names_hours")
+    __slots__ = ("_cron", "_zone")
 
-    def __init__(self, cron: CronTrigger, *, names_hours: bool) -> None:
-        self._cron = cron
-        self._names_hours = names_hours
+    def __init__(self, cron: BaseTrigger, zone: ZoneInfo) -> None:
+        self._cron = cron  # made for UTC: it is asked for wall clock times
+        self._zone = zone
 
     def get_next_fire_time(
         self, previous_fire_time: datetime | None, now: datetime
     ) -> datetime | None:
-        """Return the next moment after `now`; None when there is none any more."""
-        moment: datetime | None = self._cron.get_next_fire_time(previous_fire_time, now)
-        while moment is not None and moment.fold and self._names_hours:
-            later = (moment.astimezone(UTC) + timedelta(seconds=1)).astimezone(moment.tzinfo)
-            moment = self._cron.get_next_fire_time(None, later)
-        return moment
+        """Return the next moment after the previous one; None when there is none any more."""
+        earliest = now.astimezone(UTC)
+        if previous_fire_time:
+            earliest = previous_fire_time.astimezone(UTC) + timedelta(microseconds=1)
+        wall = earliest.astimezone(self._zone).replace(tzinfo=UTC)
+        while wall := self._cron.get_next_fire_time(None, wall):
+            moment: datetime = wall.replace(tzinfo=self._zone, fold=0).astimezone(UTC)
+            if moment >= earliest:
+                return moment
+            wall += timedelta(microseconds=1)
+        return None
 
     def __str__(self) -> str:
         return str(self._cron)

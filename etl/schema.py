@@ -146,6 +146,9 @@ Identifier = BigInteger().with_variant(Integer(), "sqlite")
 # JSON, not JSONB: it keeps numbers and the order of keys as they came.
 Json = JSON(none_as_null=True)
 
+# Keys sort by code point everywhere: by the rules of a language, ties would differ.
+Key = Text().with_variant(Text(collation="C"), "postgresql")
+
 metadata = MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
@@ -157,7 +160,7 @@ metadata = MetaData(
 
 
 def _run_id() -> Column[str]:
-    return Column("run_id", Text, primary_key=True)
+    return Column("run_id", Key, primary_key=True)
 
 
 def _counters() -> list[Column[int]]:
@@ -183,6 +186,8 @@ tracked_runs = Table(
     Column("lease_owner", Text),
     Column("lease_until", Timestamp),
     Column("read_token", Text),
+    # Kept here as well, since no payload tells it.
+    Column("gone_at", Timestamp),
     CheckConstraint(f"state IN {STATES}", name="state"),
     CheckConstraint("(lease_owner IS NULL) = (lease_until IS NULL)", name="lease"),
 )
@@ -192,7 +197,7 @@ labels = Table(
     "labels",
     metadata,
     _run_id(),
-    Column("name", Text, primary_key=True),
+    Column("name", Key, primary_key=True),
     Column("value", Text, nullable=False),
     _run_of("tracked_runs"),
     sqlite_with_rowid=False,
@@ -327,6 +332,8 @@ payloads = Table(
     Column("size", BigInteger, nullable=False),
     Column("sha256", Text, nullable=False),
     Column("fetched_at", Timestamp, nullable=False),
+    # With it, all of `revisions` follows from this table.
+    Column("last_seen_at", Timestamp),
     _run_of("tracked_runs"),
 )
 
@@ -335,7 +342,7 @@ warnings = Table(
     metadata,
     _run_id(),
     Column("revision", BigInteger, primary_key=True),
-    Column("path", Text, primary_key=True),
+    Column("path", Key, primary_key=True),
     Column("value", Text),
     Column("reason", Text, nullable=False),
     ForeignKeyConstraint(
@@ -349,8 +356,8 @@ warnings = Table(
 drift = Table(
     "drift",
     metadata,
-    Column("path", Text, primary_key=True),
-    Column("json_type", Text, primary_key=True),
+    Column("path", Key, primary_key=True),
+    Column("json_type", Key, primary_key=True),
     Column("first_run_id", Text, nullable=False),
     Column("first_seen_at", Timestamp, nullable=False),
     sqlite_with_rowid=False,
@@ -360,8 +367,8 @@ rejects = Table(
     "rejects",
     metadata,
     # Made from run_id and sha256, so that the same bad answer is kept once, by whoever saw it.
-    Column("id", Text, primary_key=True),
-    Column("run_id", Text, nullable=False),
+    Column("id", Key, primary_key=True),
+    Column("run_id", Key, nullable=False),
     Column("fetched_at", Timestamp, nullable=False),
     Column("http_status", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),

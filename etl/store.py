@@ -5,16 +5,27 @@ after another, the later one fetched later.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import zstandard
-from sqlalchemy import Connection, Row, Table, and_, delete, select, tuple_, update
+from sqlalchemy import Connection, and_, delete, select, tuple_, update
 
 from etl import bulk
+from etl.history import (
+    Owner,
+    Row,
+    Stretch,
+    TestState,
+    differing_tests,
+    revision_row,
+    run_row,
+    test_states,
+    warning_rows,
+)
 from etl.lifecycle import Seen
-from etl.normalize import Drift, Rows, RunRow
+from etl.normalize import Drift, Rows
 from etl.schema import (
     COUNTERS,
     counts,
@@ -31,7 +42,6 @@ from etl.schema import (
 )
 
 ENCODING = "zstd"
-RUN_COLUMNS = (*RunRow._fields[:-1], "revision", "content_hash", "changed_at", "gone_at", "extra")
 
 
 class Body(NamedTuple):
@@ -73,6 +83,7 @@ class Archived(NamedTuple):
     status: str | None
     started_at: datetime | None
     ended_at: datetime | None
+    archived_at: datetime
     changed_at: datetime
     gone_at: datetime | None
     first_tracked_at: datetime
@@ -122,6 +133,7 @@ def archived(connection: Connection, run_ids: Sequence[str]) -> dict[str, Archiv
             runs.c.status,
             runs.c.started_at,
             runs.c.ended_at,
+            runs.c.archived_at,
             runs.c.changed_at,
             runs.c.gone_at,
             tracked_runs.c.first_tracked_at,
@@ -158,106 +170,58 @@ def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
         for answer in answers
         if answer.run_id in before and before[answer.run_id].content_hash != answer.content_hash
     ]
-    _supersede(connection, changed, before)
-    _update_runs(connection, changed, before)
-    bulk.insert(connection, runs, [_new_run(answer) for answer in new])
-    _insert_children(connection, [*new, *changed], before)
+    stretches = {
+        answer.run_id: _stretch(answer, before.get(answer.run_id)) for answer in new + changed
+    }
+    _supersede(connection, changed, stretches, before)
+    _insert_new(connection, [*new, *changed], stretches, before)
     _put_drift(connection, new + changed)
     unmark_gone(connection, list(before))
-    after = archived(connection, [answer.run_id for answer in new + changed])
+    after = archived(connection, list(stretches))
     return {
         answer.run_id: Saved(
             answer.run_id not in before,
-            answer.run_id in before and answer.run_id in after,
+            answer.run_id in before and answer.run_id in stretches,
             after.get(answer.run_id) or before[answer.run_id]._replace(gone_at=None),
         )
         for answer in answers
     }
 
 
-def _observed_at(answer: Answer, before: Mapping[str, Archived]) -> datetime:
-    """Return when the content was first seen: never before the last look, whatever the clock."""
-    known = before.get(answer.run_id)
-    if known is None or known.last_fetched_at is None:
-        return answer.fetched_at
-    return max(answer.fetched_at, known.last_fetched_at)
-
-
-def _revision(answer: Answer, before: Mapping[str, Archived]) -> int:
-    known = before.get(answer.run_id)
-    return known.revision + 1 if known else 1
-
-
-def _new_run(answer: Answer) -> tuple[Any, ...]:
-    run = answer.rows.run
-    at = answer.fetched_at
-    return (
-        answer.run_id,
-        answer.source,
-        *run[:-1],
-        1,
-        answer.content_hash,
-        at,
-        at,
-        None,
-        run.extra,
-    )
-
-
-def _update_runs(
-    connection: Connection, changed: Sequence[Answer], before: Mapping[str, Archived]
-) -> None:
-    rows = [
-        (
-            *answer.rows.run[:-1],
-            _revision(answer, before),
-            answer.content_hash,
-            _observed_at(answer, before),
-            None,
-            answer.rows.run.extra,
-            answer.run_id,
-        )
-        for answer in changed
-    ]
-    bulk.update(connection, runs, RUN_COLUMNS, rows)
+def _stretch(answer: Answer, known: Archived | None) -> Stretch:
+    """Return the stretch that an answer opens, as it is while it is the run's current one."""
+    observed_at = answer.fetched_at
+    if known is not None and known.last_fetched_at is not None:
+        # Never before the last look, whatever the clock says.
+        observed_at = max(observed_at, known.last_fetched_at)
+    revision = known.revision + 1 if known else 1
+    return Stretch(revision, observed_at, None, answer.content_hash, answer.rows)
 
 
 def _supersede(
-    connection: Connection, changed: Sequence[Answer], before: Mapping[str, Archived]
+    connection: Connection,
+    changed: Sequence[Answer],
+    stretches: Mapping[str, Stretch],
+    before: Mapping[str, Archived],
 ) -> None:
     """End the open stretches, keep the tests that differ, and clear the way for the new rows."""
     if not changed:
         return
-    ends = []
-    for answer in changed:
-        known = before[answer.run_id]
-        observed_at = _observed_at(answer, before)
-        ends.append(
-            (known.last_fetched_at or observed_at, observed_at, answer.run_id, known.revision)
-        )
-    bulk.update(connection, revisions, ("last_seen_at", "superseded_at"), ends)
     run_ids = [answer.run_id for answer in changed]
+    ends, last_seen, kept = [], [], []
     old_tests = _current_tests(connection, run_ids)
-    bulk.insert(
-        connection,
-        test_revisions,
-        [
-            row
-            for answer in changed
-            for row in differing_tests(
-                answer.run_id,
-                before[answer.run_id].revision,
-                old_tests.get(answer.run_id, {}),
-                test_states(answer.rows),
-            )
-        ],
-    )
+    for run_id in run_ids:
+        known, opened = before[run_id], stretches[run_id]
+        seen_at = known.last_fetched_at or opened.observed_at
+        ends.append((seen_at, opened.observed_at, run_id, known.revision))
+        last_seen.append((seen_at, run_id, known.revision))
+        old, new = old_tests.get(run_id, {}), test_states(opened.rows)
+        kept += differing_tests(run_id, known.revision, old, new)
+    bulk.update(connection, revisions, ("last_seen_at", "superseded_at"), ends)
+    bulk.update(connection, payloads, ("last_seen_at",), last_seen)
+    bulk.insert(connection, test_revisions, kept)
     for table in (counts, tests, environments):
         connection.execute(delete(table).where(table.c.run_id.in_(run_ids)))
-
-
-TestState = tuple[Any, ...]
-"""A test as history keeps it: test_id, name, status and the five counters."""
 
 
 def _current_tests(
@@ -284,90 +248,62 @@ def _current_tests(
     return states
 
 
-def test_states(rows: Rows) -> dict[int, TestState]:
-    """Return each test of an answer as history would keep it, by position."""
-    return {
-        test.position: (test.test_id, test.name, test.status, *count[3:8])
-        for test, count in zip(rows.tests, rows.counts[1:], strict=True)
-    }
-
-
-def differing_tests(
-    run_id: str, revision: int, old: Mapping[int, TestState], new: Mapping[int, TestState]
-) -> list[tuple[Any, ...]]:
-    """Return the rows of `test_revisions` that keep `old`, where `new` is not the same.
-
-    A test that only `new` has gets a row as well: it was `absent` from `revision`.
-    """
-    nothing: TestState = (None,) * (3 + len(COUNTERS))
-    return [
-        (run_id, revision, position, *old.get(position, nothing), position not in old)
-        for position in sorted(old.keys() | new.keys())
-        if old.get(position) != new.get(position)
-    ]
-
-
-def _insert_children(
-    connection: Connection, answers: Sequence[Answer], before: Mapping[str, Archived]
+def _insert_new(
+    connection: Connection,
+    answers: Sequence[Answer],
+    stretches: Mapping[str, Stretch],
+    before: Mapping[str, Archived],
 ) -> None:
-    numbered = [(answer, _revision(answer, before)) for answer in answers]
-
-    def insert(table: Table, rows: Iterable[tuple[Any, ...]]) -> None:
-        bulk.insert(connection, table, list(rows))
-
-    insert(environments, (row for answer in answers for row in answer.rows.environments))
-    insert(tests, (row for answer in answers for row in answer.rows.tests))
-    insert(counts, (row for answer in answers for row in answer.rows.counts))
-    insert(
+    """Write what the answers say now: run, children, the open stretch and its payload."""
+    run_rows = []
+    for answer in answers:
+        opened, known = stretches[answer.run_id], before.get(answer.run_id)
+        archived_at = known.archived_at if known else opened.observed_at
+        run_rows.append(run_row(Owner(answer.run_id, answer.source, None), opened, archived_at))
+    is_known = [row[0] in before for row in run_rows]
+    bulk.insert(
+        connection, runs, [row for row, known in zip(run_rows, is_known, strict=True) if not known]
+    )
+    _update_runs(connection, [row for row, known in zip(run_rows, is_known, strict=True) if known])
+    rows = [answer.rows for answer in answers]
+    bulk.insert(connection, environments, [row for each in rows for row in each.environments])
+    bulk.insert(connection, tests, [row for each in rows for row in each.tests])
+    bulk.insert(connection, counts, [row for each in rows for row in each.counts])
+    opened_by = [(answer, stretches[answer.run_id]) for answer in answers]
+    bulk.insert(
+        connection,
         revisions,
-        (
-            _revision_row(answer, revision, _observed_at(answer, before))
-            for answer, revision in numbered
-        ),
+        [revision_row(answer.run_id, opened, None) for answer, opened in opened_by],
     )
-    insert(
-        payloads,
-        (
-            (
-                answer.run_id,
-                revision,
-                answer.body.compressed,
-                ENCODING,
-                answer.body.size,
-                answer.body.sha256,
-                answer.fetched_at,
-            )
-            for answer, revision in numbered
-        ),
-    )
-    insert(
+    bulk.insert(connection, payloads, [_payload_row(*pair) for pair in opened_by])
+    bulk.insert(
+        connection,
         warnings,
-        (
-            (answer.run_id, revision, *warned)
-            for answer, revision in numbered
-            for warned in answer.rows.warnings
-        ),
+        [row for answer, opened in opened_by for row in warning_rows(answer.run_id, opened)],
     )
 
 
-def _revision_row(answer: Answer, revision: int, observed_at: datetime) -> tuple[Any, ...]:
-    run, own = answer.rows.run, answer.rows.counts[0]
+def _update_runs(connection: Connection, rows: Sequence[Row]) -> None:
+    """Write rows of `runs` over those that are there, but for key, source and archived_at."""
+    names = [column.name for column in runs.columns]
+    kept = {"run_id", "source", "archived_at"}
+    chosen = [index for index, name in enumerate(names) if name not in kept]
+    values = [(*(row[index] for index in chosen), row[0]) for row in rows]
+    bulk.update(connection, runs, [names[index] for index in chosen], values)
+
+
+def _payload_row(answer: Answer, opened: Stretch) -> Row:
+    body = answer.body
+    at = opened.observed_at
     return (
         answer.run_id,
-        revision,
-        observed_at,
+        opened.revision,
+        body.compressed,
+        ENCODING,
+        body.size,
+        body.sha256,
+        at,
         None,
-        None,
-        run.status,
-        run.started_at,
-        run.duration_ms,
-        own.failed,
-        own.passed,
-        own.aborted,
-        own.pending,
-        own.unresolved,
-        own.total,
-        answer.content_hash,
     )
 
 
@@ -410,8 +346,8 @@ def _put_drift(connection: Connection, answers: Sequence[Answer]) -> None:
         )
 
 
-def _drift_rows(connection: Connection, novelties: Sequence[Drift]) -> list[Row[Any]]:
-    rows: list[Row[Any]] = []
+def _drift_rows(connection: Connection, novelties: Sequence[Drift]) -> list[Any]:
+    rows: list[Any] = []
     for start in range(0, len(novelties), 500):
         paths = {novelty.path for novelty in novelties[start : start + 500]}
         rows += connection.execute(select(drift).where(drift.c.path.in_(paths)))

@@ -4,6 +4,8 @@ The metrics are read from the database, which has all state: cron and the servic
 and nothing is lost when a process ends.
 """
 
+import queue
+import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -129,8 +131,26 @@ def ping(settings: config.Telemetry, ending: str) -> None:
     if settings.ping_url is None:
         return
     secrets.hide(settings.ping_url)
+    url = settings.ping_url.rstrip("/") + ending
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    # Only another thread can be left alone in time: the timeout of requests is for each byte.
+    threading.Thread(
+        target=_deliver, args=[url, settings.ping_timeout_s, answers], name="ping", daemon=True
+    ).start()
     try:
-        url = settings.ping_url.rstrip("/") + ending
-        requests.get(url, timeout=settings.ping_timeout_s, allow_redirects=False)
-    except requests.RequestException as error:
-        log.warning("ping not delivered", reason=type(error).__name__)
+        problem = answers.get(timeout=settings.ping_timeout_s)
+    except queue.Empty:
+        problem = "no answer in time"
+    if problem:
+        log.warning("ping not delivered", reason=problem)
+
+
+def _deliver(url: str, timeout_s: float, answers: "queue.SimpleQueue[str]") -> None:
+    """Ask for `url`, and answer what was wrong, without the URL: it is a secret."""
+    try:
+        with requests.get(url, timeout=timeout_s, allow_redirects=False, stream=True) as response:
+            status = response.status_code
+    except (requests.RequestException, ValueError) as error:  # ValueError: a host that cannot be
+        answers.put(type(error).__name__)
+    else:
+        answers.put("" if status < 300 else f"status {status}")

@@ -89,7 +89,7 @@ def test_the_sample_answer_can_be_had_back(api: FakeApi, archiver: Program, noon
     assert archiver.call("show", SAMPLE_ID, "--json").json() == SHOWN
 
 
-ONE_NEW = "1 new, 0 changed, 0 unchanged, 0 still going, 0 failed, 0 rejected (1 requests)\n"
+ONE_NEW = "1 new, 0 changed, 0 unchanged, 0 still going, 0 failed, 0 rejected (1 request)\n"
 COUNTERS = {"failed": 3, "passed": 12, "aborted": 0, "pending": 0, "unresolved": 0, "total": 15}
 CONTENT_HASH = "8dd8cc8f6a406527c3dc5b3b61bd7449ed884da8e69e852d5e025a29d55fe82c"
 SHOWN = {

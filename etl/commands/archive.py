@@ -23,7 +23,7 @@ def track(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
     """Add runs to the ledger; 1 if lines of a list were bad."""
     session = open_session(path)
     given = intake.read(wanted, session.config)
-    if not given.runs and not given.bad_lines:
+    if not wanted.run_ids and not wanted.lists:
         raise UsageError("no runs were given; name run IDs, or a list with --from FILE")
     tracked = Pass(*session, "track").track(given)
     if as_json:
@@ -105,7 +105,7 @@ def _tell(tally: Tally, *, as_json: bool) -> None:
     display.say(
         f"{tally.new} new, {tally.changed} changed, {tally.unchanged} unchanged,"
         f" {tally.waiting} still going, {tally.failed} failed, {tally.rejected} rejected"
-        f" ({tally.requests} requests)"
+        f" ({tally.requests} request{'' if tally.requests == 1 else 's'})"
     )
 
 

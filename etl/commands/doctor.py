@@ -8,16 +8,19 @@ from typing import NamedTuple
 from sqlalchemy import Engine, select
 
 from etl import clock, database, display
-from etl.client import Client, UnavailableError
+from etl.client import Client, RunRefusedError, UnavailableError
 from etl.commands.session import Session, open_session
 from etl.config import Config, Source
 from etl.errors import ArchiverError
+from etl.payload import PayloadError, decode
 from etl.schema import runs
 from etl.secrets import Secret, api_key, open_vault
 
 ALLOWED_SKEW = timedelta(minutes=1)
 UNKNOWN_RUN = "result-archiver-doctor"
 """Asked for where nothing is archived yet: the API says no, but whom it says no to tells enough."""
+
+NOT_THE_API = "check base_url: this does not look like the API"
 
 
 class Finding(NamedTuple):
@@ -56,19 +59,27 @@ def _database(engine: Engine) -> Finding:
         if database.has_archive(engine):
             return Finding("database", f"{database.shown_url(engine)} is up to date", "", 0)
     except ArchiverError as error:
-        return Finding("database", str(error), "see database.url", error.exit_code)
+        remedy = "check database.url, and that the database runs and lets this user in"
+        return _told("database", error, remedy)
     remedy = "nothing to do: the first ingest makes the tables"
     return Finding("database", f"{database.shown_url(engine)} is new", remedy, 0)
 
 
+def _told(subject: str, error: ArchiverError, remedy: str) -> Finding:
+    """Part an error's text into verdict and remedy; `remedy` is for one that has none."""
+    verdict, _, own_remedy = str(error).partition("; ")
+    return Finding(subject, verdict, own_remedy or remedy, error.exit_code)
+
+
 def _vault(config: Config) -> Finding:
     """Try the key of the read tokens, which is only made when there is a token to keep."""
-    if not Path(config.security.token_key_file).expanduser().exists():
-        return Finding("token key", "not needed yet; the first read token makes it", "", 0)
     try:
-        open_vault(config).encrypt(Secret("doctor"))
+        vault = open_vault(config)
+        if not Path(config.security.token_key_file).expanduser().exists():
+            return Finding("token key", "not needed yet; the first read token makes it", "", 0)
+        vault.encrypt(Secret("doctor"))
     except ArchiverError as error:
-        return Finding("token key", str(error), "see security.token_key_file", error.exit_code)
+        return _told("token key", error, "see security.token_key_file")
     return Finding("token key", "can be used", "", 0)
 
 
@@ -80,15 +91,29 @@ def _source(session: Session, name: str, source: Source) -> Iterator[Finding]:
         yield Finding(subject, "has no API key", str(error), error.exit_code)
         return
     client = Client(source, key, session.config.api, clock.now)
+    run_id = _known_run(session.engine, name) or UNKNOWN_RUN
     try:
-        probe = client.probe(_known_run(session.engine, name) or UNKNOWN_RUN)
+        probe = client.probe(run_id)
+        is_api = probe.http_status != 200 or _is_result(client, run_id)
     except UnavailableError as error:
         remedy = "check base_url, the network, and the proxy settings"
         yield Finding(subject, f"{source.base_url}: {error}", remedy, 5)
         return
-    yield _permission(subject, probe.http_status)
+    if is_api:
+        yield _permission(subject, probe.http_status)
+    else:
+        yield Finding(subject, "what answered is not the API", NOT_THE_API, 5)
     if probe.server_time is not None:
         yield _skew(subject, abs(probe.server_time - clock.now()))
+
+
+def _is_result(client: Client, run_id: str) -> bool:
+    """Tell the API's answer from a login page, which says 200 to anything."""
+    try:
+        decode(client.fetch(run_id, None).body)
+    except (PayloadError, RunRefusedError):
+        return False
+    return True
 
 
 def _permission(subject: str, http_status: int) -> Finding:
@@ -105,9 +130,11 @@ def _permission(subject: str, http_status: int) -> Finding:
                 "track each run with its read token, or ask for a key that may read",
                 0,
             )
+        case 429:
+            remedy = "wait, and lower api.max_requests_per_second if it happens often"
+            return Finding(subject, "the API asks for patience (429)", remedy, 5)
         case _:
-            remedy = "check base_url: this does not look like the API"
-            return Finding(subject, f"the API answered {http_status}", remedy, 5)
+            return Finding(subject, f"the API answered {http_status}", NOT_THE_API, 5)
 
 
 def _skew(subject: str, skew: timedelta) -> Finding:

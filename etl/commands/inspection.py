@@ -108,7 +108,9 @@ def _run(connection: Connection, run_id: str) -> dict[str, Any]:
         raise UsageError(
             f"run {display.safe(run_id)}: is not tracked; `result-archiver track` adds it"
         )
-    ledger_row = {name: value for name, value in tracked[0].items() if name != "read_token"}
+    ledger_row = {
+        name: value for name, value in tracked[0].items() if name not in {"read_token", "gone_at"}
+    }
     ledger_row["has_read_token"] = tracked[0]["read_token"] is not None
     archived = _of(connection, runs, run_id)
     return {

@@ -49,7 +49,9 @@ def downgrade(path: Path | None, revision: str) -> int:
 def current(path: Path | None, *, as_json: bool) -> int:
     """Say which revision the tables are at."""
     session = open_session(path)
-    revision = database.current_revision(session.engine)
+    revision = (
+        database.current_revision(session.engine) if database.exists(session.engine) else None
+    )
     if as_json:
         display.as_json({"current": revision, "needed": database.HEAD})
     else:

@@ -11,6 +11,8 @@ from alembic.util import CommandError
 # Moments are declared DATETIME on SQLite, days too: BI clients read DATE a day off there.
 TIMESTAMP = sa.DateTime(timezone=True)
 DAY = sa.Date().with_variant(sa.DateTime(), "sqlite")
+# Keys sort by code point everywhere: by the rules of a language, ties would differ.
+KEY = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 # SQLite counts up only what is declared INTEGER.
 IDENTIFIER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
@@ -21,8 +23,8 @@ down_revision = None
 def upgrade() -> None:
     op.create_table(
         "drift",
-        sa.Column("path", sa.Text(), nullable=False),
-        sa.Column("json_type", sa.Text(), nullable=False),
+        sa.Column("path", KEY, nullable=False),
+        sa.Column("json_type", KEY, nullable=False),
         sa.Column("first_run_id", sa.Text(), nullable=False),
         sa.Column("first_seen_at", TIMESTAMP, nullable=False),
         sa.PrimaryKeyConstraint("path", "json_type", name="pk_drift"),
@@ -45,7 +47,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "tracked_runs",
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("run_id", KEY, nullable=False),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("due_at", TIMESTAMP, nullable=True),
@@ -57,20 +59,21 @@ def upgrade() -> None:
         sa.Column("lease_owner", sa.Text(), nullable=True),
         sa.Column("lease_until", TIMESTAMP, nullable=True),
         sa.Column("read_token", sa.Text(), nullable=True),
+        sa.Column("gone_at", TIMESTAMP, nullable=True),
         sa.CheckConstraint(
             "state IN ('queued', 'running', 'watching', 'settled', 'retrying', 'failed')",
-            name="ck_tracked_runs_state",
+            name=op.f("ck_tracked_runs_state"),
         ),
         sa.CheckConstraint(
-            "(lease_owner IS NULL) = (lease_until IS NULL)", name="ck_tracked_runs_lease"
+            "(lease_owner IS NULL) = (lease_until IS NULL)", name=op.f("ck_tracked_runs_lease")
         ),
         sa.PrimaryKeyConstraint("run_id", name="pk_tracked_runs"),
     )
     op.create_index("ix_tracked_runs_due_at", "tracked_runs", ["due_at"], unique=False)
     op.create_table(
         "labels",
-        sa.Column("run_id", sa.Text(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("run_id", KEY, nullable=False),
+        sa.Column("name", KEY, nullable=False),
         sa.Column("value", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(
             ["run_id"], ["tracked_runs.run_id"], name="fk_labels_tracked_runs", ondelete="CASCADE"
@@ -80,13 +83,14 @@ def upgrade() -> None:
     )
     op.create_table(
         "payloads",
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("run_id", KEY, nullable=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.Column("encoding", sa.Text(), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("sha256", sa.Text(), nullable=False),
         sa.Column("fetched_at", TIMESTAMP, nullable=False),
+        sa.Column("last_seen_at", TIMESTAMP, nullable=True),
         sa.ForeignKeyConstraint(
             ["run_id"], ["tracked_runs.run_id"], name="fk_payloads_tracked_runs", ondelete="CASCADE"
         ),
@@ -94,8 +98,8 @@ def upgrade() -> None:
     )
     op.create_table(
         "rejects",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("id", KEY, nullable=False),
+        sa.Column("run_id", KEY, nullable=False),
         sa.Column("fetched_at", TIMESTAMP, nullable=False),
         sa.Column("http_status", sa.BigInteger(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
@@ -109,7 +113,7 @@ def upgrade() -> None:
     op.create_index("ix_rejects_run_id", "rejects", ["run_id"], unique=False)
     op.create_table(
         "runs",
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("run_id", KEY, nullable=False),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("result_id", sa.Text(), nullable=True),
         sa.Column("name", sa.Text(), nullable=True),
@@ -128,7 +132,7 @@ def upgrade() -> None:
         sa.Column("changed_at", TIMESTAMP, nullable=False),
         sa.Column("gone_at", TIMESTAMP, nullable=True),
         sa.Column("extra", sa.JSON(), nullable=True),
-        sa.CheckConstraint("revision >= 1", name="ck_runs_revision"),
+        sa.CheckConstraint("revision >= 1", name=op.f("ck_runs_revision")),
         sa.ForeignKeyConstraint(
             ["run_id"], ["tracked_runs.run_id"], name="fk_runs_tracked_runs", ondelete="CASCADE"
         ),
@@ -139,7 +143,7 @@ def upgrade() -> None:
     op.create_index("ix_runs_started_at", "runs", ["started_at"], unique=False)
     op.create_table(
         "counts",
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("run_id", KEY, nullable=False),
         sa.Column("test_position", sa.BigInteger(), nullable=False),
         sa.Column("scope", sa.Text(), nullable=False),
         sa.Column("failed", sa.BigInteger(), nullable=True),
@@ -151,7 +155,7 @@ def upgrade() -> None:
         sa.Column("total", sa.BigInteger(), nullable=True),
         sa.CheckConstraint(
             "(test_position = 0 AND scope = 'run') OR (test_position > 0 AND scope = 'test')",
-            name="ck_counts_scope",
+            name=op.f("ck_counts_scope"),
         ),
         sa.ForeignKeyConstraint(
             ["run_id"], ["runs.run_id"], name="fk_counts_runs", ondelete="CASCADE"
@@ -161,7 +165,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "environments",
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("run_id", KEY, nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("name", sa.Text(), nullable=True),
         sa.Column("os", sa.Text(), nullable=True),
@@ -171,7 +175,7 @@ def upgrade() -> None:
         sa.Column("device", sa.Text(), nullable=True),
         sa.Column("browser", sa.Text(), nullable=True),
         sa.Column("extra", sa.JSON(), nullable=True),
-        sa.CheckConstraint("position >= 1", name="ck_environments_position"),
+        sa.CheckConstraint("position >= 1", name=op.f("ck_environments_position")),
         sa.ForeignKeyConstraint(
             ["run_id"], ["runs.run_id"], name="fk_environments_runs", ondelete="CASCADE"
         ),
@@ -180,7 +184,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "revisions",
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("run_id", KEY, nullable=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
         sa.Column("observed_at", TIMESTAMP, nullable=False),
         sa.Column("last_seen_at", TIMESTAMP, nullable=True),
@@ -196,9 +200,9 @@ def upgrade() -> None:
         sa.Column("total", sa.BigInteger(), nullable=True),
         sa.Column("content_hash", sa.Text(), nullable=False),
         sa.CheckConstraint(
-            "(last_seen_at IS NULL) = (superseded_at IS NULL)", name="ck_revisions_stretch"
+            "(last_seen_at IS NULL) = (superseded_at IS NULL)", name=op.f("ck_revisions_stretch")
         ),
-        sa.CheckConstraint("revision >= 1", name="ck_revisions_revision"),
+        sa.CheckConstraint("revision >= 1", name=op.f("ck_revisions_revision")),
         sa.ForeignKeyConstraint(
             ["run_id"], ["runs.run_id"], name="fk_revisions_runs", ondelete="CASCADE"
         ),
@@ -207,7 +211,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "tests",
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("run_id", KEY, nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("test_id", sa.Text(), nullable=True),
         sa.Column("name", sa.Text(), nullable=True),
@@ -216,7 +220,7 @@ def upgrade() -> None:
         sa.Column("sitemap", sa.Text(), nullable=True),
         sa.Column("results_url", sa.Text(), nullable=True),
         sa.Column("extra", sa.JSON(), nullable=True),
-        sa.CheckConstraint("position >= 1", name="ck_tests_position"),
+        sa.CheckConstraint("position >= 1", name=op.f("ck_tests_position")),
         sa.ForeignKeyConstraint(
             ["run_id"], ["runs.run_id"], name="fk_tests_runs", ondelete="CASCADE"
         ),
@@ -225,7 +229,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "test_revisions",
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("run_id", KEY, nullable=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("test_id", sa.Text(), nullable=True),
@@ -248,9 +252,9 @@ def upgrade() -> None:
     )
     op.create_table(
         "warnings",
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("run_id", KEY, nullable=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
-        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("path", KEY, nullable=False),
         sa.Column("value", sa.Text(), nullable=True),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(
