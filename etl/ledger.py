@@ -81,17 +81,26 @@ def track(connection: Connection, entries: Sequence[Entry], now: datetime) -> Tr
     for chunk in _chunks(sorted(entries, key=lambda entry: entry.run_id)):
         insert = upsert_into(connection, table)
         given: ColumnElement[str | None] = bindparam("given_source", type_=Text)
+        wants_token = and_(
+            insert.excluded.read_token.is_not(None),
+            # Encrypted anew, the same token looks new each time: one that has worked stays.
+            or_(
+                table.c.read_token.is_(None),
+                table.c.last_fetched_at.is_(None),
+                table.c.state == State.FAILED,
+            ),
+        )
+        # Once a run is archived, its account is known to be the right one.
+        wants_source = and_(given.is_not(None), table.c.last_fetched_at.is_(None))
         statement = insert.on_conflict_do_update(
             index_elements=[table.c.run_id],
             set_={
-                # Once a run is archived, its account is known to be the right one.
-                "source": case(
-                    (table.c.last_fetched_at.is_(None), func.coalesce(given, table.c.source)),
-                    else_=table.c.source,
+                "source": case((wants_source, given), else_=table.c.source),
+                "read_token": case(
+                    (wants_token, insert.excluded.read_token), else_=table.c.read_token
                 ),
-                "read_token": func.coalesce(insert.excluded.read_token, table.c.read_token),
             },
-            where=or_(insert.excluded.read_token.is_not(None), given.is_not(None)),
+            where=or_(wants_token, and_(wants_source, given != table.c.source)),
         )
         connection.execute(statement, [_tracked_row(entry, now) for entry in chunk])
         _put_labels(connection, chunk)

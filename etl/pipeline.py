@@ -105,7 +105,7 @@ def run_pass(
 
 
 def exit_code(tally: Tally, interrupt: Interrupt) -> int:
-    """Return the exit code of a pass (docs/COMMANDS.md)."""
+    """Return the exit code of a pass; README.md lists them all."""
     match tally.halt:
         case Halt.REFUSED:
             return 3
@@ -161,7 +161,7 @@ class _Pass:
     def _step(self, writer: "_Writer", interrupt: Interrupt) -> bool:
         """Do what can be done now, then wait for something to happen; False at the end."""
         self._heed(interrupt)
-        writer.is_in_haste = self._interrupted_at is not None
+        writer.is_in_haste |= self._interrupted_at is not None
         if self._dispatcher.halt is None:
             self._intake.feed(self._dispatcher, writer)
         while writer.has_room and (job := self._dispatcher.take(time.monotonic())):
@@ -314,6 +314,7 @@ class _Writer:
                 return task()
             except DatabaseError as error:
                 if not error.is_passing or self.is_in_haste or time.monotonic() > deadline:
+                    self.is_in_haste = True  # what waits behind this need not be patient again
                     raise
                 log.warning("database away, trying again", reason=str(error))
                 time.sleep(RETRY_S)
