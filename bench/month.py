@@ -123,7 +123,11 @@ class _Simulation:
         """Do a pass, and hold each fetch against what the one before it had announced."""
         before = self._sandbox.requests.copy()
         pipeline.run_pass(
-            self._engine, self._config, "month", lambda _done, _total: None, pipeline.Interrupt()
+            self._engine,
+            self._config,
+            pipeline.Order("month"),
+            lambda _done, _total: None,
+            pipeline.Interrupt(),
         )
         self._month.passes += 1
         fetched = sorted(self._sandbox.requests - before)

@@ -83,7 +83,7 @@ class Telemetry(Struct, frozen=True):
     metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
     metrics_host: str = "127.0.0.1"
     ping_url: str | None = None
-    ping_timeout_s: Seconds = 5.0
+    ping_timeout_s: Seconds = 3.0
 
 
 class Reporting(Struct, frozen=True):

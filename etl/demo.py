@@ -73,7 +73,7 @@ def _archive(engine: Engine, config: Config, sandbox: Sandbox) -> Tally:
         entries = [Entry(run.run_id, None, None, run.labels) for run in runs.runs]
         ledger.track(connection, entries, clock.now())
     with display.progress("archiving") as progress, pipeline.Interrupt().listening() as interrupt:
-        return pipeline.run_pass(engine, config, "demo", progress, interrupt)
+        return pipeline.run_pass(engine, config, pipeline.Order("demo"), progress, interrupt)
 
 
 def _print_reports(connection: Connection, tally: Tally) -> None:

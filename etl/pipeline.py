@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import Engine
 from structlog.contextvars import bind_contextvars, bound_contextvars, get_contextvars
@@ -44,7 +44,7 @@ TICK_S = 0.1
 PATIENCE_S = 60.0
 """How long a pass waits for a database that went away, asking every `RETRY_S`."""
 RETRY_S = 0.5
-GRACE_S = 8.0
+GRACE_S = 6.0
 """How long runs under way may take to come back after a signal."""
 
 log = get_logger()
@@ -77,8 +77,15 @@ class Interrupt:
                 signal.signal(number, handler)
 
 
+class Order(NamedTuple):
+    """What sets a pass off, and how many bad lines the lists had that led to it."""
+
+    trigger: str
+    bad_lines: int = 0
+
+
 def run_pass(
-    engine: Engine, config: Config, trigger: str, progress: Progress, interrupt: Interrupt
+    engine: Engine, config: Config, order: Order, progress: Progress, interrupt: Interrupt
 ) -> Tally:
     """Fetch and store all runs that are due now, and record the pass in `ingests`.
 
@@ -87,14 +94,14 @@ def run_pass(
         DatabaseError: the database went away. What was stored is whole.
     """
     keeper = Keeper(engine, config.polling, clock.now())
-    clients = Clients(config)
-    clients.require(keeper.due_sources())
-    keeper.open_ingest(trigger)
+    keeper.open_ingest(order.trigger)
     tally = keeper.tally
     with bound_contextvars(pass_id=tally.pass_id):
         try:
+            clients = Clients(config)
+            clients.require(keeper.due_sources())
             _Pass(config, Fetcher(clients, config), keeper).run(progress, interrupt)
-            tally.exit_code = exit_code(tally, interrupt)
+            tally.exit_code = exit_code(tally, interrupt) or (1 if order.bad_lines else 0)
         except ArchiverError as error:
             tally.exit_code = error.exit_code
             with suppress(DatabaseError):  # if that is what failed, it is already being raised

@@ -1,4 +1,4 @@
-"""When passes happen, and all that belongs around one: watched lists, metrics, pings.
+"""The service: passes by interval or cron line, until a signal.
 
 APScheduler only says when; it keeps no state of its own, so that a restart, a second instance or
 cron beside the service changes nothing.
@@ -15,81 +15,18 @@ from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine
 
-from etl import clock, database, ledger, lists, pipeline, telemetry
-from etl.config import DEFAULT_SOURCE, Config, Schedule
+from etl import clock, metrics, pipeline
+from etl.config import Config, Schedule
 from etl.errors import ArchiverError, ConfigError
-from etl.keeper import Tally
-from etl.lists import Given
 from etl.log import get_logger
-from etl.pipeline import Interrupt, Progress
-from etl.schema import ingests
-from etl.secrets import open_vault
+from etl.passes import Pass
+from etl.pipeline import Interrupt
 
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
 log = get_logger()
-
-
-class Pass:
-    """Passes over one archive: what `ingest` does once and the service again and again."""
-
-    def __init__(self, engine: Engine, config: Config, trigger: str) -> None:
-        self._engine = engine
-        self._config = config
-        self._trigger = trigger
-
-    def track(self, given: Given) -> ledger.Tracked:
-        """Add `given` to the ledger, in a new database if need be."""
-        entries = lists.entries(given.runs, open_vault(self._config))
-        database.prepare(self._engine)
-        with database.writing(self._engine) as connection:
-            tracked = ledger.track(connection, entries, clock.now())
-            closed = ledger.sources_without_permission(connection) if tracked.new else set()
-        for source in sorted(closed):
-            count = sum(_lacks_token(entry, source) for entry in entries)
-            if count:
-                log.warning(
-                    "runs without a read token, which this key needs: it has no read permission",
-                    source=source,
-                    runs=count,
-                )
-        return tracked
-
-    def run(self, progress: Progress, interrupt: Interrupt) -> Tally:
-        """Track what the watched lists say, fetch what is due, and tell how it went.
-
-        Raises:
-            ArchiverError: the pass could not be done; metrics and ping have told so.
-        """
-        settings = self._config.telemetry
-        telemetry.ping(settings, "/start")
-        is_well = False
-        try:
-            given = lists.read_watched(self._config)
-            self.track(given)
-            tally = pipeline.run_pass(
-                self._engine, self._config, self._trigger, progress, interrupt
-            )
-            if given.bad_lines and not tally.exit_code:
-                self._note_bad_lines(tally)
-            is_well = tally.exit_code == 0
-        finally:
-            telemetry.write_metrics(self._engine, settings)
-            telemetry.ping(settings, "" if is_well else "/fail")
-        return tally
-
-    def _note_bad_lines(self, tally: Tally) -> None:
-        """Let a pass that was well by itself, but had lists with bad lines, end with 1."""
-        tally.exit_code = 1
-        with database.writing(self._engine) as connection:
-            its_row = ingests.c.id == tally.pass_id
-            connection.execute(update(ingests).where(its_row).values(exit_code=tally.exit_code))
-
-
-def _lacks_token(entry: ledger.Entry, source: str) -> bool:
-    return entry.read_token is None and (entry.source or DEFAULT_SOURCE) == source
 
 
 def serve(engine: Engine, config: Config, interrupt: Interrupt) -> None:
@@ -100,7 +37,7 @@ def serve(engine: Engine, config: Config, interrupt: Interrupt) -> None:
         UsageError: the metrics port cannot be had.
     """
     trigger = make_trigger(config.schedule)
-    telemetry.serve_metrics(engine, config.telemetry)
+    metrics.serve(engine, config.telemetry)
     scheduler = BackgroundScheduler(timezone=UTC)
     scheduler.add_job(
         _sweep,
@@ -128,6 +65,8 @@ def _sweep(the_pass: Pass, interrupt: Interrupt) -> None:
             tally = the_pass.run(lambda _done, _total: None, interrupt)
         except ArchiverError as error:
             log.warning("pass failed", reason=str(error), exit_code=error.exit_code)
+        except Exception:  # a bug of ours must not end the service
+            log.exception("pass failed, and should not have: please report it")
         else:
             log.info("pass finished", pass_id=tally.pass_id, **tally.summary())
 

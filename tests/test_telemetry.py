@@ -11,9 +11,10 @@ from prometheus_client import generate_latest
 from psycopg import sql
 from sqlalchemy import Engine, make_url, text
 
-from etl import database, telemetry
+from etl import database, metrics
 from etl.config import Telemetry
 from etl.errors import UsageError
+from etl.ping import ping
 from tests import fake_api, faulty
 from tests.fake_api import FakeApi, result
 from tests.faulty import Faulty, reply, send
@@ -77,7 +78,7 @@ def values(exposed: str) -> dict[str, float]:
 
 
 def read(engine: Engine) -> dict[str, float]:
-    return values(generate_latest(telemetry.registry(engine)).decode())
+    return values(generate_latest(metrics.registry(engine)).decode())
 
 
 def names(found: dict[str, float]) -> set[str]:
@@ -89,7 +90,7 @@ def names(found: dict[str, float]) -> set[str]:
 
 def test_every_metric_is_there_with_its_meaning(archiver: Program, engine: Engine) -> None:
     archiver.call("ingest", "r1")
-    exposed = generate_latest(telemetry.registry(engine)).decode()
+    exposed = generate_latest(metrics.registry(engine)).decode()
     assert names(values(exposed)) == ALL_METRICS
     assert set(re.findall(r"^# HELP (\w+) .+\.$", exposed, re.MULTILINE)) == ALL_METRICS
 
@@ -191,7 +192,7 @@ def fetch(port: int) -> dict[str, float]:
 def test_the_endpoint_serves_the_metrics(archiver: Program, engine: Engine) -> None:
     archiver.call("ingest", "r1")
     port = free_port()
-    telemetry.serve_metrics(engine, Telemetry(metrics_port=port))
+    metrics.serve(engine, Telemetry(metrics_port=port))
     assert names(fetch(port)) == ALL_METRICS
 
 
@@ -202,7 +203,7 @@ def test_the_endpoint_tells_that_postgresql_went_away_and_came_back(
     name = make_url(postgresql_url).database or ""
     engine = database.connect(postgresql_url)
     port = free_port()
-    telemetry.serve_metrics(engine, Telemetry(metrics_port=port))
+    metrics.serve(engine, Telemetry(metrics_port=port))
     found = [fetch(port)]
     for is_there in (False, True):
         with postgresql.administer() as connection:
@@ -231,7 +232,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(sqlite_url: str, api: FakeApi)
     engine = database.connect(sqlite_url)
     port = int(api.url.rpartition(":")[2])
     with pytest.raises(UsageError, match=rf"^telemetry\.metrics_port: 127\.0\.0\.1:{port} .*use$"):
-        telemetry.serve_metrics(engine, Telemetry(metrics_port=port))
+        metrics.serve(engine, Telemetry(metrics_port=port))
 
 
 # --- pings ---
@@ -325,5 +326,5 @@ def test_a_ping_that_did_not_arrive_is_told(
 def test_a_ping_takes_no_longer_than_its_timeout(recorder: Faulty) -> None:
     url = TROUBLES["slow head"](recorder)
     began_at = time.monotonic()
-    telemetry.ping(Telemetry(ping_url=url, ping_timeout_s=0.3), "/start")
+    ping(Telemetry(ping_url=url, ping_timeout_s=0.3), "/start")
     assert time.monotonic() - began_at < 1

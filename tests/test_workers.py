@@ -99,7 +99,9 @@ def test_a_pass_asks_only_for_runs_that_can_have_changed(database_url: str, tmp_
 
 
 def _pass(engine: Engine, config: Config) -> None:
-    pipeline.run_pass(engine, config, "test", lambda _done, _total: None, pipeline.Interrupt())
+    pipeline.run_pass(
+        engine, config, pipeline.Order("test"), lambda _done, _total: None, pipeline.Interrupt()
+    )
 
 
 def _over(world: World) -> list[str]:

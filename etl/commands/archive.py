@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from etl import clock, database, display, ledger, scheduler
+from etl import clock, database, display, ledger
 from etl.commands import intake
 from etl.commands.intake import Wanted
 from etl.commands.session import open_session
@@ -15,8 +15,8 @@ from etl.dispatch import Halt
 from etl.errors import UsageError
 from etl.fetcher import Clients
 from etl.keeper import Tally
+from etl.passes import Pass
 from etl.pipeline import Interrupt
-from etl.scheduler import Pass
 
 
 def track(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
@@ -46,14 +46,14 @@ def ingest(path: Path | None, wanted: Wanted, *, refresh: bool, wait: bool, as_j
         tally = _run(the_pass, interrupt)
         while wait and tally.halt is None and _sleep_until_due(session.engine, interrupt):
             tally = _combined(tally, _run(the_pass, interrupt))
-    if given.bad_lines and not tally.exit_code:
-        tally.exit_code = 1
     _tell(tally, as_json=as_json)
     return tally.exit_code
 
 
 def schedule(path: Path | None) -> int:
     """Do passes as scheduled until SIGINT or SIGTERM; that is the regular end: 0."""
+    from etl import scheduler  # noqa: PLC0415  APScheduler, which only the service needs
+
     session = open_session(path)
     Clients(session.config).require(set(session.config.sources))
     with Interrupt().listening() as interrupt:

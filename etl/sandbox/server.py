@@ -85,7 +85,6 @@ def _config(app: App) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         log_config=None,
-        log_level="error",
         access_log=False,  # it would show the keys
         timeout_keep_alive=75,  # longer than a client's pause between two passes, as servers have
         timeout_graceful_shutdown=1,

@@ -1,23 +1,20 @@
-"""Tell others how the archiver is: Prometheus metrics, and pings to a dead man's switch.
+"""Prometheus metrics: a file for cron, an endpoint for the service.
 
 The metrics are read from the database, which has all state: cron and the service show the same,
 and nothing is lost when a process ends.
 """
 
-import queue
-import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-import requests
 from prometheus_client import CollectorRegistry, start_http_server, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection, Engine, func, select
 
-from etl import clock, config, ledger, secrets
+from etl import clock, config, ledger
 from etl.database import reading
 from etl.errors import DatabaseError, UsageError
 from etl.log import get_logger
@@ -98,18 +95,16 @@ def registry(engine: Engine) -> CollectorRegistry:
     return found
 
 
-def write_metrics(engine: Engine, settings: config.Telemetry) -> None:
-    """Write `telemetry.metrics_file`, if it is set, whole and at once. Never raises."""
-    if settings.metrics_file is None:
-        return
+def write_file(engine: Engine, file: str) -> None:
+    """Write the metrics to `file`, whole and at once. Never raises."""
     try:
-        Path(settings.metrics_file).parent.mkdir(parents=True, exist_ok=True)
-        write_to_textfile(settings.metrics_file, registry(engine))
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        write_to_textfile(file, registry(engine))
     except OSError as error:
-        log.warning("metrics file not written", file=settings.metrics_file, reason=error.strerror)
+        log.warning("metrics file not written", file=file, reason=error.strerror)
 
 
-def serve_metrics(engine: Engine, settings: config.Telemetry) -> None:
+def serve(engine: Engine, settings: config.Telemetry) -> None:
     """Serve /metrics from a thread, if `telemetry.metrics_port` is set. Raises UsageError."""
     if not settings.metrics_port:
         return
@@ -120,37 +115,3 @@ def serve_metrics(engine: Engine, settings: config.Telemetry) -> None:
             f"telemetry.metrics_port: {settings.metrics_host}:{settings.metrics_port} cannot be"
             f" had: {error.strerror}"
         ) from None
-
-
-def ping(settings: config.Telemetry, ending: str) -> None:
-    """Tell the dead man's switch: "/start", "" (well) or "/fail". Never raises.
-
-    The endings are those of Healthchecks and of what speaks its language
-    (https://healthchecks.io/docs/http_api/).
-    """
-    if settings.ping_url is None:
-        return
-    secrets.hide(settings.ping_url)
-    url = settings.ping_url.rstrip("/") + ending
-    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-    # Only another thread can be left alone in time: the timeout of requests is for each byte.
-    threading.Thread(
-        target=_deliver, args=[url, settings.ping_timeout_s, answers], name="ping", daemon=True
-    ).start()
-    try:
-        problem = answers.get(timeout=settings.ping_timeout_s)
-    except queue.Empty:
-        problem = "no answer in time"
-    if problem:
-        log.warning("ping not delivered", reason=problem)
-
-
-def _deliver(url: str, timeout_s: float, answers: "queue.SimpleQueue[str]") -> None:
-    """Ask for `url`, and answer what was wrong, without the URL: it is a secret."""
-    try:
-        with requests.get(url, timeout=timeout_s, allow_redirects=False, stream=True) as response:
-            status = response.status_code
-    except (requests.RequestException, ValueError) as error:  # ValueError: a host that cannot be
-        answers.put(type(error).__name__)
-    else:
-        answers.put("" if status < 300 else f"status {status}")
