@@ -78,20 +78,29 @@ _JSON = json.JSONDecoder(parse_int=_Number, parse_float=_Number, parse_constant=
 
 
 def read_list(content: bytes) -> RunList:
+    """Read a whole run list at once; see `read_entries`."""
+    runs: list[ListedRun] = []
+    bad_lines: list[BadLine] = []
+    for entry in read_entries(content):
+        if isinstance(entry, ListedRun):
+            runs.append(entry)
+        else:
+            bad_lines.append(entry)
+    return RunList(_merged(runs), sorted(bad_lines, key=lambda bad: bad.line))
+
+
+def read_entries(content: bytes) -> Iterator[ListedRun | BadLine]:
     """Read a run list: plain IDs, CSV, JSON, JSON Lines or the API's answers to execute calls.
 
     The text is UTF-8, or UTF-16 with a byte order mark. Never raises: what cannot be read is
-    among the bad lines, and the rest goes on.
+    among the bad lines, and the rest goes on. A run comes as often as it is listed.
     """
     lines, unreadable = _lines(content)
+    yield from unreadable
     reported = {bad.line for bad in unreadable}
-    runs, bad_lines = [], unreadable
     for entry in _entries(lines):
-        if isinstance(entry, ListedRun):
-            runs.append(entry)
-        elif entry.line not in reported:
-            bad_lines.append(entry)
-    return RunList(_merged(runs), sorted(bad_lines, key=lambda bad: bad.line))
+        if isinstance(entry, ListedRun) or entry.line not in reported:
+            yield entry
 
 
 def check_run_id(text: str) -> str:

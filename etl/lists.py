@@ -5,32 +5,44 @@ Bad lines are told on stderr as file:line, and the rest goes on.
 
 import glob
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO
 
 from etl import display
 from etl.config import Config
 from etl.errors import UsageError
-from etl.intake import ListedRun, read_list
+from etl.intake import BadLine, ListedRun, read_entries
 from etl.ledger import Entry
 from etl.secrets import Secret, TokenVault
 
 
-class Given(NamedTuple):
-    """The runs that were given, and how many lines of their lists were bad (and told of)."""
+class Given:
+    """Runs as they come out of their lists, once; `bad_lines` counts those left out so far."""
 
-    runs: list[ListedRun]
-    bad_lines: int
+    def __init__(self, entries: Iterable[ListedRun | None]) -> None:
+        self.bad_lines = 0
+        self.entries = entries
+
+    @property
+    def runs(self) -> Iterator[ListedRun]:
+        """The runs, each as often as it is listed."""
+        for run in self.entries:
+            if run is None:
+                self.bad_lines += 1
+            else:
+                yield run
 
 
-def read(names: Iterable[str], config: Config) -> Given:
+def read(names: Sequence[str], config: Config) -> Given:
     """Return the runs of the lists called `names` (- is standard input).
 
     Raises:
-        UsageError: a list cannot be read.
+        UsageError: a list cannot be read; none was begun with.
     """
-    return _together(_read_one(name, config) for name in names)
+    for name in names:
+        _check_readable(name)
+    return Given(entry for name in names for entry in _read_one(name, config))
 
 
 def read_watched(config: Config) -> Given:
@@ -39,39 +51,30 @@ def read_watched(config: Config) -> Given:
     A file that cannot be read, or is gone again, counts as a bad line: the others go on.
     """
     found = {name for pattern in config.runs.sources for name in glob.glob(pattern)}  # noqa: PTH207  absolute patterns
-    return _together(_read_watched_one(name, config) for name in sorted(found))
+    return Given(entry for name in sorted(found) for entry in _read_watched_one(name, config))
 
 
-def _together(lists: Iterable[Given]) -> Given:
-    runs: list[ListedRun] = []
-    bad_lines = 0
-    for given in lists:
-        runs += given.runs
-        bad_lines += given.bad_lines
-    return Given(runs, bad_lines)
-
-
-def _read_watched_one(name: str, config: Config) -> Given:
+def _read_watched_one(name: str, config: Config) -> Iterator[ListedRun | None]:
     try:
-        return _read_one(name, config)
+        yield from _read_one(name, config)
     except UsageError as error:
         display.note(str(error))
-        return Given([], 1)
+        yield None
 
 
-def _read_one(name: str, config: Config) -> Given:
-    listed = read_list(_content(name))
+def _read_one(name: str, config: Config) -> Iterator[ListedRun | None]:
+    """Yield the runs of a list, and None for each bad line, once it was told of."""
     shown = "stdin" if name == "-" else name
-    for bad in listed.bad_lines:
-        display.note(f"{shown}:{bad.line}: {bad.reason}")
-    runs = []
-    for run in listed.runs:
-        if run.source is None or run.source in config.sources:
-            runs.append(run)
+    for entry in read_entries(_content(name)):
+        if isinstance(entry, BadLine):
+            display.note(f"{shown}:{entry.line}: {entry.reason}")
+            yield None
+        elif entry.source is not None and entry.source not in config.sources:
+            unknown = stranger(entry.source, config)
+            display.note(f"{shown}: run {display.safe(entry.run_id)}: {unknown}")
+            yield None
         else:
-            unknown = stranger(run.source, config)
-            display.note(f"{shown}: run {display.safe(run.run_id)}: {unknown}")
-    return Given(runs, len(listed.bad_lines) + len(listed.runs) - len(runs))
+            yield entry
 
 
 def stranger(source: str, config: Config) -> str:
@@ -90,10 +93,21 @@ def entries(runs: Sequence[ListedRun], vault: TokenVault) -> list[Entry]:
     return list(by_id.values())
 
 
+def _check_readable(name: str) -> None:
+    if name != "-":
+        with _opened(name):
+            pass
+
+
 def _content(name: str) -> bytes:
     if name == "-":
         return sys.stdin.buffer.read()
+    with _opened(name) as file:
+        return file.read()
+
+
+def _opened(name: str) -> BinaryIO:
     try:
-        return Path(name).read_bytes()
+        return Path(name).open("rb")
     except OSError as error:
         raise UsageError(f"{name}: cannot be read: {error.strerror}") from None

@@ -3,16 +3,22 @@
 What `ingest` does once, and the service again and again.
 """
 
-from sqlalchemy import Engine
+from collections.abc import Callable
+from itertools import islice
+
+from sqlalchemy import Connection, Engine
 
 from etl import clock, database, ledger, lists, pipeline
 from etl.config import DEFAULT_SOURCE, Config
 from etl.keeper import Tally
+from etl.ledger import Entry, Tracked
 from etl.lists import Given
 from etl.log import get_logger
 from etl.ping import ping
 from etl.pipeline import Interrupt, Order, Progress
 from etl.secrets import open_vault
+
+BATCH_RUNS = 2000
 
 log = get_logger()
 
@@ -26,25 +32,36 @@ class Pass:
         self._trigger = trigger
         self._bad_lines = 0
 
-    def track(self, given: Given) -> ledger.Tracked:
+    def track(self, given: Given) -> Tracked:
         """Add `given` to the ledger, in a new database if need be.
 
         Its bad lines count for the next pass: that cannot be all well then.
         """
-        self._bad_lines += given.bad_lines
-        entries = lists.entries(given.runs, open_vault(self._config))
+        return self._add(given, lambda _connection, _run_ids: None)
+
+    def track_and_make_due(self, given: Given) -> Tracked:
+        """Track `given`, and have even final runs among them fetched by the next pass."""
+
+        def make_due(connection: Connection, run_ids: list[str]) -> None:
+            ledger.make_due(connection, run_ids, clock.now())
+
+        return self._add(given, make_due)
+
+    def _add(self, given: Given, then: Callable[[Connection, list[str]], None]) -> Tracked:
+        """Add runs a batch at a time, so that memory does not grow with the list."""
         database.prepare(self._engine)
-        with database.writing(self._engine) as connection:
-            tracked = ledger.track(connection, entries, clock.now())
-            closed = ledger.sources_without_permission(connection) if tracked.new else set()
-        for source in sorted(closed):
-            count = sum(_lacks_token(entry, source) for entry in entries)
-            if count:
-                log.warning(
-                    "runs without a read token, which this key needs: it has no read permission",
-                    source=source,
-                    runs=count,
-                )
+        vault = open_vault(self._config)
+        tracked = Tracked(0, 0)
+        runs = given.runs
+        while batch := list(islice(runs, BATCH_RUNS)):
+            entries = lists.entries(batch, vault)
+            with database.writing(self._engine) as connection:
+                added = ledger.track(connection, entries, clock.now())
+                then(connection, [entry.run_id for entry in entries])
+                closed = ledger.sources_without_permission(connection) if added.new else set()
+            _warn_of_missing_tokens(entries, closed)
+            tracked = Tracked(tracked.new + added.new, tracked.known + added.known)
+        self._bad_lines += given.bad_lines
         return tracked
 
     def run(self, progress: Progress, interrupt: Interrupt) -> Tally:
@@ -72,5 +89,15 @@ class Pass:
         return tally
 
 
-def _lacks_token(entry: ledger.Entry, source: str) -> bool:
-    return entry.read_token is None and (entry.source or DEFAULT_SOURCE) == source
+def _warn_of_missing_tokens(entries: list[Entry], closed_sources: set[str]) -> None:
+    for source in sorted(closed_sources):
+        count = sum(
+            entry.read_token is None and (entry.source or DEFAULT_SOURCE) == source
+            for entry in entries
+        )
+        if count:
+            log.warning(
+                "runs without a read token, which this key needs: it has no read permission",
+                source=source,
+                runs=count,
+            )

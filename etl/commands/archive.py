@@ -37,11 +37,14 @@ def ingest(path: Path | None, wanted: Wanted, *, refresh: bool, wait: bool, as_j
     """Track what is given, then do one pass, or (`wait`) passes until no run is going any more."""
     session = open_session(path)
     given = intake.read(wanted, session.config)
-    Clients(session.config).require({run.source or DEFAULT_SOURCE for run in given.runs})
+    Clients(session.config).require({wanted.source or DEFAULT_SOURCE} if wanted.run_ids else set())
     the_pass = Pass(*session, "ingest")
-    the_pass.track(given)
     if refresh:
-        _refresh(session.engine, [run.run_id for run in given.runs])
+        the_pass.track_and_make_due(given)
+    else:
+        the_pass.track(given)
+    if refresh and not wanted.run_ids and not wanted.lists:
+        _make_all_due(session.engine)
     with Interrupt().listening() as interrupt:
         tally = _run(the_pass, interrupt)
         while wait and tally.halt is None and _sleep_until_due(session.engine, interrupt):
@@ -61,9 +64,9 @@ def schedule(path: Path | None) -> int:
     return 0
 
 
-def _refresh(engine: Engine, run_ids: Sequence[str]) -> None:
+def _make_all_due(engine: Engine) -> None:
     with database.writing(engine) as connection:
-        ledger.make_due(connection, run_ids or None, clock.now())
+        ledger.make_due(connection, None, clock.now())
 
 
 def _run(the_pass: Pass, interrupt: Interrupt) -> Tally:

@@ -1,6 +1,7 @@
 """Read the runs that a command was given: as arguments and as lists."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from etl import lists
@@ -30,8 +31,10 @@ def read(wanted: Wanted, config: Config) -> Given:
         raise UsageError(f"--source: {lists.stranger(wanted.source, config)}")
     arguments = [_argument(run_id) for run_id in wanted.run_ids]
     listed = lists.read(wanted.lists, config)
-    runs = [_completed(run, wanted.source, labels) for run in [*arguments, *listed.runs]]
-    return Given(runs, listed.bad_lines)
+    return Given(
+        entry and _completed(entry, wanted.source, labels)
+        for entry in chain(arguments, listed.entries)
+    )
 
 
 def _argument(run_id: str) -> ListedRun:
