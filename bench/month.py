@@ -171,7 +171,7 @@ def main() -> int:
     """Simulate, print what was found, and return 1 if a promise was broken."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--days", type=int, default=30)
-    parser.add_argument("--runs", type=int, default=4000, help="of the world, over four months")
+    parser.add_argument("--runs", type=int, default=4200, help="of the world, over four months")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         month = simulate(given.days, given.runs, f"sqlite:///{folder}/month.db")
