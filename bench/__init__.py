@@ -1,1 +1,1 @@
-"""Measurements: each is a ratio against a baseline of the same run (docs/PERFORMANCE.md)."""
+"""Simulations and measurements: each prints what it found beside what it is compared with."""

@@ -69,9 +69,10 @@ class Response(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What `doctor` wants to know of an answer: its status, and the server's time if it told."""
+    """What `doctor` wants to know of an answer: its status and kind, and the server's time."""
 
     http_status: int
+    is_json: bool
     server_time: datetime | None
 
 
@@ -120,7 +121,9 @@ class Client:
             UnavailableError: no answer.
         """
         with self._explained(), self._send(run_id, None) as response:
-            return Probe(response.status_code, parse_http_date(response.headers.get("Date")))
+            is_json = "json" in response.headers.get("Content-Type", "").lower()
+            server_time = parse_http_date(response.headers.get("Date"))
+            return Probe(response.status_code, is_json, server_time)
 
     def _send(self, run_id: str, token: Secret | None) -> requests.Response:
         query = {"apiKey": self._key.reveal()}

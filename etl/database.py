@@ -18,6 +18,7 @@ HEAD = "0002"
 
 _MIGRATION_LOCK = 0x72_65_73_75_6C_74  # "result": any number, as long as all of us use the same
 _BUSY_TIMEOUT_MS = 60_000
+CONNECT_TIMEOUT_S = 10
 
 
 def connect(url: str) -> Engine:
@@ -27,10 +28,14 @@ def connect(url: str) -> Engine:
         DatabaseError: the URL is broken.
     """
     try:
-        engine = create_engine(url, pool_pre_ping=True)
+        is_server = not url.startswith("sqlite")
+        patience = {"connect_timeout": CONNECT_TIMEOUT_S} if is_server else {}
+        engine = create_engine(url, pool_pre_ping=True, connect_args=patience)
     except (ArgumentError, ValueError):
         raise DatabaseError(f"database.url is {mask_url_password(url)!r}: not a URL") from None
     hide(engine.url.password or "")
+    for name in ("password", "sslpassword"):
+        hide(str(engine.url.query.get(name, "")))
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -92,12 +97,13 @@ def _is_passing(error: SQLAlchemyError) -> bool:
     if not isinstance(error, OperationalError):
         return isinstance(error, DBAPIError) and error.connection_invalidated
     is_sqlite = isinstance(error.orig, sqlite3.Error)
-    return not is_sqlite or getattr(error.orig, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY
+    return not is_sqlite or getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def shown_url(engine: Engine) -> str:
     """Return the database's URL as people may see it."""
-    return engine.url.set(drivername=engine.dialect.name).render_as_string(hide_password=True)
+    shown = engine.url.set(drivername=engine.dialect.name, query={})  # it may have a password too
+    return shown.render_as_string(hide_password=True)
 
 
 def _reason(error: SQLAlchemyError) -> str:
@@ -179,15 +185,18 @@ def _mismatch(engine: Engine, revision: str) -> str:
 def upgrade(engine: Engine) -> None:
     """Bring the tables to `HEAD`; all of it or nothing. Does nothing when they are there."""
     _make_folder(engine)
-    _migrate(engine, "upgrade", "head")
+    if current_revision(engine) != HEAD:
+        _migrate(engine, "upgrade", "head")
 
 
 def downgrade(engine: Engine, revision: str) -> None:
     """Take the tables back to `revision` ("base": none of them).
 
     Raises:
-        DatabaseError: there is no such revision.
+        DatabaseError: there is no such revision, or no database.
     """
+    if not exists(engine):
+        raise DatabaseError(f"{shown_url(engine)}: there is no such file")
     _migrate(engine, "downgrade", revision)
 
 

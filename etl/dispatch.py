@@ -20,6 +20,7 @@ DIFFERENT_RUNS = 3
 """Where the API answered before, they must be of so many runs: one or two may be bad themselves."""
 DENIED_AT_FIRST = 5
 """So many 403 before any other answer: it is the key that is refused, not the runs."""
+DENIED_REMEDY = "track each run with its read token, or use a key that may read"
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 
@@ -38,12 +39,48 @@ class Halt(Enum):
 
 
 class Limits(NamedTuple):
-    """How hard the API may be asked. `max_requests_per_second` 0 is no limit."""
+    """How hard the API may be asked. 0 requests a second, or in all, is no limit."""
 
     connections: int
     max_requests_per_second: float
     attempts: int
     max_wait_s: float
+    max_requests: int = 0
+
+
+class Pace:
+    """What all sources of a pass share: one rate, one number of connections, one budget."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.in_flight = 0
+        self.sent = 0
+        self._limits = limits
+        self._not_before = 0.0
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the pass has sent all the requests it may send."""
+        return 0 < self._limits.max_requests <= self.sent
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more request may be under way."""
+        return self.in_flight < self._limits.connections
+
+    def wait_s(self, now: float) -> float:
+        """Return in how many seconds the next request may be sent."""
+        return max(0.0, self._not_before - now)
+
+    def send(self, now: float) -> None:
+        """Note that a request is sent."""
+        self.sent += 1
+        self.in_flight += 1
+        if rate := self._limits.max_requests_per_second:
+            self._not_before = max(now, self._not_before) + 1 / rate
+
+    def pause(self, until: float) -> None:
+        """Send nothing before `until`."""
+        self._not_before = max(self._not_before, until)
 
 
 class Trouble(NamedTuple):
@@ -67,17 +104,17 @@ class Job:
 
 
 class Dispatcher:
-    """Hands out the jobs of one pass. Every job comes back through one of the four verdicts.
+    """Hands out one source's jobs of a pass. Every job comes back through one of the verdicts.
 
     `finished` then lists the jobs whose end is decided: with `trouble` or `denial` when that is
-    what they ended with.
+    what they ended with. After a halt, `deferred` has those that were in trouble.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, pace: Pace | None = None) -> None:
         self.halt: Halt | None = None
         self.halt_reason = ""
         self.in_flight = 0
-        self.sent = 0
+        self._pace = pace or Pace(limits)
         self._limits = limits
         self._ready: deque[Job] = deque()
         self._denied: list[Job] = []
@@ -86,7 +123,11 @@ class Dispatcher:
         self._is_probing = True
         self._has_heard = False
         self._failed_probes: list[Job] = []
-        self._not_before = 0.0
+
+    @property
+    def sent(self) -> int:
+        """How many requests the pass has sent, of all sources."""
+        return self._pace.sent
 
     @property
     def waiting(self) -> int:
@@ -96,7 +137,8 @@ class Dispatcher:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is under way, and nothing will be without more jobs."""
-        return self.in_flight == 0 and (not self._ready or self.halt is not None)
+        is_done = not self._ready or self.halt is not None or self._pace.is_spent
+        return self.in_flight == 0 and is_done
 
     def offer(self, claims: Iterable[Claim]) -> None:
         """Take runs over that are to be fetched."""
@@ -104,31 +146,27 @@ class Dispatcher:
 
     def take(self, now: float) -> Job | None:
         """Return a job that may be sent `now` (seconds of any steady clock), if there is one."""
-        if self.halt or not self._ready or now < self._not_before:
+        if self.wait_s(now) != 0:
             return None
-        if self.in_flight >= (1 if self._is_probing else self._limits.connections):
-            return None
-        if rate := self._limits.max_requests_per_second:
-            self._not_before = max(now, self._not_before) + 1 / rate
         job = self._ready.popleft()
         job.attempts += 1
         job.is_probe = self._is_probing
         job.trouble = None
         self.in_flight += 1
-        self.sent += 1
+        self._pace.send(now)
         return job
 
     def wait_s(self, now: float) -> float | None:
         """Return in how many seconds `take` may succeed; None: not before a job comes back."""
-        if self.halt or not self._ready:
+        if self.halt or not self._ready or self._pace.is_spent:
             return None
-        if self.in_flight >= (1 if self._is_probing else self._limits.connections):
+        if not self._pace.has_room or (self._is_probing and self.in_flight):
             return None
-        return max(0.0, self._not_before - now)
+        return self._pace.wait_s(now)
 
     def answered(self, job: Job) -> None:
         """Note any answer that shows the API alive and the key accepted."""
-        self.in_flight -= 1
+        self.returned()
         self._has_heard = True
         self._is_probing = False
         self._failed_probes = []
@@ -137,19 +175,25 @@ class Dispatcher:
 
     def denied(self, job: Job, reason: str) -> None:
         """Note a 403: this run's failure, unless a pass begins with nothing else."""
-        self.in_flight -= 1
+        self.returned()
         self._failed_probes = []
         job.denial = reason
         self._denied.append(job)
         if self._has_heard:
             self._is_probing = False
             self._decide_held_back()
-        elif len(self._denied) >= DENIED_AT_FIRST:
-            self.stop(Halt.REFUSED, f"the first {DENIED_AT_FIRST} answers were all 403")
+            return
+        # A key that may not read still reads with a token: ask for a run that has one next.
+        token_is_next = self._bring_token_to_front()
+        is_tried = any(each.claim.read_token for each in self._denied) or not token_is_next
+        if is_tried and len(self._denied) >= DENIED_AT_FIRST:
+            self.stop(
+                Halt.REFUSED, f"the first {DENIED_AT_FIRST} answers were all 403; {DENIED_REMEDY}"
+            )
 
     def troubled(self, job: Job, trouble: Trouble, now: float) -> None:
         """Note a failure that passes: try again later, in this pass or in another one."""
-        self.in_flight -= 1
+        self.returned()
         job.trouble = trouble
         if trouble.is_busy:
             self._has_heard = True
@@ -164,10 +208,15 @@ class Dispatcher:
         self._pause(job, trouble, now)
         if self._is_down():
             self.stop(Halt.DOWN, trouble.reason)
-        elif job.attempts < self._limits.attempts:
+        if self.halt is None and job.attempts < self._limits.attempts:
             self._ready.append(job)
         else:
             self._exhausted.append(job)
+
+    def set_aside(self, job: Job) -> None:
+        """Note a job that ended without a request, and so tells nothing of the API."""
+        self.returned()
+        self._finished.append(job)
 
     def stop(self, halt: Halt, reason: str) -> None:
         """Hand out no more jobs; the first reason counts."""
@@ -175,8 +224,9 @@ class Dispatcher:
             self.halt, self.halt_reason = halt, reason
 
     def returned(self) -> None:
-        """Note that a job came back without any verdict: the pass is being stopped."""
+        """Note that a job came back, and nothing else."""
         self.in_flight -= 1
+        self._pace.in_flight -= 1
 
     def finish(self) -> None:
         """Decide about the jobs held back, when there is nothing left to learn from."""
@@ -186,10 +236,23 @@ class Dispatcher:
         if self.halt is None:
             self._decide_held_back()
 
+    def deferred(self) -> list[Job]:
+        """Return, after a halt, the jobs that were in trouble: they are no less due than before."""
+        if self.halt not in {Halt.DOWN, Halt.BUSY}:
+            return []
+        return [job for job in (*self._exhausted, *self._ready) if job.trouble]
+
     def finished(self) -> list[Job]:
         """Return the jobs decided since the last call."""
         finished, self._finished = self._finished, []
         return finished
+
+    def _bring_token_to_front(self) -> bool:
+        for place, job in enumerate(self._ready):
+            if job.claim.read_token:
+                self._ready.rotate(-place)
+                return True
+        return False
 
     def _is_down(self) -> bool:
         if len(self._failed_probes) < FAILED_PROBES:
@@ -208,4 +271,4 @@ class Dispatcher:
             pause_s = max(pause_s, trouble.wait_s)
             if trouble.wait_s > self._limits.max_wait_s:
                 self.stop(Halt.BUSY, f"the API asks to wait {trouble.wait_s:.0f} s")
-        self._not_before = max(self._not_before, now + pause_s)
+        self._pace.pause(now + pause_s)

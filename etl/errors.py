@@ -38,9 +38,3 @@ class DatabaseError(ArchiverError):
     def __init__(self, message: str, *, is_passing: bool = False) -> None:
         super().__init__(message)
         self.is_passing = is_passing
-
-
-class ApiDownError(ArchiverError):
-    """The API does not answer. What is due stays due."""
-
-    exit_code = 5

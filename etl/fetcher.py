@@ -10,13 +10,16 @@ from etl import clock, store
 from etl.client import Client, Response, RunRefusedError, UnavailableError
 from etl.config import Config
 from etl.dispatch import Trouble
-from etl.errors import ConfigError
+from etl.errors import ConfigError, KeyRefusedError
 from etl.ledger import Claim
+from etl.log import get_logger
 from etl.normalize import ECHO_WARNING, normalize
-from etl.outcome import Denied, Missing, Outcome, Refused, Returned, Unchanged
+from etl.outcome import Denied, Missing, Outcome, Postponed, Refused, Returned, Unchanged
 from etl.payload import PayloadError, decode
 from etl.secrets import api_key, open_vault
 from etl.store import Answer, Reject
+
+log = get_logger()
 
 
 class Clients:
@@ -68,9 +71,14 @@ class Fetcher:
         except RunRefusedError as error:
             return _refused(claim, error, sent_at)
         except ConfigError as error:
-            return Refused(claim.run_id, str(error))
-        except Exception as error:  # noqa: BLE001  handed to the main thread, which raises it
+            # Another machine, or this one with its settings mended, may well fetch it.
+            return Postponed(claim.run_id, _trouble(str(error)))
+        except KeyRefusedError as error:
             return error
+        except Exception as error:
+            log.exception("internal error", run_id=claim.run_id)
+            reason = f"internal error: {type(error).__name__}; please report it"
+            return Refused(claim.run_id, reason)
 
     def _read(self, claim: Claim, response: Response) -> Outcome:
         if response.sha256 == claim.fingerprint:
@@ -92,6 +100,10 @@ class Fetcher:
             payload.content_hash,
             rows,
         )
+
+
+def _trouble(reason: str) -> Trouble:
+    return Trouble(reason, None, is_busy=False, chance=random.random())  # noqa: S311  jitter
 
 
 def _refused(claim: Claim, error: RunRefusedError, sent_at: datetime) -> Returned:

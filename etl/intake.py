@@ -28,13 +28,12 @@ LONGEST_LABEL_NAME_BYTES = 500  # it is part of a key, which databases limit
 _UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")  # no database takes these in a text
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _KEY_IN_URL = re.compile(r"[?&](?:apikey|read_token)=", re.IGNORECASE)
-_URL = re.compile(r"[:/?&](?://|result/|apikey=|read_token=)", re.IGNORECASE)
 _SECRET_NAME = re.compile(
     r"(?:(?:read|access|auth)?[ _-]?token|api[ _-]?key|secret|password)", re.IGNORECASE
 )
 _COMMENT = re.compile(r"\s*#")
 _INLINE_COMMENT = re.compile(r"(?:^|\s)#.*")
-_NOT_AN_ID_ALONE = re.compile(r'^[\[{"]|[,;\t]')
+_NOT_AN_ID_ALONE = re.compile(r'^[\[{"]|[,;\t<>]')
 _VALUE_START = re.compile(r"[^\s,\[\]]")  # brackets and commas only part the values of a JSON list
 _VALUE_END = re.compile(r'[^\S\n]*(?:[],\[{"\n]|\Z)')
 _WRECKAGE = re.compile(r'\s*(?:[#}\]]|"(?:[^"\\]|\\.)*"\s*:)')  # or a comment
@@ -107,13 +106,13 @@ def check_run_id(text: str) -> str:
     """Return `text` if it can be a run ID, else raise a ValueError whose text is one line.
 
     A run ID has 1 to 512 characters, none of them a control character or a lone surrogate, no
-    blanks at its ends, and is not `.` or `..`, which would change the path of the API call. A
-    URL is refused as well: it is no ID, and that of an API call carries the key.
+    blanks at its ends, and is not `.` or `..`, which would change the path of the API call. What
+    carries a key, as the URL of an API call does, is refused as well: it would be stored.
     """
     if not text:
         raise ValueError("the run ID is empty")
-    if _URL.search(text):
-        raise ValueError("this is a URL, which may carry a key; give the run ID alone")
+    if _KEY_IN_URL.search(text):
+        raise ValueError("this is a URL with a key in it; give the run ID alone")
     if len(text) > 512:
         raise ValueError("the run ID is longer than 512 characters")
     if _CONTROL.search(text):
@@ -372,6 +371,11 @@ def _labels(members: Mapping[str, object]) -> dict[str, str]:
 
 
 @lru_cache(maxsize=1024)  # a list has few names, each on every line
+def check_label(name: str, value: str) -> tuple[str, str]:
+    """Return a label as it can be stored, else raise a ValueError whose text is one line."""
+    return _label_name(name), _label_value(value.strip())
+
+
 def _label_name(name: str) -> str:
     if _SECRET_NAME.fullmatch(name.strip()):
         raise ValueError("a label is named like a secret; a read token belongs in read_token")

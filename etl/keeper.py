@@ -4,20 +4,21 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, select, update
 
 from etl import clock, ledger, lifecycle, store
 from etl.database import reading, writing
 from etl.dispatch import Halt
+from etl.errors import DatabaseError
 from etl.ledger import Claim, Lease, Recorded
 from etl.lifecycle import Polling, Standing, State
 from etl.log import get_logger
-from etl.outcome import Missing, Outcome, Postponed, Refused, Unchanged
+from etl.outcome import Deferred, Missing, Outcome, Postponed, Refused, Unchanged
 from etl.schema import OUTCOMES, ingests, tracked_runs
 from etl.store import Answer, Archived, Reject, Saved
 
@@ -34,6 +35,10 @@ class Tally:
     waiting: int = 0
     failed: int = 0
     rejected: int = 0
+    deferred: int = 0
+    """Runs left as due as they were, since it was the API that failed."""
+    to_retry: int = 0
+    """Those of the failed that will be tried again."""
     requests: int = 0
     halt: Halt | None = None
     halt_reason: str = ""
@@ -93,10 +98,11 @@ class Keeper:
             query = select(func.count()).where(self._due())
             return connection.scalar(query) or 0
 
-    def claim(self, limit: int) -> list[Claim]:
-        """Take runs that were due when the pass began."""
+    def claim(self, limit: int, without: Collection[str]) -> list[Claim]:
+        """Take runs that were due when the pass began, `without` those of some sources."""
+        due = and_(self._due(), tracked_runs.c.source.not_in(without))
         with writing(self._engine) as connection:
-            claims = ledger.claim(connection, self._lease(), self._due(), limit)
+            claims = ledger.claim(connection, self._lease(), due, limit)
             known = store.fingerprints(connection, [claim.run_id for claim in claims])
         return [claim._replace(fingerprint=known.get(claim.run_id)) for claim in claims]
 
@@ -116,7 +122,27 @@ class Keeper:
             ledger.release(connection, self._owner)
 
     def keep(self, batch: Mapping[Claim, Outcome]) -> None:
-        """Store outcomes and their ledger rows in one transaction, then count them."""
+        """Store outcomes and their ledger rows in one transaction, then count them.
+
+        An outcome that the database will not take costs its own run, not the others'.
+        """
+        try:
+            self._keep(batch)
+        except DatabaseError as error:
+            if error.is_passing:
+                raise
+            for claim, outcome in batch.items():
+                self._keep_alone(claim, outcome)
+
+    def _keep_alone(self, claim: Claim, outcome: Outcome) -> None:
+        try:
+            self._keep({claim: outcome})
+        except DatabaseError as error:
+            if error.is_passing:
+                raise
+            self._keep({claim: Refused(claim.run_id, f"cannot be stored: {error}")})
+
+    def _keep(self, batch: Mapping[Claim, Outcome]) -> None:
         with writing(self._engine) as connection:
             held = ledger.held(connection, self._owner, [claim.run_id for claim in batch])
             mine = {claim: batch[claim] for claim in batch if claim.run_id in held}
@@ -135,7 +161,7 @@ class Keeper:
 
 
 class _End(NamedTuple):
-    """How one run ended in this pass: `kind` names the column of `ingests` that counts it."""
+    """How one run ended in this pass: `kind` names the field of `Tally` that counts it."""
 
     kind: str
     recorded: Recorded
@@ -150,6 +176,8 @@ def _kind(outcome: Outcome, saved: Mapping[str, Saved], recorded: Recorded) -> s
             return "rejected"
         case Refused() | Postponed():
             return "failed"
+        case Deferred():
+            return "deferred"
         case Unchanged() | Missing():
             return "failed" if recorded.standing.state is State.FAILED else "unchanged"
 
@@ -187,6 +215,11 @@ def _recorded(
             standing = lifecycle.after_missing(seen, outcome.reason, outcome.fetched_at, rules)
         case Postponed():
             standing = _postponed(outcome, claim, rules)
+        case Deferred():
+            due_at = clock.now() + timedelta(seconds=outcome.wait_s)
+            standing = claim.standing._replace(
+                state=State.RETRYING, due_at=due_at, last_error=outcome.reason
+            )
         case Reject() | Refused():
             standing = lifecycle.after_refusal(outcome.reason)
         case _:
@@ -204,10 +237,13 @@ def _postponed(outcome: Postponed, claim: Claim, rules: Polling) -> Standing:
 def _count(tally: Tally, end: _End) -> None:
     setattr(tally, end.kind, getattr(tally, end.kind) + 1)
     run_id, standing = end.recorded.run_id, end.recorded.standing
+    tally.to_retry += end.kind == "failed" and standing.state is State.RETRYING
     if standing.state is State.RUNNING:
         tally.waiting += 1
     elif standing.state is State.FAILED and end.kind in {"new", "changed"}:
         tally.failed += 1
+    if end.kind == "deferred":
+        return  # the API failed, which is told once for all of them
     if standing.state in {State.FAILED, State.RETRYING}:
         log.warning("run failed", run_id=run_id, reason=standing.last_error)
     elif standing.last_error:

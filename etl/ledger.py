@@ -184,6 +184,7 @@ def _urgency(now: datetime) -> Sequence[ColumnElement[Any]]:
     overdue = seconds_between(table.c.due_at, literal(now, Timestamp)) / func.nullif(interval, 0)
     return (
         case(ranks, value=table.c.state, else_=3),
+        case((table.c.read_token.is_(None), 1), else_=0),
         func.coalesce(overdue, 0).desc(),
         table.c.due_at,
         table.c.run_id,
@@ -288,8 +289,10 @@ def release(connection: Connection, owner: str) -> None:
 
 
 def make_due(connection: Connection, run_ids: Sequence[str] | None, now: datetime) -> int:
-    """Make runs (None: all) due now, whatever their state; return how many."""
+    """Make runs due now, whatever their state (None: all but the failed); return how many."""
     statement = update(tracked_runs).values(due_at=now)
+    if run_ids is None:
+        statement = statement.where(tracked_runs.c.state != State.FAILED)
     return sum(connection.execute(part).rowcount for part in _restricted(statement, run_ids))
 
 
@@ -346,10 +349,13 @@ def due_runs(connection: Connection, now: datetime) -> dict[str, str]:
 
 def next_going(connection: Connection) -> datetime | None:
     """Return when the next run is due that is not over, or was not reached yet."""
-    going = tracked_runs.c.state.in_([State.QUEUED, State.RUNNING, State.RETRYING])
-    due_at: datetime | None = connection.scalar(
-        select(func.min(tracked_runs.c.due_at)).where(going)
+    table = tracked_runs
+    going = table.c.state.in_([State.QUEUED, State.RUNNING, State.RETRYING])
+    # One that another process has in hand is free when its lease is over.
+    free_at = case(
+        (table.c.lease_until > table.c.due_at, table.c.lease_until), else_=table.c.due_at
     )
+    due_at: datetime | None = connection.scalar(select(func.min(free_at)).where(going))
     return due_at
 
 

@@ -65,7 +65,11 @@ def _read_watched_one(name: str, config: Config) -> Iterator[ListedRun | None]:
 def _read_one(name: str, config: Config) -> Iterator[ListedRun | None]:
     """Yield the runs of a list, and None for each bad line, once it was told of."""
     shown = "stdin" if name == "-" else name
-    for entry in read_entries(_content(name)):
+    content = _content(name)
+    if name == "-" and not content.strip():
+        display.note("stdin: there is nothing in it; did the command before the pipe fail?")
+        yield None
+    for entry in read_entries(content):
         if isinstance(entry, BadLine):
             display.note(f"{shown}:{entry.line}: {entry.reason}")
             yield None

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from etl.dispatch import Trouble
+from etl.errors import KeyRefusedError
 from etl.store import Answer, Reject
 
 
@@ -45,8 +46,16 @@ class Denied(NamedTuple):
     reason: str
 
 
-Outcome = Answer | Unchanged | Reject | Missing | Refused | Postponed
+class Deferred(NamedTuple):
+    """A failure of the API, not of this run: it stays due, after `wait_s` if the API said so."""
+
+    run_id: str
+    reason: str
+    wait_s: float
+
+
+Outcome = Answer | Unchanged | Reject | Missing | Refused | Postponed | Deferred
 """How one run ended in a pass."""
 
-Returned = Outcome | Trouble | Denied | Exception
-"""What a worker hands back. An exception is a refused key, or a bug of ours: it ends the pass."""
+Returned = Outcome | Trouble | Denied | KeyRefusedError
+"""What a worker hands back. The error is a refused key's: it ends the source's part of the pass."""

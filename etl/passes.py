@@ -3,6 +3,7 @@
 What `ingest` does once, and the service again and again.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 
@@ -11,7 +12,7 @@ from sqlalchemy import Connection, Engine
 from etl import clock, database, ledger, lists, pipeline
 from etl.config import DEFAULT_SOURCE, Config
 from etl.keeper import Tally
-from etl.ledger import Entry, Tracked
+from etl.ledger import Tracked
 from etl.lists import Given
 from etl.log import get_logger
 from etl.ping import ping
@@ -52,17 +53,32 @@ class Pass:
         database.prepare(self._engine)
         vault = open_vault(self._config)
         tracked = Tracked(0, 0)
+        lacking: Counter[str] = Counter()
         runs = given.runs
         while batch := list(islice(runs, BATCH_RUNS)):
             entries = lists.entries(batch, vault)
             with database.writing(self._engine) as connection:
                 added = ledger.track(connection, entries, clock.now())
                 then(connection, [entry.run_id for entry in entries])
-                closed = ledger.sources_without_permission(connection) if added.new else set()
-            _warn_of_missing_tokens(entries, closed)
+            lacking.update(
+                entry.source or DEFAULT_SOURCE for entry in entries if entry.read_token is None
+            )
             tracked = Tracked(tracked.new + added.new, tracked.known + added.known)
         self._bad_lines += given.bad_lines
+        if tracked.new:
+            self._warn_of_missing_tokens(lacking)
         return tracked
+
+    def _warn_of_missing_tokens(self, lacking: Counter[str]) -> None:
+        """Say which sources' runs will fail for want of a token, while it may still be found."""
+        with database.reading(self._engine) as connection:
+            closed = ledger.sources_without_permission(connection)
+        for source in sorted(closed & lacking.keys()):
+            log.warning(
+                "runs without a read token, which this key needs: it has no read permission",
+                source=source,
+                runs=lacking[source],
+            )
 
     def run(self, progress: Progress, interrupt: Interrupt) -> Tally:
         """Track what the watched lists say, fetch what is due, and tell how it went.
@@ -87,17 +103,3 @@ class Pass:
                 metrics.write_file(self._engine, settings.metrics_file)
             ping(settings, "" if is_well else "/fail")
         return tally
-
-
-def _warn_of_missing_tokens(entries: list[Entry], closed_sources: set[str]) -> None:
-    for source in sorted(closed_sources):
-        count = sum(
-            entry.read_token is None and (entry.source or DEFAULT_SOURCE) == source
-            for entry in entries
-        )
-        if count:
-            log.warning(
-                "runs without a read token, which this key needs: it has no read permission",
-                source=source,
-                runs=count,
-            )

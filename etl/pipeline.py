@@ -21,19 +21,19 @@ from structlog.contextvars import bind_contextvars, bound_contextvars, get_conte
 
 from etl import clock
 from etl.config import Config
-from etl.dispatch import Dispatcher, Halt, Job, Limits, Trouble
+from etl.dispatch import Dispatcher, Halt, Job, Limits, Pace, Trouble
 from etl.errors import ArchiverError, DatabaseError, KeyRefusedError
 from etl.fetcher import Clients, Fetcher
 from etl.keeper import Keeper, Tally
 from etl.ledger import Claim
 from etl.log import get_logger
-from etl.outcome import Denied, Outcome, Postponed, Refused, Returned
+from etl.outcome import Deferred, Denied, Outcome, Postponed, Refused, Returned
 from etl.store import Answer
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-CLAIM_AT_LEAST = 64
+CLAIM_AT_LEAST = 200
 FLUSH_RUNS = 200
 FLUSH_BYTES = 8 * 1_048_576
 FLUSH_EVERY_S = 1.0
@@ -102,9 +102,10 @@ def run_pass(
             clients.require(keeper.due_sources())
             _Pass(config, Fetcher(clients, config), keeper).run(progress, interrupt)
             tally.exit_code = exit_code(tally, interrupt) or (1 if order.bad_lines else 0)
-        except ArchiverError as error:
-            tally.exit_code = error.exit_code
+        except Exception as error:
+            tally.exit_code = error.exit_code if isinstance(error, ArchiverError) else 1
             with suppress(DatabaseError):  # if that is what failed, it is already being raised
+                keeper.release()
                 keeper.close_ingest()
             raise
         keeper.close_ingest()
@@ -129,10 +130,15 @@ class _Pass:
 
     def __init__(self, config: Config, fetcher: Fetcher, keeper: Keeper) -> None:
         api = config.api
-        self._dispatcher = Dispatcher(
-            Limits(api.connections, api.max_requests_per_second, api.attempts, api.max_wait_s)
+        limits = Limits(
+            api.connections,
+            api.max_requests_per_second,
+            api.attempts,
+            api.max_wait_s,
+            config.polling.max_requests_per_pass,
         )
-        self._intake = _Intake(keeper, config)
+        self._dispatchers = _Dispatchers(limits)
+        self._intake = _Intake(keeper, api.connections)
         self._fetcher = fetcher
         self._keeper = keeper
         self._connections = api.connections
@@ -153,12 +159,13 @@ class _Pass:
             writer = _Writer(self._keeper, executor, wake=lambda: self._returned.put(None))
             while self._step(writer, interrupt):
                 progress(tally.done, total)
-            self._dispatcher.finish()
+            self._dispatchers.finish()
             self._collect(writer)
+            self._defer(writer)
             writer.finish()
             writer.submit(self._keeper.release).result()
-        tally.requests = self._dispatcher.sent
-        tally.halt, tally.halt_reason = self._dispatcher.halt, self._dispatcher.halt_reason
+        tally.requests = self._dispatchers.pace.sent
+        tally.halt, tally.halt_reason = self._dispatchers.worst_halt()
         progress(tally.done, total)
 
     def _work(self) -> None:
@@ -169,9 +176,9 @@ class _Pass:
         """Do what can be done now, then wait for something to happen; False at the end."""
         self._heed(interrupt)
         writer.is_in_haste |= self._interrupted_at is not None
-        if self._dispatcher.halt is None:
-            self._intake.feed(self._dispatcher, writer)
-        while writer.has_room and (job := self._dispatcher.take(time.monotonic())):
+        if self._interrupted_at is None:
+            self._intake.feed(self._dispatchers, writer)
+        while writer.has_room and (job := self._dispatchers.take(time.monotonic())):
             self._todo.put(job)
         if self._is_over():
             return False
@@ -183,17 +190,17 @@ class _Pass:
     def _is_over(self) -> bool:
         if self._interrupted_at and time.monotonic() - self._interrupted_at > GRACE_S:
             return True
-        is_last = self._dispatcher.halt is not None or self._intake.is_exhausted
-        return is_last and self._dispatcher.is_idle
+        is_last = self._interrupted_at is not None or self._intake.is_exhausted
+        return is_last and self._dispatchers.is_idle
 
     def _heed(self, interrupt: Interrupt) -> None:
         if interrupt.signal and self._interrupted_at is None:
             self._interrupted_at = time.monotonic()
-            self._dispatcher.stop(Halt.INTERRUPTED, signal.Signals(interrupt.signal).name)
+            self._dispatchers.interrupt(signal.Signals(interrupt.signal).name)
 
     def _receive(self) -> None:
         """Wait until a job or the database is back, or the next job's time; take all that is."""
-        wait_s = self._dispatcher.wait_s(time.monotonic())
+        wait_s = self._dispatchers.wait_s(time.monotonic())
         try:
             returned = self._returned.get(timeout=TICK_S if wait_s is None else min(wait_s, TICK_S))
             while True:
@@ -204,23 +211,25 @@ class _Pass:
             return
 
     def _judge(self, job: Job, returned: Returned) -> None:
+        dispatcher = self._dispatchers.of(job.claim)
         match returned:
             case Trouble():
-                self._dispatcher.troubled(job, returned, time.monotonic())
+                dispatcher.troubled(job, returned, time.monotonic())
             case Denied():
-                self._dispatcher.denied(job, returned.reason)
+                dispatcher.denied(job, returned.reason)
             case KeyRefusedError():
-                self._dispatcher.returned()
-                self._dispatcher.stop(Halt.REFUSED, str(returned))
-            case Exception():
-                raise returned
+                dispatcher.returned()
+                dispatcher.stop(Halt.REFUSED, str(returned))
+            case Postponed():
+                self._outcomes[job] = returned
+                dispatcher.set_aside(job)
             case _:
                 self._outcomes[job] = returned
-                self._dispatcher.answered(job)
+                dispatcher.answered(job)
 
     def _collect(self, writer: "_Writer") -> None:
         """Hand over the runs whose end is decided."""
-        for job in self._dispatcher.finished():
+        for job in self._dispatchers.finished():
             outcome = self._outcomes.pop(job, None)
             if outcome is None and job.denial:
                 outcome = Refused(job.claim.run_id, job.denial)
@@ -229,31 +238,109 @@ class _Pass:
             if outcome is not None:
                 writer.add(job.claim, outcome)
 
+    def _defer(self, writer: "_Writer") -> None:
+        """Hand over the runs that met a halt: they stay due, and say why."""
+        for job in self._dispatchers.deferred():
+            if job.trouble:
+                wait_s = job.trouble.wait_s or 0
+                writer.add(job.claim, Deferred(job.claim.run_id, job.trouble.reason, wait_s))
+
+
+class _Dispatchers:
+    """A dispatcher for each source, so that one account's trouble is not another's; one pace."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.pace = Pace(limits)
+        self._limits = limits
+        self._by_source: dict[str, Dispatcher] = {}
+        self._interruption = ""
+
+    def of(self, claim: Claim) -> Dispatcher:
+        """Return the dispatcher of a run's source."""
+        if claim.source not in self._by_source:
+            self._by_source[claim.source] = Dispatcher(self._limits, self.pace)
+        return self._by_source[claim.source]
+
+    @property
+    def halted(self) -> list[str]:
+        """The sources that are not asked any more."""
+        return [source for source, each in self._by_source.items() if each.halt is not None]
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait to be sent, halted ones left out."""
+        return sum(each.waiting for each in self._by_source.values() if each.halt is None)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way, and nothing will be without more jobs."""
+        return all(each.is_idle for each in self._by_source.values())
+
+    def offer(self, claims: list[Claim]) -> None:
+        """Take runs over that are to be fetched."""
+        for claim in claims:
+            self.of(claim).offer([claim])
+
+    def take(self, now: float) -> Job | None:
+        """Return a job of any source that may be sent now."""
+        return next(filter(None, (each.take(now) for each in self._by_source.values())), None)
+
+    def wait_s(self, now: float) -> float | None:
+        """Return in how many seconds `take` may succeed."""
+        waits = (each.wait_s(now) for each in self._by_source.values())
+        return min((wait_s for wait_s in waits if wait_s is not None), default=None)
+
+    def interrupt(self, reason: str) -> None:
+        """Stop all of them, and whichever comes later."""
+        for each in self._by_source.values():
+            each.stop(Halt.INTERRUPTED, reason)
+        self._interruption = reason
+
+    def finish(self) -> None:
+        """Decide about the jobs held back."""
+        for each in self._by_source.values():
+            each.finish()
+
+    def finished(self) -> list[Job]:
+        """Return the jobs decided since the last call."""
+        return [job for each in self._by_source.values() for job in each.finished()]
+
+    def deferred(self) -> list[Job]:
+        """Return the jobs that met a halt while in trouble."""
+        return [job for each in self._by_source.values() for job in each.deferred()]
+
+    def worst_halt(self) -> tuple[Halt | None, str]:
+        """Return the halt that the pass's exit code tells of, and why."""
+        if self._interruption:
+            return Halt.INTERRUPTED, self._interruption
+        for halt in (Halt.REFUSED, Halt.DOWN, Halt.BUSY):
+            for source, each in self._by_source.items():
+                if each.halt is halt:
+                    is_only = len(self._by_source) == 1
+                    return halt, each.halt_reason if is_only else f"{source}: {each.halt_reason}"
+        return None, ""
+
 
 class _Intake:
-    """Claims due runs as the dispatcher gets through them, within the pass's budget."""
+    """Claims due runs as the dispatchers get through them."""
 
-    def __init__(self, keeper: Keeper, config: Config) -> None:
+    def __init__(self, keeper: Keeper, connections: int) -> None:
         self.is_exhausted = False
         self._keeper = keeper
-        self._size = max(CLAIM_AT_LEAST, 4 * config.api.connections)
-        self._budget = config.polling.max_requests_per_pass or None
+        self._size = max(CLAIM_AT_LEAST, 4 * connections)
         self._claiming: Future[list[Claim]] | None = None
 
-    def feed(self, dispatcher: Dispatcher, writer: "_Writer") -> None:
-        """Take over what was claimed, and have more claimed before the dispatcher runs dry."""
+    def feed(self, dispatchers: _Dispatchers, writer: "_Writer") -> None:
+        """Take over what was claimed, and have more claimed before the dispatchers run dry."""
         if self._claiming is not None and self._claiming.done():
             claims, self._claiming = self._claiming.result(), None
             self.is_exhausted = not claims
-            dispatcher.offer(claims)
+            dispatchers.offer(claims)
+        self.is_exhausted |= dispatchers.pace.is_spent
         if self._claiming is not None or self.is_exhausted:
             return
-        wanted = self._size
-        if self._budget is not None:
-            wanted = min(wanted, self._budget - dispatcher.sent - dispatcher.waiting)
-            self.is_exhausted = wanted <= 0
-        if wanted > 0 and dispatcher.waiting < self._size // 2:
-            self._claiming = writer.submit(self._keeper.claim, wanted)
+        if dispatchers.waiting < self._size // 2:
+            self._claiming = writer.submit(self._keeper.claim, self._size, dispatchers.halted)
 
 
 class _Writer:

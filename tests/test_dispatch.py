@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from etl.dispatch import DENIED_AT_FIRST, FAILED_PROBES, Dispatcher, Halt, Job, Limits, Trouble
+from etl.dispatch import (
+    DENIED_AT_FIRST,
+    FAILED_PROBES,
+    Dispatcher,
+    Halt,
+    Job,
+    Limits,
+    Pace,
+    Trouble,
+)
 from etl.ledger import Claim
 from etl.lifecycle import Standing, State
 
@@ -262,7 +271,7 @@ def test_a_run_that_fails_once_and_is_denied_then_ends_denied() -> None:
 def test_so_many_403_at_first_are_a_refused_key() -> None:
     dispatcher, sent, ended = played(many(), in_turn(then=deny))
     assert dispatcher.halt is Halt.REFUSED
-    assert dispatcher.halt_reason == "the first 5 answers were all 403"
+    assert dispatcher.halt_reason.startswith("the first 5 answers were all 403; ")
     assert len(sent) == DENIED_AT_FIRST
     assert ended == {}
 
@@ -512,3 +521,73 @@ class AnyPass(RuleBasedStateMachine):
 
 TestAnyPass = AnyPass.TestCase
 TestAnyPass.settings = settings(max_examples=100, stateful_step_count=40)
+
+
+# --- what the sources of a pass share ---
+
+
+def with_token(run_id: str) -> Claim:
+    return claims(run_id)[0]._replace(read_token="encrypted")
+
+
+def test_two_sources_share_connections_and_rate() -> None:
+    limits = LIMITS._replace(connections=1)
+    pace = Pace(limits)
+    one, other = Dispatcher(limits, pace), Dispatcher(limits, pace)
+    one.offer(claims("a"))
+    other.offer(claims("b"))
+    job = taken(one, 0)
+    assert other.take(0) is None
+    one.answered(job)
+    assert other.take(0) is not None
+
+
+def test_a_wait_that_one_source_asks_for_is_kept_by_the_other() -> None:
+    pace = Pace(LIMITS)
+    one, other = Dispatcher(LIMITS, pace), Dispatcher(LIMITS, pace)
+    one.offer(claims("a"))
+    other.offer(claims("b"))
+    one.troubled(taken(one, 0), Trouble("429", 60, is_busy=True, chance=0), 0)
+    assert (other.take(59.9), other.halt) == (None, None)
+    assert other.take(60) is not None
+
+
+def test_a_budget_is_that_of_requests_and_not_of_runs() -> None:
+    dispatcher = Dispatcher(LIMITS._replace(max_requests=4))
+    dispatcher.offer(claims("a", "b", "c"))
+    for now in (0, 10, 20, 30):
+        dispatcher.troubled(taken(dispatcher, now), Trouble("500", None, False, 0), now)
+    assert dispatcher.take(100) is None
+    assert dispatcher.is_idle
+
+
+def test_runs_without_a_token_do_not_hide_those_that_have_one() -> None:
+    """A key without read permission is no refused key while its tokens work."""
+    dispatcher = Dispatcher(LIMITS)
+    dispatcher.offer([*many(6), with_token("mine")])
+    dispatcher.denied(taken(dispatcher, 0), "403")
+    job = taken(dispatcher, 1)
+    assert job.claim.run_id == "mine"
+    dispatcher.answered(job)
+    assert dispatcher.halt is None
+
+
+def test_runs_in_trouble_when_the_api_is_down_are_deferred() -> None:
+    dispatcher = Dispatcher(LIMITS)
+    dispatcher.offer(many())
+    now = 0.0
+    while dispatcher.halt is None:
+        now += 100
+        fail(dispatcher, taken(dispatcher, now), now)
+    assert dispatcher.halt is Halt.DOWN
+    assert len(dispatcher.deferred()) == FAILED_PROBES
+    assert dispatcher.finished() == []
+
+
+def test_what_ends_without_a_request_tells_nothing_of_the_api() -> None:
+    dispatcher = Dispatcher(LIMITS)
+    dispatcher.offer(many(3))
+    job = taken(dispatcher, 0)
+    dispatcher.set_aside(job)
+    assert dispatcher.finished() == [job]
+    assert len(take_all(dispatcher, 1)) == 1, "it still probes, one at a time"

@@ -503,7 +503,9 @@ def test_work_stays_due_until_the_api_is_back(
     [line] = done.stderr.splitlines()
     assert line.startswith("error: the API is down: ")
     assert max(asked, done.json()["requests"]) <= A_HANDFUL
-    assert states(sqlite_url) == {"queued": count}
+    found = states(sqlite_url)
+    assert found.keys() <= {"queued", "retrying"}
+    assert (sum(found.values()), found["retrying"]) == (count, min(count, 5)), "those asked say why"
     with fake_api.serving(port) as api:
         api.other = result()
         assert archiver.call("ingest", "--json").json()["new"] == count
@@ -567,3 +569,77 @@ def wait_until(condition: Callable[[], bool]) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("it did not come true")
+
+
+# --- several accounts ---
+
+
+def test_one_account_that_is_refused_does_not_stop_the_others(
+    tmp_path: Path, sqlite_url: str
+) -> None:
+    with fake_api.serving() as good, fake_api.serving() as bad:
+        good.other, bad.other = result(), Answer(b"{}", 401)
+        archiver = program(tmp_path, sqlite_url, good.url).given(
+            RESULT_ARCHIVER__SOURCES__EU__BASE_URL=bad.url,
+            RESULT_ARCHIVER__SOURCES__EU__KEY_ENV="EU_KEY",
+            EU_KEY="wrong-key",
+        )
+        archiver.call("track", "--source", "eu", *(f"e-{number}" for number in range(20)))
+        done = archiver.call("ingest", "--json", *(f"r-{number}" for number in range(20)))
+    assert (done.exit_code, done.json()["new"]) == (3, 20)
+    assert bad.requests.total() == 1
+    assert states(sqlite_url) == {"settled": 20, "queued": 20}
+
+
+def test_a_run_of_an_account_that_is_not_configured_is_tried_again_later(
+    api: FakeApi, tmp_path: Path, sqlite_url: str
+) -> None:
+    archiver = program(tmp_path, sqlite_url, api.url)
+    elsewhere = archiver.given(
+        RESULT_ARCHIVER__SOURCES__EU__BASE_URL=api.url, RESULT_ARCHIVER__SOURCES__EU__KEY_ENV="EU"
+    )
+    elsewhere.call("track", "--source", "eu", "e-1")
+    done = archiver.call("ingest", "--json")
+    assert (done.exit_code, api.requests.total()) == (1, 0)
+    assert "[sources.eu]" in done.stderr
+    assert states(sqlite_url) == {"retrying": 1}
+
+
+def test_a_busy_api_is_asked_again_when_it_said(
+    api: FakeApi, tmp_path: Path, sqlite_url: str
+) -> None:
+    api.other = Answer(b"", 429, {"Retry-After": "3600"})
+    archiver = program(tmp_path, sqlite_url, api.url)
+    done = archiver.call("ingest", "--json", "r-1")
+    assert (done.exit_code, done.json()["halted"]) == (5, "busy")
+    archiver.call("ingest")
+    assert api.requests.total() == 1
+
+
+def test_a_run_left_over_by_a_killed_pass_is_waited_for_and_not_spun_on(
+    api: FakeApi, tmp_path: Path, sqlite_url: str
+) -> None:
+    archiver = program(tmp_path, sqlite_url, api.url)
+    archiver.call("track", "r-1")
+    until = (datetime.now(UTC) + timedelta(seconds=3)).strftime("%Y-%m-%d %H:%M:%S.000")
+    with closing(connect(sqlite_url.removeprefix("sqlite:///"))) as connection:
+        held = "UPDATE tracked_runs SET lease_owner = 'somebody', lease_until = ?"
+        connection.execute(held, [until])
+        connection.commit()
+    api.other = result()
+    done = archiver.run("ingest", "--wait", "--json")
+    assert (done.exit_code, done.json()["new"]) == (0, 1)
+    [(passes,)] = query(sqlite_url, "SELECT count(*) FROM ingests")
+    assert passes <= 3
+
+
+def test_what_is_good_in_the_end_ends_the_wait_well(
+    api: FakeApi, tmp_path: Path, sqlite_url: str
+) -> None:
+    api.answers["r-1"] = [Answer(b"", 503), result()]
+    api.other = result()
+    archiver = program(tmp_path, sqlite_url, api.url).given(
+        RESULT_ARCHIVER__API__ATTEMPTS="1", RESULT_ARCHIVER__POLLING__RETRY_EVERY="1s"
+    )
+    done = archiver.run("ingest", "--wait", "--json", "r-0", "r-1", "r-2")
+    assert (done.exit_code, done.json()["failed"], done.json()["new"]) == (0, 0, 3)

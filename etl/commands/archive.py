@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from sqlalchemy import Engine
 
-from etl import clock, database, display, ledger
+from etl import clock, database, display, ledger, lists
 from etl.commands import intake
 from etl.commands.intake import Wanted
 from etl.commands.session import open_session
@@ -79,7 +80,7 @@ def _sleep_until_due(engine: Engine, interrupt: Interrupt) -> bool:
     with database.reading(engine) as connection:
         due_at = ledger.next_going(connection)
     while due_at is not None and clock.now() < due_at and interrupt.signal is None:
-        time.sleep(min(0.2, (due_at - clock.now()).total_seconds()))
+        time.sleep(0.2)
     return due_at is not None  # on a signal, too: the pass that follows ends at once, and says so
 
 
@@ -90,13 +91,19 @@ def _combined(first: Tally, then: Tally) -> Tally:
         changed=first.changed + then.changed,
         unchanged=first.unchanged + then.unchanged,
         waiting=then.waiting,
-        failed=first.failed + then.failed,
+        failed=first.failed - first.to_retry + then.failed,
         rejected=first.rejected + then.rejected,
         requests=first.requests + then.requests,
         halt=then.halt,
         halt_reason=then.halt_reason,
-        exit_code=then.exit_code or first.exit_code,
+        to_retry=then.to_retry,
+        exit_code=then.exit_code or _exit_code_of_failures(first),
     )
+
+
+def _exit_code_of_failures(tally: Tally) -> int:
+    """Return 1 if something failed in a pass that no later one can make good."""
+    return 1 if tally.failed > tally.to_retry or tally.rejected else 0
 
 
 def _tell(tally: Tally, *, as_json: bool) -> None:
@@ -128,7 +135,8 @@ def preview(path: Path | None, wanted: Wanted, *, refresh: bool, as_json: bool) 
     """Say which runs a pass would fetch; write nothing."""
     session = open_session(path)
     given = intake.read(wanted, session.config)
-    listed = [run.run_id for run in given.runs]
+    watched = lists.read_watched(session.config)
+    listed = list(dict.fromkeys(run.run_id for run in chain(given.runs, watched.runs)))
     runs = [{"run_id": run_id, "state": "new"} for run_id in listed]
     if database.has_archive(session.engine):
         with database.reading(session.engine) as connection:
@@ -144,7 +152,7 @@ def preview(path: Path | None, wanted: Wanted, *, refresh: bool, as_json: bool) 
         for run in runs:
             display.say(f"{display.safe(run['run_id'])}  {run['state']}")
         display.note(f"{len(runs)} runs would be fetched; nothing was changed")
-    return 1 if given.bad_lines else 0
+    return 1 if given.bad_lines or watched.bad_lines else 0
 
 
 def retry(path: Path | None, run_ids: Sequence[str], *, as_json: bool) -> int:

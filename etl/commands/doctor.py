@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import Engine, select
 
 from etl import clock, database, display
-from etl.client import Client, RunRefusedError, UnavailableError
+from etl.client import Client, Probe, RunRefusedError, UnavailableError
 from etl.commands.session import Session, open_session
 from etl.config import Config, Source
 from etl.errors import ArchiverError
@@ -94,17 +94,22 @@ def _source(session: Session, name: str, source: Source) -> Iterator[Finding]:
     run_id = _known_run(session.engine, name) or UNKNOWN_RUN
     try:
         probe = client.probe(run_id)
-        is_api = probe.http_status != 200 or _is_result(client, run_id)
+        is_api = _is_api(client, run_id, probe)
     except UnavailableError as error:
         remedy = "check base_url, the network, and the proxy settings"
         yield Finding(subject, f"{source.base_url}: {error}", remedy, 5)
         return
     if is_api:
-        yield _permission(subject, probe.http_status)
+        yield _permission(subject, probe)
     else:
         yield Finding(subject, "what answered is not the API", NOT_THE_API, 5)
     if probe.server_time is not None:
         yield _skew(subject, abs(probe.server_time - clock.now()))
+
+
+def _is_api(client: Client, run_id: str, probe: Probe) -> bool:
+    """Tell the API from any other server, as far as what it said to a run ID can."""
+    return probe.http_status != 200 or _is_result(client, run_id)
 
 
 def _is_result(client: Client, run_id: str) -> bool:
@@ -116,8 +121,11 @@ def _is_result(client: Client, run_id: str) -> bool:
     return True
 
 
-def _permission(subject: str, http_status: int) -> Finding:
-    match http_status:
+def _permission(subject: str, probe: Probe) -> Finding:
+    match probe.http_status:
+        case 404 if not probe.is_json:
+            verdict = "answered 404, and not in JSON: it may be another server than the API"
+            return Finding(subject, verdict, "check base_url", 0)
         case 200 | 404:
             return Finding(subject, "the key is accepted, and reads results", "", 0)
         case 401:
@@ -134,7 +142,7 @@ def _permission(subject: str, http_status: int) -> Finding:
             remedy = "wait, and lower api.max_requests_per_second if it happens often"
             return Finding(subject, "the API asks for patience (429)", remedy, 5)
         case _:
-            return Finding(subject, f"the API answered {http_status}", NOT_THE_API, 5)
+            return Finding(subject, f"the API answered {probe.http_status}", NOT_THE_API, 5)
 
 
 def _skew(subject: str, skew: timedelta) -> Finding:

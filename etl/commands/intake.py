@@ -7,7 +7,7 @@ from typing import NamedTuple
 from etl import lists
 from etl.config import Config
 from etl.errors import UsageError
-from etl.intake import ListedRun, check_run_id
+from etl.intake import ListedRun, check_label, check_run_id
 from etl.lists import Given
 
 
@@ -45,12 +45,15 @@ def _argument(run_id: str) -> ListedRun:
 
 
 def _labels(given: Sequence[str]) -> dict[str, str]:
-    labels = {}
+    labels: dict[str, str] = {}
     for text in given:
         name, separator, value = text.partition("=")
         if not separator or not name.strip():
             raise UsageError(f"--label {text!r}: give NAME=VALUE, such as branch=main")
-        labels[name.strip()] = value.strip()
+        try:
+            labels.update([check_label(name, value)])
+        except ValueError as error:
+            raise UsageError(f"--label: {error}") from None
     return labels
 
 
