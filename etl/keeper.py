@@ -98,7 +98,7 @@ class Keeper:
             query = select(func.count()).where(self._due())
             return connection.scalar(query) or 0
 
-    def claim(self, limit: int, without: Collection[str]) -> list[Claim]:
+    def claim(self, limit: int, without: Collection[str] = ()) -> list[Claim]:
         """Take runs that were due when the pass began, `without` those of some sources."""
         due = and_(self._due(), tracked_runs.c.source.not_in(without))
         with writing(self._engine) as connection:
