@@ -2,25 +2,39 @@
 
 Works through the archive in batches of runs, each in a transaction of its own: memory stays
 bounded, and whatever interrupts it, the next call goes on, since what agrees is left alone.
+What is in a cell is taken for nothing but itself: a damaged one is named, whatever it holds.
 """
 
 import hashlib
+import reprlib
 from collections.abc import Iterator, Sequence
-from datetime import tzinfo
-from itertools import groupby
+from contextlib import contextmanager, suppress
+from datetime import UTC, date, datetime, tzinfo
+from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
 import zstandard
 from sqlalchemy import Connection, Engine, Table, and_, delete, func, select
+from sqlalchemy.exc import DataError, DBAPIError
 
 from etl import bulk, store
 from etl.database import reading, writing
 from etl.history import DERIVED, Owner, Row, Stretch, derived
 from etl.normalize import ECHO_WARNING, normalize
 from etl.payload import COUNTERS, decode
-from etl.schema import metadata, payloads, tracked_runs
+from etl.schema import (
+    labels,
+    metadata,
+    payloads,
+    rejects,
+    to_milliseconds,
+    to_text,
+    tracked_runs,
+)
 
 BATCH_RUNS = 50
+BATCH_BYTES = 1_000_000
+"""How much of compressed bodies a batch has at most, unless it is a single run."""
 
 TABLES = [metadata.tables[name] for name in DERIVED]
 
@@ -41,9 +55,9 @@ class Difference(NamedTuple):
 class Checked(NamedTuple):
     """What was found in a batch of runs.
 
-    `damage` are payloads that are not what was received; `differing` are derived rows that are
-    not what their payloads say; `mismatches` are the vendor's own: a run's counters that are not
-    the sum of its tests'.
+    `damage` is what no replay mends: payloads that are not what was received, and what belongs to
+    no payload; `differing` are derived rows that are not what their payloads say; `mismatches`
+    are the vendor's own: a run's counters that are not the sum of its tests'.
     """
 
     runs: int
@@ -51,14 +65,18 @@ class Checked(NamedTuple):
     differing: list[Difference]
     mismatches: list[Difference]
 
-    def plus(self, other: "Checked") -> "Checked":
-        """Return both together."""
-        return Checked(
-            self.runs + other.runs,
-            self.damage + other.damage,
-            self.differing + other.differing,
-            self.mismatches + other.mismatches,
-        )
+
+class _Kept(NamedTuple):
+    """A row of `payloads` as the driver gives it, whatever types its cells have by now."""
+
+    run_id: Any
+    revision: Any
+    body: Any
+    encoding: Any
+    size: Any
+    sha256: Any
+    fetched_at: Any
+    last_seen_at: Any
 
 
 class _Batch(NamedTuple):
@@ -72,65 +90,120 @@ class _Batch(NamedTuple):
 def verify(engine: Engine, zone: tzinfo) -> Iterator[Checked]:
     """Check all runs, a batch at a time; the last batch is about what belongs to no payload."""
     for run_ids in _batches(engine):
-        with reading(engine) as connection:
+        with _snapshot(engine) as connection:
             batch = _expected(connection, run_ids, zone)
             differing = _compare(connection, batch)
         mismatches = _mismatches(batch.rows["counts"])
         yield Checked(len(run_ids), batch.damage, differing, mismatches)
-    with reading(engine) as connection:
-        yield Checked(0, [*_strays(connection), *_ledger_faults(connection)], [], [])
+    yield _loose_ends(engine)
 
 
 def replay(engine: Engine, zone: tzinfo) -> Iterator[Checked]:
     """Rebuild the runs that differ from their payloads, a batch at a time; tell what differed.
 
-    Runs whose payloads are damaged are left as they are.
+    What belongs to no payload, and runs whose payloads are damaged, are left as they are.
     """
     for run_ids in _batches(engine):
         with writing(engine) as connection:
+            _hold(connection, run_ids)
             batch = _expected(connection, run_ids, zone)
             differing = _compare(connection, batch)
             _replace(connection, batch, {difference.run_id for difference in differing})
         yield Checked(len(run_ids), batch.damage, differing, [])
+    yield _loose_ends(engine)
 
 
 def _batches(engine: Engine) -> Iterator[list[str]]:
-    """Yield the archived runs in the order of their IDs."""
-    last = ""
-    query = select(payloads.c.run_id).distinct().order_by(payloads.c.run_id).limit(BATCH_RUNS)
+    """Yield the archived runs in the order of their IDs, as many as are read at once."""
+    size = func.sum(func.length(payloads.c.body))
+    query = (
+        select(payloads.c.run_id, size)
+        .group_by(payloads.c.run_id)
+        .order_by(payloads.c.run_id)
+        .limit(BATCH_RUNS)
+    )
+    following = query
     while True:
         with reading(engine) as connection:
-            run_ids = list(connection.scalars(query.where(payloads.c.run_id > last)))
-        if not run_ids:
+            found = [tuple(row) for row in connection.execute(following)]
+        if not found:
             return
+        bytes_until = accumulate(size for _run_id, size in found)
+        fitting = sum(total <= BATCH_BYTES for total in bytes_until)
+        run_ids = [run_id for run_id, _size in found[: max(fitting, 1)]]
         yield run_ids
-        last = run_ids[-1]
+        following = query.where(payloads.c.run_id > run_ids[-1])
+
+
+@contextmanager
+def _snapshot(engine: Engine) -> Iterator[Connection]:
+    """Give a connection that sees the archive as it is now, whoever writes to it meanwhile."""
+    with reading(engine) as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        yield connection
+
+
+def _hold(connection: Connection, run_ids: Sequence[str]) -> None:
+    """Let nobody else store answers of these runs until the commit: see `ledger.held`."""
+    query = select(tracked_runs.c.run_id).where(tracked_runs.c.run_id.in_(run_ids))
+    connection.execute(query.order_by(tracked_runs.c.run_id).with_for_update())
 
 
 def _expected(connection: Connection, run_ids: Sequence[str], zone: tzinfo) -> _Batch:
     """Return what the payloads of `run_ids` and their ledger rows make of them."""
-    ledger = select(tracked_runs.c.run_id, tracked_runs.c.source, tracked_runs.c.gone_at)
-    owners = {
-        row.run_id: Owner(row.run_id, row.source, row.gone_at)
-        for row in connection.execute(ledger.where(tracked_runs.c.run_id.in_(run_ids)))
-    }
-    kept = (
-        select(payloads)
-        .where(payloads.c.run_id.in_(run_ids))
-        .order_by(payloads.c.run_id, payloads.c.revision)
-    )
-    batch = _Batch([], {table.name: [] for table in TABLES}, [])
-    for run_id, group in groupby(connection.execute(kept), key=lambda row: row.run_id):
+    owners, unowned = _owners(connection, run_ids)
+    kept, unreadable = _read(connection, payloads, run_ids)
+    batch = _Batch([], {table.name: [] for table in TABLES}, [*unowned, *unreadable])
+    for run_id, group in groupby(map(_Kept._make, kept), key=lambda row: row.run_id):
         stretches, damage = _stretches(list(group), zone)
         batch.damage.extend(damage)
-        if not damage:
+        if run_id in owners and not damage:
             batch.whole.append(run_id)
             for name, rows in derived(owners[run_id], stretches).items():
                 batch.rows[name] += rows
     return batch
 
 
-def _stretches(kept: Sequence[Any], zone: tzinfo) -> tuple[list[Stretch], list[Difference]]:
+def _owners(
+    connection: Connection, run_ids: Sequence[str]
+) -> tuple[dict[str, Owner], list[Difference]]:
+    """Return what the ledger says of runs, and where it says nothing that can be understood."""
+    rows, damage = _read(connection, tracked_runs, run_ids)
+    names = [column.name for column in tracked_runs.columns]
+    owners = {}
+    for row in rows:
+        tracked = dict(zip(names, row, strict=True))
+        run_id = tracked["run_id"]
+        try:
+            gone_at = _moment("gone_at", tracked["gone_at"])
+        except ValueError as error:
+            damage.append(Difference("tracked_runs", run_id, "", str(error)))
+        else:
+            owners[run_id] = Owner(run_id, tracked["source"], gone_at)
+    return owners, damage
+
+
+def _read(
+    connection: Connection, table: Table, run_ids: Sequence[str]
+) -> tuple[list[Row], list[Difference]]:
+    """Return the rows of runs; those of a run with a cell that no driver can read are told."""
+    try:
+        return bulk.read(connection, table, run_ids), []
+    except DBAPIError as error:
+        # Bytes that are no text, or a time beyond Python's: all else is no cell's fault.
+        if not isinstance(error, DataError) and "Could not decode" not in str(error.orig):
+            raise
+        if len(run_ids) == 1:
+            [reason, *_more] = str(error.orig).splitlines()
+            return [], [Difference(table.name, run_ids[0], "", f"cannot be read: {reason}")]
+    one_by_one = [_read(connection, table, [run_id]) for run_id in run_ids]
+    return [row for rows, _ in one_by_one for row in rows], [
+        difference for _, differences in one_by_one for difference in differences
+    ]
+
+
+def _stretches(kept: Sequence[_Kept], zone: tzinfo) -> tuple[list[Stretch], list[Difference]]:
     """Return a run's contents in their order, and what is wrong with its payloads."""
     stretches: list[Stretch] = []
     damage: list[Difference] = []
@@ -143,24 +216,52 @@ def _stretches(kept: Sequence[Any], zone: tzinfo) -> tuple[list[Stretch], list[D
             damage.append(_in_payload(row, f"revision {number} is missing before it"))
         if (row.last_seen_at is None) != (number == len(kept)):
             damage.append(_in_payload(row, "last_seen_at does not fit its place in the history"))
+    if not damage:
+        damage += [
+            _in_payload(row, "its times do not end where those of the next revision begin")
+            for row, (old, new) in zip(kept, pairwise(stretches), strict=False)
+            if old.last_seen_at and not old.observed_at <= old.last_seen_at <= new.observed_at
+        ]
     return stretches, damage
 
 
-def _stretch(row: Any, zone: tzinfo) -> Stretch:
+def _stretch(row: _Kept, zone: tzinfo) -> Stretch:
     """Return what a payload says. Raises ValueError: it is not what was kept, or not readable."""
-    body = store.decompress(row.body, row.encoding)
-    if len(body) != row.size:
-        raise ValueError(f"its body has {len(body)} bytes, not the {row.size} that were kept")
+    fetched_at = _moment("fetched_at", row.fetched_at)
+    if fetched_at is None:
+        raise ValueError("fetched_at is missing")
+    last_seen_at = _moment("last_seen_at", row.last_seen_at)
+    body = _body(row)
     payload = decode(body)
     rows = normalize(row.run_id, payload, zone)
     if hashlib.sha256(body).hexdigest() != row.sha256:
         if b"***" not in body:
             raise ValueError("its body is not the one that was received: the hashes differ")
         rows.warnings.append(ECHO_WARNING)
-    return Stretch(row.revision, row.fetched_at, row.last_seen_at, payload.content_hash, rows)
+    return Stretch(row.revision, fetched_at, last_seen_at, payload.content_hash, rows)
 
 
-def _in_payload(row: Any, problem: str) -> Difference:
+def _body(row: _Kept) -> bytes:
+    """Return a payload's bytes. Raises ValueError or ZstdError: they are not those kept."""
+    # By the size first, before memory is taken for one that is damaged.
+    if not isinstance(row.body, bytes) or zstandard.frame_content_size(row.body) != row.size:
+        raise ValueError(f"its body is not of the {_shown(row.size)} bytes that were kept")
+    return store.decompress(row.body, row.encoding)
+
+
+def _moment(name: str, value: Any) -> datetime | None:
+    """Read a time as the driver gives it. Raises ValueError unless it is as we write it."""
+    if value is None:
+        return None
+    with suppress(ValueError, OverflowError):
+        is_read = isinstance(value, datetime)
+        moment = value if is_read else datetime.fromisoformat(str(value)).replace(tzinfo=UTC)
+        if value in {to_text(moment), to_milliseconds(moment)}:
+            return moment
+    raise ValueError(f"{name} is {_shown(value)}, which is no time as it is kept here")
+
+
+def _in_payload(row: _Kept, problem: str) -> Difference:
     return Difference("payloads", row.run_id, f"revision {row.revision}", problem)
 
 
@@ -169,20 +270,25 @@ def _compare(connection: Connection, batch: _Batch) -> list[Difference]:
     differences: list[Difference] = []
     lost: set[str] = set()
     for table in TABLES:
+        rows, unreadable = _read(connection, table, batch.whole)
+        differences += unreadable
+        untold = lost | {difference.run_id for difference in unreadable}
         wanted = _by_key(table, bulk.storable(connection, table, batch.rows[table.name]))
-        found = _by_key(table, bulk.read(connection, table, batch.whole))
+        found = _by_key(table, rows)
         for key in sorted(wanted.keys() | found.keys(), key=repr):
             problem = _row_problem(table, wanted.get(key), found.get(key))
-            if problem and key[0] not in lost:
-                rest = [column.name for column in table.primary_key][1:]
-                place = ", ".join(
-                    f"{name} {value}" for name, value in zip(rest, key[1:], strict=True)
-                )
-                differences.append(Difference(table.name, key[0], place, problem))
+            if problem and key[0] not in untold:
+                differences.append(Difference(table.name, key[0], _place(table, key), problem))
         if table.name == "runs":
             # Of a run that is missing, its other rows need not be told one by one.
             lost = {key[0] for key in wanted.keys() - found.keys()}
     return differences
+
+
+def _place(table: Table, key: Row) -> str:
+    """Return where a row stands among those of its run."""
+    names = [column.name for column in table.primary_key]
+    return ", ".join(f"{name} {value}" for name, value in zip(names[1:], key[1:], strict=True))
 
 
 def _by_key(table: Table, rows: Sequence[Row]) -> dict[Row, Row]:
@@ -197,8 +303,17 @@ def _row_problem(table: Table, wanted: Row | None, found: Row | None) -> str | N
         return "is in no payload"
     for column, should_be, is_now in zip(table.columns, wanted, found, strict=True):
         if should_be != is_now:
-            return f"{column.name} is {is_now!r}, by the payload {should_be!r}"
+            return f"{column.name} is {_shown(is_now)}, should be {_shown(should_be)}"
     return None
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
+
+
+def _shown(value: Any) -> str:
+    """Return a cell for people, the middle of a long one left out."""
+    return str(value) if isinstance(value, date) else _SHORT.repr(value)
 
 
 def _mismatches(count_rows: Sequence[Row]) -> list[Difference]:
@@ -223,13 +338,29 @@ def _replace(connection: Connection, batch: _Batch, run_ids: set[str]) -> None:
         bulk.insert(connection, table, rows)
 
 
+def _loose_ends(engine: Engine) -> Checked:
+    """Find what no payload or no ledger row stands behind."""
+    with _snapshot(engine) as connection:
+        found = [*_strays(connection), *_orphans(connection), *_ledger_faults(connection)]
+    return Checked(0, found, [], [])
+
+
 def _strays(connection: Connection) -> Iterator[Difference]:
     """Find rows of runs that have no payload."""
     archived = select(payloads.c.run_id)
     for table in TABLES:
         query = select(table.c.run_id).where(table.c.run_id.not_in(archived)).distinct()
         for run_id in connection.scalars(query.order_by(table.c.run_id)):
-            yield Difference(table.name, run_id, "", "has no payload")
+            yield Difference(table.name, str(run_id), "", "has no payload")
+
+
+def _orphans(connection: Connection) -> Iterator[Difference]:
+    """Find rows of runs that the ledger does not have, as no foreign key would let them be."""
+    tracked = select(tracked_runs.c.run_id)
+    for table in (labels, payloads, rejects):
+        query = select(table.c.run_id).where(table.c.run_id.not_in(tracked)).distinct()
+        for run_id in connection.scalars(query.order_by(table.c.run_id)):
+            yield Difference(table.name, str(run_id), "", "is of a run that is not tracked")
 
 
 def _ledger_faults(connection: Connection) -> Iterator[Difference]:
