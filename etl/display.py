@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 WIDTH = 80
+LONGEST_CELL = 1000
 GAP = 1
 """Blanks between two columns."""
 UUID_LENGTH = 36
@@ -54,7 +55,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     from rich.text import Text  # noqa: PLC0415
 
     columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in headings]
-    texts = [[safe(value) for value in column] for column in columns]
+    texts = [[_cut(safe(value)) for value in column] for column in columns]
     console = Console(file=sys.stdout, highlight=False, width=None if _on_terminal() else WIDTH)
     widths = _widths(headings, texts, console.width - GAP * (len(headings) - 1))
     grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
@@ -68,6 +69,10 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     for row in zip(*texts, strict=True):
         grid.add_row(*map(Text, row))
     console.print(grid)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]}..."
 
 
 def _widths(headings: Sequence[str], texts: Sequence[Sequence[str]], room: int) -> list[int]:

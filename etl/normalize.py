@@ -204,16 +204,17 @@ def _run(
 
 
 def _run_extra(payload: Payload, notes: _Notes) -> str | None:
-    """Keep unknown fields of the run, and under "$" (or "$$", ...) those beside `result`."""
-    extra = _extra(payload.result, RUN_FIELDS, "result", "result", notes)
+    """Keep unknown fields of the run, and under "$" those that stand beside `result`.
+
+    A field of the run that is itself called "$" (or "$$", ...) gets one more.
+    """
+    own = _extra(payload.result, RUN_FIELDS, "result", "result", notes)
+    extra = {name if name.strip("$") or not name else f"{name}$": own[name] for name in own}
     beside = {name: value for name, value in payload.document.items() if name != "result"}
     for name, value in sorted(beside.items()):
         notes.drifted(name, _json_type(value))
     if beside:
-        name = "$"
-        while name in extra:
-            name += "$"
-        extra[name] = _cleaned_deeply(beside, "$", notes)
+        extra["$"] = _cleaned_deeply(beside, "$", notes)
     return canonical(extra) if extra else None
 
 

@@ -15,6 +15,9 @@ import msgspec
 
 COUNTERS = ("failed", "passed", "aborted", "pending", "unresolved")
 
+DEEPEST = 200
+"""How deep an answer may be nested. Python's own limit depends on who calls: this one does not."""
+
 FINAL_STATUSES = frozenset({"passed", "failed", "aborted", "completed"})
 OPEN_STATUS = "unresolved"
 GOING_STATUSES = frozenset({"pending", "", None})
@@ -89,6 +92,8 @@ def decode(body: bytes) -> Payload:
 def _framed(document: Any) -> Payload:
     if not isinstance(document, dict):
         raise PayloadError("the answer is no JSON object")
+    if _depth(document) > DEEPEST:
+        raise PayloadError("the answer is nested too deeply")
     result = document.get("result")
     if not isinstance(result, dict):
         raise PayloadError("the answer has no `result` object")
@@ -96,6 +101,20 @@ def _framed(document: Any) -> Payload:
         if not isinstance(result.get(name, []), list):
             raise PayloadError(f"`result.{name}` is no list")
     return Payload(document, _content_hash(document))
+
+
+def _depth(document: Any) -> int:
+    """Count how deep objects and lists are nested, without a call for each of them."""
+    depth, level = 0, [document]
+    while level:
+        depth += 1
+        level = [
+            member
+            for container in level
+            for member in (container.values() if isinstance(container, dict) else container)
+            if isinstance(member, dict | list)
+        ]
+    return depth
 
 
 def canonical(value: Any) -> str:

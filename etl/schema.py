@@ -227,7 +227,6 @@ runs = Table(
     Column("extra", Json),
     _run_of("tracked_runs"),
     CheckConstraint("revision >= 1", name="revision"),
-    sqlite_with_rowid=False,
 )
 Index("ix_runs_started_at", runs.c.started_at)
 Index("ix_runs_changed_at", runs.c.changed_at)

@@ -1,7 +1,7 @@
 """Create the archive: the ledger, the runs with all that hangs on them, and the intake's records.
 
 On SQLite the tables keyed by run_id are stored in the order of that key (WITHOUT ROWID), except
-those that hold whole bodies, which such a table is slow with.
+those whose rows can be huge, which a foreign key would have to read its way past.
 """
 
 import sqlalchemy as sa
@@ -137,7 +137,6 @@ def upgrade() -> None:
             ["run_id"], ["tracked_runs.run_id"], name="fk_runs_tracked_runs", ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("run_id", name="pk_runs"),
-        sqlite_with_rowid=False,
     )
     op.create_index("ix_runs_changed_at", "runs", ["changed_at"], unique=False)
     op.create_index("ix_runs_started_at", "runs", ["started_at"], unique=False)
