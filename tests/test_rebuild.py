@@ -1137,7 +1137,7 @@ NAMES = {
     "formula": '=HYPERLINK("http://127.0.0.1")',
     "long": "x" * 10_000_000,
 }
-DEEP = b'{"result": {"new": ' + b"[" * 300 + b"]" * 300 + b"}}"
+DEEP = b'{"result": {"new": ' + b"[" * 150 + b"]" * 150 + b"}}"
 TOO_DEEP = DEEP.replace(b"[", b"[" * 400).replace(b"]", b"]" * 400)
 ACCEPTED: dict[str, bytes] = {
     **{
