@@ -3,7 +3,7 @@
 BIN := .venv/bin
 SETUP := .venv/set-up
 
-.PHONY: help demo test soak month polling check lock clean
+.PHONY: help demo test soak fuzz month polling check lock clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: $(SETUP) ## run all tests, on SQLite and PostgreSQL, and all checks
 soak: $(SETUP) ## run the service for ten minutes, with outages
 	.ci/setup postgresql
 	$(BIN)/pytest -m soak -s
+
+fuzz: $(SETUP) ## throw odd answers at the decoder for ten minutes
+	FUZZ_SECONDS=600 $(BIN)/pytest tests/test_fuzz.py -s
 
 month: $(SETUP) ## follow a simulated month of runs, and print what it cost
 	$(BIN)/python -m bench.month

@@ -1,5 +1,6 @@
 """Connect to the archive's database, and bring its tables to the revision this version needs."""
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 
 from etl.config import mask_url_password
 from etl.errors import DatabaseError
@@ -20,6 +31,14 @@ _MIGRATION_LOCK = 0x72_65_73_75_6C_74  # "result": any number, as long as all of
 _BUSY_TIMEOUT_MS = 60_000
 CONNECT_TIMEOUT_S = 10
 
+_REMEDIES = {
+    sqlite3.SQLITE_FULL: "make room; what is due stays due",
+    sqlite3.SQLITE_IOERR: "see whether the disk is full or failing; what is due stays due",
+    sqlite3.SQLITE_READONLY: "make the file and its folder writable",
+    sqlite3.SQLITE_CANTOPEN: "make its folder, and that writable",
+}
+"""What to do about errors of SQLite, by their primary codes: its own words say little."""
+
 
 def connect(url: str) -> Engine:
     """Return an engine for `url`, as `config.load` left it. Nothing is connected yet.
@@ -30,7 +49,9 @@ def connect(url: str) -> Engine:
     try:
         is_server = not url.startswith("sqlite")
         patience = {"connect_timeout": CONNECT_TIMEOUT_S} if is_server else {}
-        engine = create_engine(url, pool_pre_ping=True, connect_args=patience)
+        engine = create_engine(
+            url, pool_pre_ping=True, connect_args=patience, json_deserializer=_from_json
+        )
     except (ArgumentError, ValueError):
         raise DatabaseError(f"database.url is {mask_url_password(url)!r}: not a URL") from None
     hide(engine.url.password or "")
@@ -42,6 +63,11 @@ def connect(url: str) -> Engine:
     else:
         event.listen(engine, "connect", _set_up_postgresql)
     return engine
+
+
+def _from_json(text: str | bytes) -> Any:
+    """Read a JSON column; an integer too long for Python to convert stays the text it is."""
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 4300 else digits)
 
 
 def _set_up_sqlite(connection: Any, _record: Any) -> None:
@@ -88,16 +114,38 @@ def _explained(engine: Engine) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        message = f"{shown_url(engine)}: {_reason(error)}"
-        raise DatabaseError(message, is_passing=_is_passing(error)) from None
+        raise DatabaseError(
+            f"{shown_url(engine)}: {_reason(error)}",
+            is_passing=_is_passing(error),
+            is_of_values=_is_of_values(error),
+        ) from None
 
 
 def _is_passing(error: SQLAlchemyError) -> bool:
     """Tell a lost connection, a server that restarts and a held lock from what stays."""
     if not isinstance(error, OperationalError):
         return isinstance(error, DBAPIError) and error.connection_invalidated
-    is_sqlite = isinstance(error.orig, sqlite3.Error)
-    return not is_sqlite or getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+    if isinstance(error.orig, sqlite3.Error):
+        return _sqlite_code(error) == sqlite3.SQLITE_BUSY
+    return not _is_too_large(error)
+
+
+def _is_of_values(error: SQLAlchemyError) -> bool:
+    """Tell values that the database will not take from a database that takes none."""
+    refusals = (DataError, IntegrityError, InterfaceError, NotSupportedError, ProgrammingError)
+    return (isinstance(error, refusals) and not _is_passing(error)) or _is_too_large(error)
+
+
+def _is_too_large(error: SQLAlchemyError) -> bool:
+    """Tell what goes beyond a limit of PostgreSQL, such as a long text in an index (class 54)."""
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    return str(getattr(cause, "sqlstate", None)).startswith("54")
+
+
+def _sqlite_code(error: SQLAlchemyError) -> int:
+    """Return SQLite's primary code of an error, 0 for errors that are not SQLite's."""
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    return getattr(cause, "sqlite_errorcode", 0) & 0xFF
 
 
 def shown_url(engine: Engine) -> str:
@@ -109,7 +157,9 @@ def shown_url(engine: Engine) -> str:
 def _reason(error: SQLAlchemyError) -> str:
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return mask(lines[0]) if lines else type(cause).__name__
+    reason = mask(lines[0]) if lines else type(cause).__name__
+    remedy = _REMEDIES.get(_sqlite_code(error))
+    return f"{reason}; {remedy}" if remedy else reason
 
 
 def current_revision(engine: Engine) -> str | None:

@@ -31,10 +31,14 @@ class DatabaseError(ArchiverError):
     """The database cannot be reached or used, or its tables are behind this version.
 
     `is_passing` says that it may be back in a moment: the connection was lost, or a lock held.
+    `is_of_values` says that it is well, and only would not take what it was given.
     """
 
     exit_code = 4
 
-    def __init__(self, message: str, *, is_passing: bool = False) -> None:
+    def __init__(
+        self, message: str, *, is_passing: bool = False, is_of_values: bool = False
+    ) -> None:
         super().__init__(message)
         self.is_passing = is_passing
+        self.is_of_values = is_of_values

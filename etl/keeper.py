@@ -24,6 +24,16 @@ from etl.store import Answer, Archived, Reject, Saved
 
 log = get_logger()
 
+CLOCK_ERROR = timedelta(days=1)
+"""A pass that began so much later than now had a wrong clock; less may be another machine's."""
+
+
+class _End(NamedTuple):
+    """How one run ended in this pass: `kind` names the field of `Tally` that counts it."""
+
+    kind: str
+    recorded: Recorded
+
 
 @dataclass
 class Tally:
@@ -68,13 +78,24 @@ class Keeper:
         self._started_at = started_at
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._renewed_at = time.monotonic()
+        self._in_hand: set[str] = set()
+        self._undecided: dict[str, _End] = {}
 
     def open_ingest(self, trigger: str) -> None:
         """Note that the pass begins, and what set it off."""
         with writing(self._engine) as connection:
+            self._heed_the_clock(connection)
             statement = insert(ingests).values(trigger=trigger, started_at=self._started_at)
             returned = connection.execute(statement.returning(ingests.c.id))
             self.tally.pass_id = returned.scalar_one()
+
+    def _heed_the_clock(self, connection: Connection) -> None:
+        """Let nothing wait for a time that a clock far ahead has set."""
+        newest = select(ingests.c.started_at).order_by(ingests.c.id.desc()).limit(1)
+        last_began_at = connection.scalar(newest)
+        if last_began_at is not None and last_began_at - self._started_at > CLOCK_ERROR:
+            log.warning("the last pass was in the future: what waits is due", at=last_began_at)
+            ledger.end_waits(connection, self._lease())
 
     def close_ingest(self) -> None:
         """Note how the pass ended."""
@@ -100,10 +121,13 @@ class Keeper:
 
     def claim(self, limit: int, without: Collection[str] = ()) -> list[Claim]:
         """Take runs that were due when the pass began, `without` those of some sources."""
-        due = and_(self._due(), tracked_runs.c.source.not_in(without))
+        lease = self._lease()
+        due = ledger.due_or_stray(self._started_at, lease, self._in_hand)
+        chosen = and_(due, tracked_runs.c.source.not_in(without))
         with writing(self._engine) as connection:
-            claims = ledger.claim(connection, self._lease(), due, limit)
+            claims = ledger.claim(connection, lease, chosen, limit)
             known = store.fingerprints(connection, [claim.run_id for claim in claims])
+        self._in_hand.update(claim.run_id for claim in claims)
         return [claim._replace(fingerprint=known.get(claim.run_id)) for claim in claims]
 
     def lease_is_old(self) -> bool:
@@ -129,8 +153,9 @@ class Keeper:
         try:
             self._keep(batch)
         except DatabaseError as error:
-            if error.is_passing:
+            if not error.is_of_values:
                 raise
+            self._undecided = {}
             for claim, outcome in batch.items():
                 self._keep_alone(claim, outcome)
 
@@ -138,18 +163,35 @@ class Keeper:
         try:
             self._keep({claim: outcome})
         except DatabaseError as error:
-            if error.is_passing:
+            if not error.is_of_values:
                 raise
             self._keep({claim: Refused(claim.run_id, f"cannot be stored: {error}")})
 
     def _keep(self, batch: Mapping[Claim, Outcome]) -> None:
+        run_ids = [claim.run_id for claim in batch]
         with writing(self._engine) as connection:
-            held = ledger.held(connection, self._owner, [claim.run_id for claim in batch])
+            held = ledger.held(connection, self._owner, run_ids)
             mine = {claim: batch[claim] for claim in batch if claim.run_id in held}
-            ends = _store(connection, mine, self._rules)
-            ledger.record(connection, [end.recorded for end in ends])
-        for end in ends:
-            _count(self.tally, end)
+            ends = {end.recorded.run_id: end for end in _store(connection, mine, self._rules)}
+            ledger.record(connection, [self._after_this_pass(end) for end in ends.values()])
+            # Those not held any more were kept by a commit whose answer was lost.
+            self._undecided |= ends
+        for run_id in run_ids:
+            if end := self._undecided.pop(run_id, None):
+                _count(self.tally, end)
+        self._in_hand.difference_update(run_ids)
+
+    def _after_this_pass(self, end: _End) -> Recorded:
+        """Return how the run stands, not due again in this pass, which would never be over.
+
+        So it would be after the clock was set back.
+        """
+        recorded = end.recorded
+        due_at = recorded.standing.due_at
+        if due_at is None or due_at > self._started_at:
+            return recorded
+        later = self._started_at + timedelta(milliseconds=1)
+        return recorded._replace(standing=recorded.standing._replace(due_at=later))
 
     def _due(self) -> ColumnElement[bool]:
         """Say which runs were due when the pass began, and are free now."""
@@ -158,13 +200,6 @@ class Keeper:
     def _lease(self) -> Lease:
         now = clock.now()
         return Lease(self._owner, now, now + self._rules.lease_for)
-
-
-class _End(NamedTuple):
-    """How one run ended in this pass: `kind` names the field of `Tally` that counts it."""
-
-    kind: str
-    recorded: Recorded
 
 
 def _kind(outcome: Outcome, saved: Mapping[str, Saved], recorded: Recorded) -> str:
@@ -208,7 +243,7 @@ def _recorded(
         case Answer() | Unchanged() if archived:
             # A clock that was set back must not make a run look fetched earlier than before.
             fetched_at = max(outcome.fetched_at, claim.last_fetched_at or outcome.fetched_at)
-            standing = lifecycle.after_answer(archived.seen(), fetched_at, rules)
+            standing = lifecycle.after_answer(archived.seen(), outcome.fetched_at, rules)
             return Recorded(claim.run_id, standing, fetched_at)
         case Missing():
             seen = archived.seen() if archived else None

@@ -4,7 +4,7 @@ Every function works in the caller's transaction, so that a run's rows and its l
 change together. The rules of what is due when are `lifecycle`'s.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -88,6 +88,7 @@ def track(connection: Connection, entries: Sequence[Entry], now: datetime) -> Tr
                 table.c.read_token.is_(None),
                 table.c.last_fetched_at.is_(None),
                 table.c.state == State.FAILED,
+                table.c.state == State.RETRYING,
             ),
         )
         # Once a run is archived, its account is known to be the right one.
@@ -166,8 +167,22 @@ def claim(
 
 def due(by: datetime, now: datetime) -> ColumnElement[bool]:
     """Say which runs are due `by` a time and not held by anybody `now`."""
-    free = or_(tracked_runs.c.lease_until.is_(None), tracked_runs.c.lease_until <= now)
-    return and_(tracked_runs.c.due_at <= by, free)
+    return and_(tracked_runs.c.due_at <= by, _is_free(now))
+
+
+def due_or_stray(by: datetime, lease: Lease, in_hand: Collection[str]) -> ColumnElement[bool]:
+    """Say which runs are `due`, or the owner's without being in hand.
+
+    Those were claimed by a statement whose answer was lost.
+    """
+    is_stray = and_(
+        tracked_runs.c.lease_owner == lease.owner, tracked_runs.c.run_id.not_in(in_hand)
+    )
+    return and_(tracked_runs.c.due_at <= by, or_(_is_free(lease.since), is_stray))
+
+
+def _is_free(now: datetime) -> ColumnElement[bool]:
+    return or_(tracked_runs.c.lease_until.is_(None), tracked_runs.c.lease_until <= now)
 
 
 def _urgency(now: datetime) -> Sequence[ColumnElement[Any]]:
@@ -276,6 +291,20 @@ def renew(connection: Connection, lease: Lease) -> None:
         update(tracked_runs)
         .where(tracked_runs.c.lease_owner == lease.owner)
         .values(lease_until=lease.until)
+    )
+
+
+def end_waits(connection: Connection, lease: Lease) -> None:
+    """Make due what is waiting, and free what was leased for longer than `lease` would be.
+
+    For when a clock was ahead: nobody knows what is really meant by the times it gave.
+    """
+    table = tracked_runs
+    connection.execute(update(table).where(table.c.due_at > lease.since).values(due_at=lease.since))
+    connection.execute(
+        update(table)
+        .where(table.c.lease_until > lease.until)
+        .values(lease_owner=None, lease_until=None)
     )
 
 

@@ -94,13 +94,14 @@ def run_pass(
         DatabaseError: the database went away. What was stored is whole.
     """
     keeper = Keeper(engine, config.polling, clock.now())
+    patience = _Patience()
     keeper.open_ingest(order.trigger)
     tally = keeper.tally
     with bound_contextvars(pass_id=tally.pass_id):
         try:
             clients = Clients(config)
             clients.require(keeper.due_sources())
-            _Pass(config, Fetcher(clients, config), keeper).run(progress, interrupt)
+            _Pass(config, Fetcher(clients, config), keeper, patience).run(progress, interrupt)
             tally.exit_code = exit_code(tally, interrupt) or (1 if order.bad_lines else 0)
         except Exception as error:
             tally.exit_code = error.exit_code if isinstance(error, ArchiverError) else 1
@@ -108,7 +109,7 @@ def run_pass(
                 keeper.release()
                 keeper.close_ingest()
             raise
-        keeper.close_ingest()
+        patience.do(keeper.close_ingest)
     return tally
 
 
@@ -128,7 +129,9 @@ def exit_code(tally: Tally, interrupt: Interrupt) -> int:
 class _Pass:
     """One pass under way: its threads, and what goes between them."""
 
-    def __init__(self, config: Config, fetcher: Fetcher, keeper: Keeper) -> None:
+    def __init__(
+        self, config: Config, fetcher: Fetcher, keeper: Keeper, patience: "_Patience"
+    ) -> None:
         api = config.api
         limits = Limits(
             api.connections,
@@ -141,6 +144,7 @@ class _Pass:
         self._intake = _Intake(keeper, api.connections)
         self._fetcher = fetcher
         self._keeper = keeper
+        self._patience = patience
         self._connections = api.connections
         self._todo: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._returned: queue.SimpleQueue[tuple[Job, Returned] | None] = queue.SimpleQueue()
@@ -156,7 +160,11 @@ class _Pass:
             _workers(workers, self._work, self._todo),
             ThreadPoolExecutor(1, initializer=partial(bind_contextvars, **logged)) as executor,
         ):
-            writer = _Writer(self._keeper, executor, wake=lambda: self._returned.put(None))
+            writer = _Writer(
+                self._keeper,
+                do_later=lambda task: executor.submit(self._patience.do, task),
+                wake=lambda: self._returned.put(None),
+            )
             while self._step(writer, interrupt):
                 progress(tally.done, total)
             self._dispatchers.finish()
@@ -175,7 +183,7 @@ class _Pass:
     def _step(self, writer: "_Writer", interrupt: Interrupt) -> bool:
         """Do what can be done now, then wait for something to happen; False at the end."""
         self._heed(interrupt)
-        writer.is_in_haste |= self._interrupted_at is not None
+        self._patience.is_over |= self._interrupted_at is not None
         if self._interrupted_at is None:
             self._intake.feed(self._dispatchers, writer)
         while writer.has_room and (job := self._dispatchers.take(time.monotonic())):
@@ -343,6 +351,37 @@ class _Intake:
             self._claiming = writer.submit(self._keeper.claim, self._size, dispatchers.halted)
 
 
+class _Patience:
+    """Does things in the database, again and again while it is away, for `PATIENCE_S` at most.
+
+    Each is one transaction that does nothing the second time: the leases tell what was done
+    already.
+    """
+
+    def __init__(self) -> None:
+        self.is_over = False
+
+    def do(self, task: Callable[[], T]) -> T:
+        """Return what `task` returns. Raises DatabaseError: for good, or it has been too long."""
+        away_since: float | None = None
+        while True:
+            try:
+                result = task()
+            except DatabaseError as error:
+                now = time.monotonic()
+                away_since = away_since or now
+                if self.is_over or not error.is_passing or now - away_since > PATIENCE_S:
+                    self.is_over = True  # what waits behind this need not be patient again
+                    raise
+                if away_since == now:
+                    log.warning("database away, trying again", reason=str(error))
+                time.sleep(RETRY_S)
+            else:
+                if away_since is not None:
+                    log.info("database back", after_s=round(time.monotonic() - away_since, 1))
+                return result
+
+
 class _Writer:
     """Gathers outcomes and has them written in batches by the one thread that writes.
 
@@ -350,16 +389,19 @@ class _Writer:
     """
 
     def __init__(
-        self, keeper: Keeper, executor: ThreadPoolExecutor, wake: Callable[[], None]
+        self,
+        keeper: Keeper,
+        do_later: Callable[[Callable[[], Any]], Future[Any]],
+        wake: Callable[[], None],
     ) -> None:
-        self.is_in_haste = False
         self._keeper = keeper
-        self._executor = executor
+        self._do_later = do_later
         self._wake = wake
         self._batch: dict[Claim, Outcome] = {}
         self._batch_bytes = 0
         self._begun_at = 0.0
         self._writes: deque[Future[None]] = deque()
+        self._renewal: Future[None] | None = None
 
     @property
     def has_room(self) -> bool:
@@ -368,7 +410,7 @@ class _Writer:
 
     def submit(self, task: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have the writing thread do `task` in its turn."""
-        future = self._executor.submit(self._patiently, partial(task, *args, **kwargs))
+        future: Future[T] = self._do_later(partial(task, *args, **kwargs))
         future.add_done_callback(lambda _: self._wake())
         return future
 
@@ -385,8 +427,9 @@ class _Writer:
         is_late = time.monotonic() - self._begun_at > FLUSH_EVERY_S
         if is_late or len(self._batch) >= FLUSH_RUNS or self._batch_bytes >= FLUSH_BYTES:
             self._flush()
-        if self._keeper.lease_is_old():
-            self._writes.append(self.submit(self._keeper.renew))
+        if self._keeper.lease_is_old() and (self._renewal is None or self._renewal.done()):
+            self._renewal = self.submit(self._keeper.renew)
+            self._writes.append(self._renewal)
         while self._writes and self._writes[0].done():
             self._writes.popleft().result()
 
@@ -395,23 +438,6 @@ class _Writer:
         self._flush()
         while self._writes:
             self._writes.popleft().result()
-
-    def _patiently(self, task: Callable[[], T]) -> T:
-        """Do `task`, and again while the database is away.
-
-        Each task is one transaction that does nothing the second time: the leases tell what was
-        done already.
-        """
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return task()
-            except DatabaseError as error:
-                if not error.is_passing or self.is_in_haste or time.monotonic() > deadline:
-                    self.is_in_haste = True  # what waits behind this need not be patient again
-                    raise
-                log.warning("database away, trying again", reason=str(error))
-                time.sleep(RETRY_S)
 
     def _flush(self) -> None:
         if self._batch:

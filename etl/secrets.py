@@ -1,13 +1,13 @@
 """API keys and read tokens: where they come from, how they rest, and how they stay unseen."""
 
-import json
 import os
 import re
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import lru_cache
+from html.entities import codepoint2name
 from pathlib import Path
-from urllib.parse import quote, quote_plus
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
@@ -36,37 +36,68 @@ class Secret:
 
 
 def hide(secret: str) -> None:
-    """Have `mask` replace `secret`, as it is or encoded for a URL or JSON, from now on."""
-    _known.update(_spellings(secret))
+    """Have `mask` replace `secret`, as it is or escaped in any way, from now on."""
+    _known.add(secret)
 
 
 def mask(text: str) -> str:
-    """Return `text` without the hidden secrets and without any value of a secret URL parameter."""
-    for spelling in _longest_first(_known):
-        text = text.replace(spelling, MASK)
-    return re.sub(r"(?i)\b(apikey|read_token)=[^&\s'\"\\]+", rf"\1={MASK}", text)
+    """Return `text` without the hidden secrets and without any value of a secret URL parameter.
+
+    The key in the environment is hidden unasked: what is wrong with the settings is told before
+    anybody has read it.
+    """
+    for secret in _longest_first({*_known, os.environ.get(API_KEY_ENV, "").strip()}):
+        if _core(secret) in text:
+            text = re.sub(_pattern(secret), MASK, text)
+    return re.sub(r"(?i)\b(apikey|read_token|password)=[^&\s'\"\\]+", rf"\1={MASK}", text)
 
 
 def mask_body(body: bytes, secrets: list[Secret]) -> bytes:
     """Return `body` with every echo of `secrets` replaced."""
-    spellings = {spelling for secret in secrets for spelling in _spellings(secret.reveal())}
-    for spelling in _longest_first(spellings):
-        body = body.replace(spelling.encode(), MASK.encode())
+    for secret in _longest_first({secret.reveal() for secret in secrets}):
+        if _core(secret).encode() in body:
+            body = re.sub(_pattern(secret).encode(), MASK.encode(), body)
     return body
 
 
-def _spellings(secret: str) -> set[str]:
-    """Return the forms in which `secret` can be met: none of an empty one."""
-    if not secret:
-        return set()
-    in_json = {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
-    with_slashes_escaped = {text.replace("/", r"\/") for text in in_json}
-    return {secret, quote(secret, safe=""), quote_plus(secret), *in_json, *with_slashes_escaped}
+def _longest_first(secrets: Iterable[str]) -> list[str]:
+    """A secret can begin with another one: the longer one has to go first. Empty ones are none."""
+    return sorted(filter(None, secrets), key=len, reverse=True)
 
 
-def _longest_first(texts: Iterable[str]) -> list[str]:
-    """A secret can begin with another one: the longer one has to go first."""
-    return sorted(texts, key=len, reverse=True)
+@lru_cache
+def _core(secret: str) -> str:
+    """Return the longest part of `secret` that no encoding changes: where it is not, nothing is."""
+    parts: list[str] = re.findall("[A-Za-z0-9]*", secret)
+    return max(parts, key=len)
+
+
+@lru_cache
+def _pattern(secret: str) -> str:
+    """Return the regular expression for all forms in which `secret` can be met.
+
+    Whoever echoes it may escape each character in another way, or not at all.
+    """
+    return "".join(
+        character if re.fullmatch("[A-Za-z0-9]", character) else f"(?:{_forms(character)})"
+        for character in secret
+    )
+
+
+def _forms(character: str) -> str:
+    """Return the regular expression for `character` escaped for a URL, HTML or JSON, or as it is.
+
+    What is escaped twice has "%25" for "%", and more backslashes.
+    """
+    code = ord(character)
+    utf16 = character.encode("utf-16-be", "surrogatepass")
+    units = [utf16[start : start + 2].hex() for start in range(0, len(utf16), 2)]
+    in_url = "".join(f"%(?:25)*{byte:02x}" for byte in character.encode(errors="replace"))
+    in_json = "".join(rf"\\+u{unit}" for unit in units)
+    in_html = f"&(?:{codepoint2name.get(code, 'x')}|#0*{code}|#x0*{code:x});"
+    backslashes = {"\\": r"\\*", '"': r"\\*", "'": r"\\*", "/": r"\\*"}.get(character, "")
+    blank = r"\+|" if character == " " else ""
+    return f"(?i:{in_url}|{in_json}|{in_html})|{blank}{backslashes}{re.escape(character)}"
 
 
 def api_key(name: str, source: Source) -> Secret:
@@ -97,8 +128,11 @@ def _read_key(name: str, path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig").strip()
     except OSError as error:
+        # Where there is no such file, its name may be the key itself, put in the wrong place.
+        is_there = isinstance(error, PermissionError | IsADirectoryError)
+        shown = path if is_there else f"what it names in {path.parent}"
         raise ConfigError(
-            f"key_file of source {name}: {path} cannot be read: {error.strerror}"
+            f"key_file of source {name}: {shown} cannot be read: {error.strerror}"
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"key_file of source {name}: {path} is no text file") from None

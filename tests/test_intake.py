@@ -394,7 +394,7 @@ def is_run_id(text: str) -> bool:
 # What other tests state as literal facts stays out: comments, headers, and CSV without a header.
 RUN_IDS = st.text(min_size=1, max_size=20).filter(is_run_id)
 PLAIN_RUN_IDS = RUN_IDS.filter(
-    lambda text: not set(text) & set('#,;"[{\ufeff') and text.casefold() != "run_id"
+    lambda text: not set(text) & set('#,;<>"[{\ufeff') and text.casefold() != "run_id"
 )
 CSV_RUN_IDS = RUN_IDS.filter(lambda text: text[0] not in "#\ufeff" and text != "run_id")
 

@@ -1,12 +1,13 @@
 """Keys are found or missed in plain words, tokens rest encrypted, and neither is ever seen."""
 
+import html
 import json
 import multiprocessing
 import os
 from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote
 
 import pytest
 from cryptography.fernet import Fernet
@@ -112,7 +113,8 @@ def test_a_blank_key_file_is_told(name: str, key_file: Path) -> None:
 
 def test_a_missing_key_file_is_told(tmp_path: Path) -> None:
     assert complaint("eu", source(tmp_path / "none")) == (
-        f"key_file of source eu: {tmp_path}/none cannot be read: No such file or directory"
+        f"key_file of source eu: what it names in {tmp_path} cannot be read:"
+        " No such file or directory"
     )
 
 
@@ -157,6 +159,10 @@ def test_a_secret_does_not_show_itself() -> None:
         quote_plus(KEY),
         json.dumps(KEY)[1:-1],
         json.dumps(KEY)[1:-1].replace("/", "\\/"),
+        unquote(quote_plus(KEY)),
+        quote(quote(KEY, safe="")).lower(),
+        html.escape(KEY),
+        json.dumps(json.dumps(KEY))[3:-3],
     ],
 )
 def test_a_hidden_secret_is_masked_in_every_spelling(shown: str) -> None:
@@ -184,6 +190,7 @@ def test_a_secret_that_begins_another_does_not_uncover_it() -> None:
     [
         ("GET /r?apiKey=k3y&read_token=t0k HTTP/1.1", "GET /r?apiKey=***&read_token=*** HTTP/1.1"),
         ("'/r?APIKEY=k3y'", "'/r?APIKEY=***'"),
+        ("postgresql://u@h/d?password=k3y", "postgresql://u@h/d?password=***"),
         ('{"url": "/r?apiKey=k3y"}', '{"url": "/r?apiKey=***"}'),
         ('"{\\"url\\": \\"/r?apiKey=k3y\\"}"', '"{\\"url\\": \\"/r?apiKey=***\\"}"'),
         ("nothing to see", "nothing to see"),
