@@ -28,7 +28,7 @@ from etl.keeper import Keeper, Tally
 from etl.ledger import Claim
 from etl.log import get_logger
 from etl.outcome import Deferred, Denied, Outcome, Postponed, Refused, Returned
-from etl.store import Answer
+from etl.store import Answer, Reject
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -421,6 +421,8 @@ class _Writer:
         self._batch[claim] = outcome
         if isinstance(outcome, Answer):
             self._batch_bytes += outcome.body.size
+        elif isinstance(outcome, Reject):
+            self._batch_bytes += len(outcome.body)
 
     def tend(self) -> None:
         """Write a batch that is due, renew the lease, and learn of failed writes."""
