@@ -370,12 +370,12 @@ def _labels(members: Mapping[str, object]) -> dict[str, str]:
     }
 
 
-@lru_cache(maxsize=1024)  # a list has few names, each on every line
 def check_label(name: str, value: str) -> tuple[str, str]:
     """Return a label as it can be stored, else raise a ValueError whose text is one line."""
     return _label_name(name), _label_value(value.strip())
 
 
+@lru_cache(maxsize=1024)  # a list has few names, each on every line
 def _label_name(name: str) -> str:
     if _SECRET_NAME.fullmatch(name.strip()):
         raise ValueError("a label is named like a secret; a read token belongs in read_token")
