@@ -1,0 +1,169 @@
+"""Measure the archiver beside what one would use instead of it, interleaved and repeated.
+
+Every contender is a process of its own and is asked the same: to have all runs of a list in the
+database. What it left there is checked each time.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bench import content, server
+from bench.figures import ARCHIVER, Cell, Result
+from bench.process import FailedError, Sample, measure
+from bench.server import Api
+from bench.states import State, States
+
+ROOT = Path(__file__).parent.parent
+DLT_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
+KEY = "key-of-the-bench"
+CONTENDERS = (ARCHIVER, "bare", "script", "threads", "dlt", "limit")
+PROGRAMS = {
+    "bare": "bare_loop",
+    "script": "script",
+    "threads": "threaded_script",
+    "dlt": "dlt_pipeline",
+    "limit": "limit",
+}
+DLT_DATASETS = {"sqlite": "main", "postgresql": "archive"}
+
+
+class Task(NamedTuple):
+    """Which runs to get from where, with how many connections."""
+
+    api: Api
+    run_list: Path
+    runs: int
+    connections: int = 8
+
+
+def takes_part(contender: str, cell: Cell) -> bool:
+    """Tell whether a contender is measured in a cell: the limit is the cold database's alone."""
+    return contender != "limit" or (cell.profile, cell.content) == ("large", "cold")
+
+
+def run(contender: str, task: Task, state: State, *, is_again: bool = False) -> Sample:
+    """Have a contender do the task in a database, where it did it before if `is_again`.
+
+    Raises:
+        FailedError: it failed, asked the API for more or less than the runs, or left other rows
+            than there should be.
+    """
+    asked_before = task.api.stats().requests
+    environment = _environment(task, state)
+    if contender == ARCHIVER:
+        command = [sys.executable, "-m", "etl", "ingest", "--from", str(task.run_list)]
+        sample = measure([*command, *["--refresh"] * is_again], environment, state.folder)
+    else:
+        python = DLT_PYTHON if contender == "dlt" else sys.executable
+        program = f"bench.contenders.{PROGRAMS[contender]}"
+        sample = measure([python, "-m", program, task.run_list], environment, state.folder)
+    if contender == "limit":
+        # It says itself how long the writing took: it has to make its rows first.
+        elapsed_s = float((state.folder / "output").read_text())
+        sample = sample._replace(elapsed_s=elapsed_s)
+    asked = task.api.stats().requests - asked_before
+    if asked != task.runs:
+        raise FailedError(f"{contender} asked {asked} times for {task.runs} runs")
+    _check(contender, task, state)
+    return sample
+
+
+def _environment(task: Task, state: State) -> Mapping[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(state.folder),
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": str(ROOT),
+        "APPLITOOLS_API_KEY": KEY,
+        "API_URL": task.api.url,
+        "DATABASE_URL": state.url,
+        "CONNECTIONS": str(task.connections),
+        "RESULT_ARCHIVER__API__BASE_URL": task.api.url,
+        "RESULT_ARCHIVER__API__CONNECTIONS": str(task.connections),
+        "RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND": "0",
+        "RESULT_ARCHIVER__DATABASE__URL": state.url,
+    }
+
+
+def _check(contender: str, task: Task, state: State) -> None:
+    if contender == "bare":
+        return
+    kind = "sqlite" if state.url.startswith("sqlite") else "postgresql"
+    found = state.totals(DLT_DATASETS[kind] if contender == "dlt" else "")
+    if found != task.api.totals:
+        raise FailedError(f"{contender} left {found}, and should have left {task.api.totals}")
+
+
+def write_list(folder: Path, runs: int) -> Path:
+    """Write the list of all runs that the API has."""
+    path = folder / f"runs-{runs}.txt"
+    path.write_text("".join(f"{content.run_id(index)}\n" for index in range(runs)))
+    return path
+
+
+class Bench:
+    """Measures cells of one profile and kind of database, each from what the one before left."""
+
+    def __init__(
+        self, states: States, folder: Path, contenders: Sequence[str], repeats: int
+    ) -> None:
+        self._states = states
+        self._folder = folder
+        self._contenders = contenders
+        self._repeats = repeats
+        self._filled: dict[str, State] = {}
+
+    def measure(self, cell: Cell) -> Result:
+        """Return the samples of a cell. Each round has every contender once, in another order."""
+        contenders = [name for name in self._contenders if takes_part(name, cell)]
+        run_list = write_list(self._folder, cell.runs)
+        if cell.content != "cold":
+            self._fill(cell, [name for name in contenders if name not in self._filled])
+        samples: dict[str, list[Sample]] = {name: [] for name in contenders}
+        kind = "changed" if cell.content == "changed" else "unchanged"
+        with server.serving(cell.profile, cell.runs, kind) as api:
+            task = Task(api, run_list, cell.runs)
+            for repeat in range(self._repeats):
+                shift = repeat % len(contenders)
+                for name in contenders[shift:] + contenders[:shift]:
+                    samples[name].append(self._measure_one(name, task, cell))
+                    _tell(cell, name, samples[name][-1])
+        return Result(cell, samples)
+
+    def close(self) -> None:
+        """Remove what is left."""
+        for state in self._filled.values():
+            self._states.drop(state)
+        self._filled = {}
+
+    def _measure_one(self, name: str, task: Task, cell: Cell) -> Sample:
+        if cell.content == "cold":
+            state = self._states.new()
+            sample = run(name, task, state)
+            if name in self._filled:
+                self._states.drop(self._filled[name])
+            self._filled[name] = state
+            return sample
+        state = self._states.copy(self._filled[name])
+        sample = run(name, task, state, is_again=True)
+        self._states.drop(state)
+        return sample
+
+    def _fill(self, cell: Cell, contenders: Sequence[str]) -> None:
+        """Do without measuring what the cold cell would have left."""
+        run_list = write_list(self._folder, cell.runs)
+        with server.serving(cell.profile, cell.runs, "unchanged") as api:
+            for name in contenders:
+                self._filled[name] = self._states.new()
+                run(name, Task(api, run_list, cell.runs), self._filled[name])
+
+
+def _tell(cell: Cell, name: str, sample: Sample) -> None:
+    print(
+        f"{cell.profile} {cell.content} {cell.database} {name}: {sample.elapsed_s:.2f} s,"
+        f" {sample.cpu_s:.2f} s of CPU, {sample.peak_mib:.0f} MiB",
+        file=sys.stderr,
+    )

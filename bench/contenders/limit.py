@@ -1,0 +1,108 @@
+"""The database's own limit: rows made beforehand, into the archive's own tables.
+
+By executemany on SQLite and by COPY on PostgreSQL, with nothing read before and nothing checked
+by us. Prints how many seconds the writing took.
+"""
+
+import hashlib
+import os
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import requests
+from sqlalchemy import Connection
+
+from bench.contenders.script import listed
+from etl import bulk, database, schema, store
+from etl.history import DERIVED, Owner, Stretch, derived
+from etl.lifecycle import State
+from etl.normalize import normalize
+from etl.payload import decode
+
+RUNS_A_TRANSACTION = 200
+Tables = dict[str, list[Any]]
+
+
+def tables_of(run_id: str, body: bytes, seen_at: datetime) -> Tables:
+    """Return the rows of one run as an ingest would leave them, by table."""
+    payload = decode(body)
+    rows = normalize(run_id, payload, UTC)
+    stretch = Stretch(1, seen_at, None, payload.content_hash, rows)
+    kept = store.compress(body, hashlib.sha256(body).hexdigest())
+    tracked = (
+        run_id, "default", State.SETTLED, None, 0, None, seen_at, seen_at, 1, None, None, None, None
+    )  # fmt: skip
+    payload_row = (
+        run_id, 1, kept.compressed, store.ENCODING, kept.size, kept.sha256, seen_at, None
+    )  # fmt: skip
+    return {
+        "tracked_runs": [tracked],
+        **derived(Owner(run_id, "default", None), [stretch]),
+        "payloads": [payload_row],
+    }
+
+
+def merged(batch: Sequence[Tables]) -> Tables:
+    """Return the rows of several runs by table."""
+    together: Tables = defaultdict(list)
+    for tables in batch:
+        for name, rows in tables.items():
+            together[name] += rows
+    return together
+
+
+def write(connection: Connection, tables: Tables) -> None:
+    """Write rows that `prepared` made."""
+    for name in ("tracked_runs", *DERIVED, "payloads"):
+        table, rows = schema.metadata.tables[name], tables.get(name)
+        if not rows:
+            continue
+        columns = ", ".join(f'"{column.name}"' for column in table.columns)
+        if connection.dialect.name == "sqlite":
+            marks = ", ".join("?" * len(table.columns))
+            statement = f"INSERT INTO {name} ({columns}) VALUES ({marks})"
+            connection.exec_driver_sql(statement, rows)
+            continue
+        driver: Any = connection.connection.driver_connection
+        with driver.cursor() as cursor, cursor.copy(f"COPY {name} ({columns}) FROM STDIN") as copy:
+            for row in rows:
+                copy.write_row(row)
+
+
+def prepared(connection: Connection, tables: Tables) -> Tables:
+    """Return rows as the driver takes them."""
+    return {
+        name: bulk.storable(connection, schema.metadata.tables[name], rows)
+        for name, rows in tables.items()
+    }
+
+
+def main() -> None:
+    """Make all rows, then write them."""
+    session = requests.Session()
+    session.params = {"apiKey": os.environ["APPLITOOLS_API_KEY"]}
+    seen_at = datetime(2026, 11, 1, tzinfo=UTC)
+    made = []
+    for run_id in listed():
+        body = session.get(f"{os.environ['API_URL']}/api/result/{run_id}", timeout=30).content
+        made.append(tables_of(run_id, body, seen_at))
+    engine = database.connect(os.environ["DATABASE_URL"])
+    database.prepare(engine)
+    with database.reading(engine) as connection:
+        batches = [
+            prepared(connection, merged(made[start : start + RUNS_A_TRANSACTION]))
+            for start in range(0, len(made), RUNS_A_TRANSACTION)
+        ]
+    began = time.perf_counter()
+    for batch in batches:
+        with database.writing(engine) as connection:
+            write(connection, batch)
+    print(time.perf_counter() - began)
+    engine.dispose()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""The same script after a day with it: fetched by threads, written 100 runs to a transaction."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from bench.contenders.script import Database, Rows, fetcher, listed, rows_of
+
+BATCH_RUNS = 100
+_local = threading.local()
+
+
+def fetch_rows(run_id: str) -> Rows:
+    """Get a run and make its rows, with a session for each thread."""
+    if not hasattr(_local, "fetch"):
+        _local.fetch = fetcher()
+    return rows_of(run_id, _local.fetch(run_id))
+
+
+def main() -> None:
+    """Fetch with CONNECTIONS threads, and write what they bring."""
+    database = Database(os.environ["DATABASE_URL"])
+    database.create_tables()
+    with ThreadPoolExecutor(int(os.environ["CONNECTIONS"])) as pool:
+        fetched = pool.map(fetch_rows, listed())
+        while batch := list(islice(fetched, BATCH_RUNS)):
+            merged: Rows = {table: [] for table in database.statements}
+            for rows in batch:
+                for table, of_run in rows.items():
+                    merged[table] += of_run
+            database.write(merged)
+            database.connection.commit()
+
+
+if __name__ == "__main__":
+    main()

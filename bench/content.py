@@ -1,0 +1,194 @@
+"""What the bench's API answers: plausible runs, the same ones each time, whoever asks.
+
+Plans recur: each has its tests and environments, and every run of it has them again. Test ids
+recur in half of the applications and are new with every run in the others. Most tests pass.
+"""
+
+import random
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any, NamedTuple
+
+import msgspec
+
+PLANS = 20
+APPLICATIONS = 4
+CHANGED_EVERY = 20
+"""Where 5 % of the runs changed, it is every twentieth."""
+FIRST_RUN_AT = datetime(2023, 10, 1, tzinfo=UTC)
+HISTORY = timedelta(days=3 * 365)
+
+COUNTERS = ("failed", "passed", "aborted", "pending", "unresolved")
+STATUSES = ("passed", "failed", "unresolved", "aborted")
+STATUS_WEIGHTS = (940, 30, 20, 10)
+ENVIRONMENTS = (
+    ("Windows 11", "1920x1080", "Desktop", "Chrome"),
+    ("Linux", "1440x900", "Desktop", "Firefox"),
+    ("macOS 14", "1440x900", "Desktop", "Safari"),
+    ("Windows 11", "1366x768", "Desktop", "Edge"),
+    ("iOS 17", "390x844", "iPhone 15", "Safari"),
+    ("Android 14", "412x915", "Pixel 8", "Chrome"),
+    ("iOS 17", "820x1180", "iPad Air", "Safari"),
+    ("Linux", "1280x720", "Desktop", "Chrome"),
+)
+PAGES = ("Sign in", "Search", "Basket", "Checkout", "Account", "Invoice", "Settings", "Start page")
+STEPS = (
+    "shows all prices",
+    "keeps the layout",
+    "accepts a card",
+    "lists all entries",
+    "is in order",
+)
+
+
+class Profile(NamedTuple):
+    """How large each run is."""
+
+    name: str
+    environments: int
+    tests: int
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (Profile("small", 3, 3), Profile("medium", 5, 50), Profile("large", 8, 2000))
+}
+
+
+class Totals(NamedTuple):
+    """What a database must hold after an archive of these runs: rows, and a sum of the values."""
+
+    runs: int
+    environments: int
+    tests: int
+    counts: int
+    checks_passed: int
+
+
+def run_id(index: int) -> str:
+    """Return the ID of run number `index`."""
+    return _uuid(random.Random(f"run {index}"))
+
+
+def answer(profile: Profile, index: int, *, is_changed: bool = False) -> bytes:
+    """Return the API's answer for run number `index`, of which the first test may have changed."""
+    plan = _plan(profile, index % PLANS)
+    dice = random.Random(f"{profile.name} run {index}")
+    statuses = dice.choices(STATUSES, STATUS_WEIGHTS, k=profile.tests)
+    if is_changed:
+        statuses[0] = "failed" if statuses[0] == "passed" else "passed"
+    tests: list[dict[str, Any]] = [
+        {
+            "id": test_id if plan.keeps_test_ids else _uuid(dice),
+            "name": name,
+            "status": status,
+            "type": "custom_test",
+            "sitemap": "",
+            "results": _checks(status, checks),
+        }
+        for (test_id, name, checks), status in zip(plan.tests, statuses, strict=True)
+    ]
+    result = {
+        "id": run_id(index),
+        "name": plan.name,
+        "application": plan.application,
+        "status": _worst(statuses),
+        "environments": plan.environments,
+        "started_at": _started_at(dice, index),
+        "duration": 20_000 + 900 * profile.tests + dice.randrange(9_000),
+        "results": {name: sum(test["results"][name] for test in tests) for name in COUNTERS},
+        "tests": tests,
+    }
+    return msgspec.json.encode({"result": result})
+
+
+def answers(profile: Profile, runs: int, content: str) -> Iterator[bytes]:
+    """Yield the answers for run numbers 0 to `runs`; in `content` "changed", 5 % are different."""
+    for index in range(runs):
+        is_changed = content == "changed" and index % CHANGED_EVERY == 0
+        yield answer(profile, index, is_changed=is_changed)
+
+
+def totals(bodies: Iterable[bytes]) -> Totals:
+    """Count what is in answers, independently of how they were made."""
+    runs = environments = tests = checks_passed = 0
+    for body in bodies:
+        result = msgspec.json.decode(body)["result"]
+        runs += 1
+        environments += len(result["environments"])
+        tests += len(result["tests"])
+        checks_passed += result["results"]["passed"]
+        checks_passed += sum(test["results"]["passed"] for test in result["tests"])
+    return Totals(runs, environments, tests, runs + tests, checks_passed)
+
+
+class _Plan(NamedTuple):
+    name: str
+    application: str
+    keeps_test_ids: bool
+    environments: list[dict[str, str]]
+    tests: list[tuple[str, str, int]]
+
+
+@cache
+def _plan(profile: Profile, number: int) -> _Plan:
+    dice = random.Random(f"{profile.name} plan {number}")
+    application = number % APPLICATIONS
+    environments = [
+        {
+            "name": f"{browser} on {os}",
+            "os": os,
+            "viewport": viewport,
+            "device": device,
+            "browser": browser,
+        }
+        for os, viewport, device, browser in dice.sample(ENVIRONMENTS, profile.environments)
+    ]
+    tests = [
+        (
+            _uuid(dice),
+            f"{dice.choice(PAGES)} {position} {dice.choice(STEPS)}",
+            profile.environments * dice.randint(1, 4),
+        )
+        for position in range(1, profile.tests + 1)
+    ]
+    return _Plan(
+        f"Plan {number + 1}",
+        f"Application {application + 1}",
+        application % 2 == 0,
+        environments,
+        tests,
+    )
+
+
+def _checks(status: str, checks: int) -> dict[str, int]:
+    """Return a test's counters: where it did not pass, one of its checks did not."""
+    counted = dict.fromkeys(COUNTERS, 0)
+    counted["passed"] = checks
+    if status != "passed":
+        counted["passed"] -= 1
+        counted[status] += 1
+    return counted
+
+
+def _worst(statuses: list[str]) -> str:
+    worst_first = ("unresolved", "failed", "aborted")
+    return next((status for status in worst_first if status in statuses), "passed")
+
+
+def _started_at(dice: random.Random, index: int) -> str:
+    """Spread runs over three years; where there are more than 100,000, some share a moment."""
+    step = HISTORY / 100_000
+    started_at = FIRST_RUN_AT + step * (index % 100_000) + timedelta(seconds=dice.randrange(600))
+    return started_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _uuid(dice: random.Random) -> str:
+    digits = f"{dice.getrandbits(128):032x}"
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
+
+
+def describe(profile: Profile) -> dict[str, Any]:
+    """Return the size of a typical answer, for the record: bytes, environments and tests."""
+    return {**profile._asdict(), "answer_bytes": len(answer(profile, 1))}

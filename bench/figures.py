@@ -1,0 +1,170 @@
+"""Make medians, ratios and tables of what was measured. Pure."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+from bench.process import Sample
+
+ARCHIVER = "archiver"
+LABELS = {"sqlite": "SQLite", "postgresql": "PG"}
+
+MOST_MIB = {"small": 80.0, "medium": 80.0, "large": 110.0}
+_SMALL_AGAIN = {"bare": (0.85, 0.85), "threads": (1.8, 1.8), "dlt": (3, 2.5)}
+TARGETS: Mapping[tuple[str, str], Mapping[str, tuple[float, float]]] = {
+    ("small", "cold"): {"bare": (0.7, 0.7), "threads": (1.7, 1.9), "dlt": (3, 2.5)},
+    ("small", "unchanged"): _SMALL_AGAIN,
+    ("small", "changed"): _SMALL_AGAIN,
+    ("medium", "cold"): {"bare": (0.5, 0.5), "threads": (1.5, 2.0), "dlt": (5, 4.5)},
+    ("medium", "unchanged"): {"bare": (0.85, 0.85), "threads": (1.8, 2.3), "dlt": (7, 6)},
+    ("large", "cold"): {"limit": (0.8, 0.8), "threads": (1.1, 1.7), "dlt": (6, 4.5)},
+    ("large", "unchanged"): {"bare": (0.8, 0.8), "threads": (2.5, 4), "dlt": (15, 11)},
+}
+"""How many times as fast as each contender the archiver should be, on SQLite and PostgreSQL."""
+
+
+class Cell(NamedTuple):
+    """What is measured: `runs` runs of a profile, of which all are new, none or some changed."""
+
+    profile: str
+    content: str
+    database: str
+    runs: int
+
+
+class Result(NamedTuple):
+    """A cell with the samples of each contender, in the order in which they were taken."""
+
+    cell: Cell
+    samples: Mapping[str, Sequence[Sample]]
+
+    def elapsed_s(self, contender: str) -> float:
+        """Return the median of the wall clock times."""
+        return median(sample.elapsed_s for sample in self.samples[contender])
+
+    def peak_mib(self, contender: str) -> float:
+        """Return the median of the peaks."""
+        return median(sample.peak_mib for sample in self.samples[contender])
+
+    def ratio(self, contender: str) -> float | None:
+        """Return how many times as fast as `contender` the archiver is, if both were measured."""
+        if contender not in self.samples or ARCHIVER not in self.samples:
+            return None
+        return self.elapsed_s(contender) / self.elapsed_s(ARCHIVER)
+
+    def target(self, contender: str) -> float | None:
+        """Return what the ratio should be at least."""
+        targets = TARGETS.get((self.cell.profile, self.cell.content), {}).get(contender)
+        return targets[self.cell.database == "postgresql"] if targets else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the cell, and of each contender the medians, the ratio and its target."""
+        contenders = {
+            name: {
+                "elapsed_s": round(self.elapsed_s(name), 4),
+                "cpu_s": round(median(sample.cpu_s for sample in samples), 4),
+                "runs_per_s": round(self.cell.runs / self.elapsed_s(name), 1),
+                "peak_mib": round(self.peak_mib(name), 1),
+                "archiver_is_faster": _rounded(self.ratio(name)),
+                "target": self.target(name),
+                "samples_s": [round(sample.elapsed_s, 4) for sample in samples],
+            }
+            for name, samples in self.samples.items()
+        }
+        return {**self.cell._asdict(), "contenders": contenders}
+
+
+class Table(NamedTuple):
+    """A heading, the columns' names, and the rows; the first column is text, others numbers."""
+
+    heading: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def text(self) -> str:
+        """Return the table as aligned text."""
+        lines = [self.columns, *self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.columns))]
+        aligned = [
+            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+            for line in lines
+        ]
+        return "\n".join([self.heading, "", *aligned, ""])
+
+    def markdown(self) -> str:
+        """Return the table as Markdown."""
+        rule = ["---", *["---:"] * (len(self.columns) - 1)]
+        lines = [f"| {' | '.join(cells)} |" for cells in (self.columns, rule, *self.rows)]
+        return "\n".join([self.heading, "", *lines, ""])
+
+
+def ratio_table(results: Sequence[Result]) -> Table:
+    """Return a row for each cell: the archiver's rate, and its ratio to each of the others."""
+    others = [
+        name
+        for name in ("bare", "script", "threads", "dlt", "limit")
+        if any(name in result.samples for result in results)
+    ]
+    rows = [
+        [
+            _name(result.cell),
+            _rate(result),
+            *(against(result.ratio(name), result.target(name)) for name in others),
+        ]
+        for result in results
+    ]
+    heading = "How many times as fast as each the archiver is / should be (! where it is not):"
+    return Table(heading, ["runs", "runs/s", *others], rows)
+
+
+def memory_table(results: Sequence[Result]) -> Table:
+    """Return a row for each cell with the peak of each process."""
+    names = [
+        name
+        for name in (ARCHIVER, "bare", "script", "threads", "dlt")
+        if any(name in result.samples for result in results)
+    ]
+    rows = [
+        [
+            _name(result.cell),
+            *(_peak(result, name) if name in result.samples else "" for name in names),
+        ]
+        for result in results
+    ]
+    return Table("Peak memory in MiB / at most:", ["runs", *names], rows)
+
+
+def against(value: float | None, at_least: float | None) -> str:
+    """Return a value with its target, and a mark where it is below."""
+    if value is None:
+        return ""
+    if at_least is None:
+        return f"{value:.2f}"
+    return f"{value:.2f}/{at_least:g}{'!' if value < at_least else ''}"
+
+
+def below(value: float, at_most: float | None) -> str:
+    """Return a value with its limit, and a mark where it is above."""
+    if at_most is None:
+        return f"{value:.3g}"
+    return f"{value:.3g}/{at_most:g}{'!' if value > at_most else ''}"
+
+
+def _peak(result: Result, name: str) -> str:
+    most = MOST_MIB[result.cell.profile] if name == ARCHIVER else None
+    return below(result.peak_mib(name), most)
+
+
+def _rate(result: Result) -> str:
+    if ARCHIVER not in result.samples:
+        return ""
+    return f"{result.cell.runs / result.elapsed_s(ARCHIVER):.0f}"
+
+
+def _name(cell: Cell) -> str:
+    content = "5 % changed" if cell.content == "changed" else cell.content
+    return f"{cell.profile}, {content}, {LABELS[cell.database]}"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)

@@ -1,0 +1,156 @@
+"""The bench's API: a process of its own that answers from memory, so that clients set the pace.
+
+It says on stdout, in one line of JSON, where it listens and what its answers hold in total.
+`GET /stats` tells how many requests came and the most connections that were open at once.
+"""
+
+import argparse
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from typing import Any, NamedTuple
+
+from bench import content
+from bench.content import Totals
+
+HOST = "127.0.0.1"
+PREFIX = b"GET /api/result/"
+
+
+class Stats(NamedTuple):
+    """What the server saw so far."""
+
+    requests: int
+    most_connections: int
+
+
+class Api(NamedTuple):
+    """A server that runs: where, and what all its answers hold together."""
+
+    port: int
+    totals: Totals
+
+    @property
+    def url(self) -> str:
+        """The base URL to configure."""
+        return f"http://{HOST}:{self.port}"
+
+    def stats(self) -> Stats:
+        """Ask what it saw; the connection that asks is not counted."""
+        connection = HTTPConnection(HOST, self.port)
+        connection.request("GET", "/stats")
+        stats = Stats(**json.loads(connection.getresponse().read()))
+        connection.close()
+        return stats
+
+
+@contextmanager
+def serving(profile: str, runs: int, kind: str, latency_ms: float = 0) -> Iterator[Api]:
+    """Serve `runs` runs from another process for as long as the context lasts."""
+    command = [sys.executable, "-m", "bench.server", profile, str(runs), kind, str(latency_ms)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            started = json.loads(process.stdout.readline())
+            yield Api(started["port"], Totals(**started["totals"]))
+        finally:
+            process.kill()
+
+
+class _Served:
+    """The answers by run ID, as they go over the wire, and what was asked so far."""
+
+    def __init__(self, answers: dict[bytes, bytes], latency_s: float) -> None:
+        self.answers = answers
+        self.latency_s = latency_s
+        self.requests = 0
+        self.connections = 0
+        self.most_connections = 0
+
+    def respond(self, request: bytes) -> bytes:
+        if not request.startswith(PREFIX):
+            stats = {"requests": self.requests, "most_connections": self.most_connections}
+            return _response(b"200 OK", json.dumps(stats).encode())
+        self.requests += 1
+        if self.requests == 1:
+            self.most_connections = self.connections
+        run_id = request[len(PREFIX) : request.index(b"?")]
+        return self.answers.get(run_id) or _response(b"404 Not Found", b"{}")
+
+
+class _Connection(asyncio.Protocol):
+    """One kept-alive connection; a client here sends its next request after the answer."""
+
+    def __init__(self, served: _Served) -> None:
+        self._served = served
+        self._received = b""
+        self._is_counted = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._served.connections -= self._is_counted
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while b"\r\n\r\n" in self._received:
+            request, _, self._received = self._received.partition(b"\r\n\r\n")
+            self._count(request)
+            response = self._served.respond(request)
+            if self._served.latency_s and request.startswith(PREFIX):
+                loop = asyncio.get_running_loop()
+                loop.call_later(self._served.latency_s, self._transport.write, response)
+            else:
+                self._transport.write(response)
+
+    def _count(self, request: bytes) -> None:
+        served = self._served
+        if not self._is_counted and request.startswith(PREFIX):
+            self._is_counted = True
+            served.connections += 1
+            served.most_connections = max(served.most_connections, served.connections)
+
+
+def _response(status: bytes, body: bytes) -> bytes:
+    head = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head % (status, len(body)) + body
+
+
+async def _serve(served: _Served, announcement: dict[str, Any]) -> None:
+    # With the protocol spelt out: only then does asyncio switch Nagle's algorithm off.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind((HOST, 0))
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Connection(served), sock=listener, backlog=1024)
+    print(json.dumps({"port": listener.getsockname()[1], **announcement}), flush=True)
+    await server.serve_forever()
+
+
+def main() -> None:
+    """Make all answers, then serve them until killed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("profile", choices=content.PROFILES)
+    parser.add_argument("runs", type=int)
+    parser.add_argument("content", choices=["unchanged", "changed"])
+    parser.add_argument("latency_ms", type=float)
+    given = parser.parse_args()
+    profile = content.PROFILES[given.profile]
+    bodies = list(content.answers(profile, given.runs, given.content))
+    answers = {
+        content.run_id(index).encode(): _response(b"200 OK", body)
+        for index, body in enumerate(bodies)
+    }
+    totals = content.totals(bodies)._asdict()
+    del bodies
+    asyncio.run(_serve(_Served(answers, given.latency_ms / 1000), {"totals": totals}))
+
+
+if __name__ == "__main__":
+    main()

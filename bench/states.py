@@ -1,0 +1,136 @@
+"""Databases to be filled, thrown away, and copied so that each repeat starts from the same one."""
+
+import secrets
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import URL
+
+from bench.content import Totals
+from tests.postgres import ROLE, Server, running_server
+
+DATABASES = ("sqlite", "postgresql")
+
+_TOTALS = (
+    "(SELECT count(*) FROM {0}runs), (SELECT count(*) FROM {0}environments),"
+    " (SELECT count(*) FROM {0}tests), (SELECT count(*) FROM {0}counts),"
+    " (SELECT coalesce(sum(passed), 0) FROM {0}counts)"
+)
+
+
+class State(NamedTuple):
+    """A database, and a folder for what a contender keeps beside it."""
+
+    url: str
+    folder: Path
+
+    def totals(self, schema: str = "") -> Totals:
+        """Count the rows of the four tables that all contenders have, in `schema`."""
+        query = f"SELECT {_TOTALS.format(f'{schema}.' if schema else '')}"
+        if self.url.startswith("sqlite"):
+            connection = sqlite3.connect(self.url.removeprefix("sqlite:///"))
+            found = connection.execute(query).fetchone()
+            connection.close()
+        else:
+            with psycopg.connect(self.url.replace("+psycopg", "")) as server:
+                found = server.execute(query.encode()).fetchone()
+        assert found is not None
+        return Totals(*map(int, found))
+
+
+class States(Protocol):
+    """A place for databases of one kind."""
+
+    def new(self) -> State:
+        """Return a state with an empty database, or none yet where the first use makes it."""
+
+    def copy(self, state: State) -> State:
+        """Return another state with the same content."""
+
+    def drop(self, state: State) -> None:
+        """Remove a state that nothing uses any more."""
+
+
+class SqliteStates:
+    """SQLite files, each in the folder of its state."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def new(self) -> State:
+        folder = _new_folder(self._folder)
+        return _sqlite_state(folder)
+
+    def copy(self, state: State) -> State:
+        folder = _new_folder(self._folder)
+        shutil.copytree(state.folder, folder, dirs_exist_ok=True)
+        return _sqlite_state(folder)
+
+    def drop(self, state: State) -> None:
+        shutil.rmtree(state.folder)
+
+
+class PostgresqlStates:
+    """Databases of one server."""
+
+    def __init__(self, folder: Path, server: Server) -> None:
+        self._folder = folder
+        self._server = server
+
+    def new(self) -> State:
+        return self._made_from("template1", _new_folder(self._folder))
+
+    def copy(self, state: State) -> State:
+        folder = _new_folder(self._folder)
+        shutil.copytree(state.folder, folder, dirs_exist_ok=True)
+        return self._made_from(str(_name_of(state)), folder)
+
+    def drop(self, state: State) -> None:
+        shutil.rmtree(state.folder)
+        statement = sql.SQL("DROP DATABASE {} WITH (FORCE)")
+        with self._server.administer() as connection:
+            connection.execute(statement.format(sql.Identifier(_name_of(state))))
+
+    def _made_from(self, template: str, folder: Path) -> State:
+        name = f"bench_{secrets.token_hex(6)}"
+        statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {} STRATEGY file_copy").format(
+            sql.Identifier(name), sql.Identifier(ROLE), sql.Identifier(template)
+        )
+        with self._server.administer() as connection:
+            connection.execute(statement)
+            connection.execute("CHECKPOINT")  # or the contender would pay for it
+        server = self._server
+        url = URL.create(
+            "postgresql+psycopg", ROLE, server.password, "127.0.0.1", server.port, name
+        )
+        return State(url.render_as_string(hide_password=False), folder)
+
+
+@contextmanager
+def states(kind: str, folder: Path) -> Iterator[States]:
+    """Give a place for databases of one kind under `folder`, with a server where one is needed."""
+    if kind == "sqlite":
+        yield SqliteStates(folder)
+    else:
+        with running_server() as server:
+            yield PostgresqlStates(folder, server)
+
+
+def _name_of(state: State) -> str:
+    return state.url.rpartition("/")[2]
+
+
+def _sqlite_state(folder: Path) -> State:
+    return State(f"sqlite:///{folder}/archive.db", folder)
+
+
+def _new_folder(parent: Path) -> Path:
+    folder = parent / secrets.token_hex(6)
+    folder.mkdir()
+    return folder
