@@ -2,11 +2,12 @@
 
 BIN := .venv/bin
 SETUP := .venv/set-up
+BENCH_SETUP := .venv-bench/set-up
 
-.PHONY: help demo test soak fuzz month polling check lock clean
+.PHONY: help demo test soak fuzz month polling bench check lock clean
 
 help: ## say what there is to make
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 demo: $(SETUP) ## see the whole job done, without a key or a network
 	$(BIN)/result-archiver demo
@@ -28,6 +29,10 @@ month: $(SETUP) ## follow a simulated month of runs, and print what it cost
 polling: $(SETUP) ## compare the polling with fixed intervals
 	$(BIN)/python -m bench.polling
 
+bench: $(SETUP) $(BENCH_SETUP) ## compare the speed with scripts and dlt (25 minutes)
+	.ci/setup postgresql
+	$(BIN)/python -m bench
+
 check: $(SETUP) ## run the linter, the formatter, the type checker and the import rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -41,11 +46,16 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-versio
 lock: $(SETUP) ## write the lock files anew from pyproject.toml
 	$(LOCK) --output-file requirements.lock
 	$(LOCK) --output-file requirements-dev.lock --constraints requirements.lock --group dev
+	$(LOCK) --output-file requirements-bench.lock --constraints requirements.lock --group bench
 
 clean: ## remove what the other targets made
-	rm -rf .venv build dist demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench build dist demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find etl migrations tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(SETUP): requirements-dev.lock pyproject.toml .ci/setup
 	.ci/setup venv
+	@touch $@
+
+$(BENCH_SETUP): requirements-bench.lock .ci/setup
+	.ci/setup bench
 	@touch $@

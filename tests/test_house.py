@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUNTIME = PYPROJECT["project"]["dependencies"]
+BENCH = PYPROJECT["dependency-groups"]["bench"]
 DEVELOPMENT = PYPROJECT["dependency-groups"]["dev"] + PYPROJECT["build-system"]["requires"]
 
 
@@ -31,7 +32,11 @@ def test_the_tool_has_nothing_to_say(command: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("requirements.lock", RUNTIME), ("requirements-dev.lock", RUNTIME + DEVELOPMENT)],
+    [
+        ("requirements.lock", RUNTIME),
+        ("requirements-dev.lock", RUNTIME + DEVELOPMENT),
+        ("requirements-bench.lock", RUNTIME + BENCH),
+    ],
 )
 def test_the_lock_file_has_what_pyproject_asks_for(name: str, wanted: list[str]) -> None:
     pins = pinned_versions(ROOT / name)
@@ -43,10 +48,10 @@ def test_the_lock_file_has_what_pyproject_asks_for(name: str, wanted: list[str])
     assert unmet == [], f"{name} is behind pyproject.toml; run: make lock"
 
 
-def test_both_lock_files_pin_the_same_versions() -> None:
+@pytest.mark.parametrize("name", ["requirements-dev.lock", "requirements-bench.lock"])
+def test_all_lock_files_pin_the_same_versions(name: str) -> None:
     runtime = pinned_versions(ROOT / "requirements.lock")
-    development = pinned_versions(ROOT / "requirements-dev.lock")
-    assert runtime.items() <= development.items()
+    assert runtime.items() <= pinned_versions(ROOT / name).items()
 
 
 def pinned_versions(lock: Path) -> dict[str, str]:
