@@ -7,11 +7,11 @@ Errors are our own and name no URL. They are sorted by what the catcher does nex
 import hashlib
 import io
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.client import HTTPResponse
@@ -20,6 +20,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3 import Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, ReadTimeoutError
 
@@ -29,7 +30,7 @@ from etl.errors import KeyRefusedError
 from etl.lifecycle import DENIED
 from etl.secrets import Secret
 
-CHUNK_BYTES = 65_536
+CHUNK_BYTES = 1_048_576
 MEBIBYTE = 1_048_576
 LONGEST_WAIT = timedelta(days=365)
 """A Retry-After beyond this is read as this: no wait may lead out of the calendar."""
@@ -88,16 +89,21 @@ class Client:
         self._base_url = source.base_url.rstrip("/")
         self._host = urlsplit(source.base_url).netloc
         self._key = key
+        self._query = Secret(urlencode({"apiKey": key.reveal()}))
         self._api = api
         self._clock = clock
-        self._local = threading.local()
-        # What the environment says of proxies and certificates, read once and not per request.
-        self._environment = requests.Session().merge_environment_settings(
+        # What every request has, and what the environment says of proxies and certificates, is
+        # made out once. The adapter sends a request and nothing else: no credentials out of
+        # ~/.netrc, no cookies, no redirects.
+        self._request = _prepared(f"{self._base_url}/api/result")
+        self._environment: Any = requests.Session().merge_environment_settings(
             self._base_url, proxies={}, stream=True, verify=None, cert=None
         )
         if self._base_url.lower().startswith("http:"):
             # Plain http is for this machine alone: a proxy would carry the key to another one.
             self._environment["proxies"] = {}
+        self._timeout: Any = Timeout(connect=api.connect_timeout_s, read=api.read_timeout_s)
+        self._adapter = _Adapter(pool_connections=1, pool_maxsize=api.connections)
 
     def fetch(self, run_id: str, token: Secret | None) -> Response:
         """Return the vendor's JSON for one run.
@@ -126,29 +132,12 @@ class Client:
             return Probe(response.status_code, is_json, server_time)
 
     def _send(self, run_id: str, token: Secret | None) -> requests.Response:
-        query = {"apiKey": self._key.reveal()}
+        request = copy(self._request)
+        request.url = f"{request.url}/{quote(run_id, safe='')}?{self._query.reveal()}"
         if token:
-            query["read_token"] = token.reveal()
-        path = f"/api/result/{quote(run_id, safe='')}"
+            request.url += f"&{urlencode({'read_token': token.reveal()})}"
         _deadline.set(time.monotonic() + self._api.total_timeout_s)
-        return self._session().get(
-            f"{self._base_url}{path}?{urlencode(query)}",
-            timeout=(self._api.connect_timeout_s, self._api.read_timeout_s),
-            allow_redirects=False,
-            **self._environment,
-        )
-
-    def _session(self) -> requests.Session:
-        """Return this thread's own session: they are not made to be shared."""
-        session: requests.Session | None = getattr(self._local, "session", None)
-        if session is None:
-            session = self._local.session = _Session()
-            session.trust_env = False  # no credentials out of ~/.netrc; proxies are merged above
-            session.headers["User-Agent"] = f"result-archiver/{__version__}"
-            session.headers["Accept"] = "application/json"
-            for scheme in ("https://", "http://"):
-                session.mount(scheme, _Adapter(pool_connections=1, pool_maxsize=1))
-        return session
+        return self._adapter.send(request, timeout=self._timeout, **self._environment)
 
     def _check(self, response: requests.Response) -> None:
         status = response.status_code
@@ -174,16 +163,17 @@ class Client:
 
     def _read(self, response: requests.Response) -> bytes:
         limit = int(self._api.max_body_mb * MEBIBYTE)
-        body = bytearray()
-        while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
-            body += chunk
-            if len(body) > limit:
+        chunks, size = [], 0
+        while chunk := response.raw.read(CHUNK_BYTES, decode_content=True):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
                 raise RunRefusedError(
                     f"the answer is larger than api.max_body_mb ({self._api.max_body_mb:g});"
                     " raise it and run `result-archiver retry`",
                     response.status_code,
                 )
-        return bytes(body)
+        return b"".join(chunks)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -231,7 +221,8 @@ class _Reader(io.RawIOBase):
         left_s = self._deadline - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
-        self._sock.settimeout(min(left_s, self._patience_s or left_s))
+        if self._patience_s is None or left_s < self._patience_s:
+            self._sock.settimeout(left_s)
         return self._stream.readinto(buffer)
 
     def close(self) -> None:
@@ -239,13 +230,21 @@ class _Reader(io.RawIOBase):
         super().close()
 
 
+class _Limited(NamedTuple):
+    """A socket as an answer sees it: something to be read until the deadline."""
+
+    sock: socket.socket
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Reader(self.sock))
+
+
 class _Answer(HTTPResponse):
     """An answer whose head and body, and those of a proxy before it, keep to the deadline."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp.close()
-        self.fp = io.BufferedReader(_Reader(sock))
+        limited: Any = _Limited(sock)
+        super().__init__(limited, *args, **kwargs)
 
 
 class _Connection(HTTPConnection):
@@ -256,16 +255,32 @@ class _TlsConnection(HTTPSConnection):
     response_class = _Answer
 
 
-class _Session(requests.Session):
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        """Follow nothing: even unasked, requests reads a redirect's whole body, and its target."""
-
-
 class _Adapter(HTTPAdapter):
+    """Sends requests that are alike but for their paths, and leaves cookies alone."""
+
+    _pool: Any = None
+
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-        pool.ConnectionCls = _TlsConnection if pool.scheme == "https" else _Connection
-        return pool
+        if self._pool is None:
+            pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+            pool.ConnectionCls = _TlsConnection if pool.scheme == "https" else _Connection
+            self._pool = pool
+        return self._pool
+
+    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
+        response = requests.Response()
+        response.status_code = resp.status
+        response.headers = resp.headers
+        response.raw = resp
+        response.request = req
+        return response
+
+
+def _prepared(url: str) -> requests.PreparedRequest:
+    headers = requests.utils.default_headers()
+    headers["User-Agent"] = f"result-archiver/{__version__}"
+    headers["Accept"] = "application/json"
+    return requests.Request("GET", url, headers=headers).prepare()
 
 
 def _tls_problem(error: requests.exceptions.SSLError) -> str:

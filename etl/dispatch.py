@@ -23,6 +23,9 @@ DENIED_AT_FIRST = 5
 DENIED_REMEDY = "track each run with its read token, or use a key that may read"
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+REVIEW_S = 0.05
+BUSY_ENOUGH = 0.95
+"""With so much of a processor's time in use, another thread would gain nothing."""
 
 
 class Halt(Enum):
@@ -81,6 +84,31 @@ class Pace:
     def pause(self, until: float) -> None:
         """Send nothing before `until`."""
         self._not_before = max(self._not_before, until)
+
+
+class Crew:
+    """How many threads fetch at once: as many as keep one processor busy, up to `most`.
+
+    Python computes in one thread at a time: more of them than that would only wait for each
+    other. The longer the API takes to answer, the more of them it is that wait for it.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.size = 1
+        self._most = most
+        self._since: float | None = None
+        self._cpu_s = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Tell whether it is time for a review: every `REVIEW_S`, as far as requests come back."""
+        return self._since is None or now - self._since >= REVIEW_S
+
+    def review(self, now: float, cpu_s: float) -> None:
+        """Judge by the processor's time that the process has had so far, all threads together."""
+        if self._since is not None:
+            busy = max((cpu_s - self._cpu_s) / (now - self._since), 0.001)
+            self.size = min(max(int(self.size * BUSY_ENOUGH / busy), 1), self._most)
+        self._since, self._cpu_s = now, cpu_s
 
 
 class Trouble(NamedTuple):

@@ -1,10 +1,10 @@
 """One pass: claim what is due, fetch it, make rows of it, store it, and say what happened.
 
-The main thread decides (by `dispatch`), worker threads fetch and decode (`fetcher`), one thread
-writes (`keeper`). Only claimed runs are in memory, and only so many of them.
+Worker threads fetch and decode (`fetcher`); what they do next, and what became of it, is decided
+at the `exchange`. One thread writes (`keeper`), and the main thread sees to it that there is
+enough to do. Only claimed runs are in memory, and only so many of them.
 """
 
-import queue
 import signal
 import threading
 import time
@@ -14,31 +14,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import Engine
 from structlog.contextvars import bind_contextvars, bound_contextvars, get_contextvars
 
 from etl import clock
 from etl.config import Config
-from etl.dispatch import Dispatcher, Halt, Job, Limits, Pace, Trouble
-from etl.errors import ArchiverError, DatabaseError, KeyRefusedError
+from etl.dispatch import Halt, Limits
+from etl.errors import ArchiverError, DatabaseError
+from etl.exchange import Batch, Exchange
 from etl.fetcher import Clients, Fetcher
 from etl.keeper import Keeper, Tally
-from etl.ledger import Claim
 from etl.log import get_logger
-from etl.outcome import Deferred, Denied, Outcome, Postponed, Refused, Returned
-from etl.store import Answer, Reject
+
+if TYPE_CHECKING:
+    from etl.ledger import Claim
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-CLAIM_AT_LEAST = 200
-FLUSH_RUNS = 200
-FLUSH_BYTES = 8 * 1_048_576
+CLAIM_AT_LEAST = 1000
 FLUSH_EVERY_S = 1.0
-WAITING_WRITES = 2
-"""With more batches than this waiting to be written, nothing more is fetched."""
 TICK_S = 0.1
 """How often signals are heeded and the database thread is looked after, at the least."""
 PATIENCE_S = 60.0
@@ -140,215 +137,107 @@ class _Pass:
             api.max_wait_s,
             config.polling.max_requests_per_pass,
         )
-        self._dispatchers = _Dispatchers(limits)
-        self._intake = _Intake(keeper, api.connections)
+        self._exchange = Exchange(limits)
         self._fetcher = fetcher
         self._keeper = keeper
         self._patience = patience
         self._connections = api.connections
-        self._todo: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._returned: queue.SimpleQueue[tuple[Job, Returned] | None] = queue.SimpleQueue()
-        self._outcomes: dict[Job, Outcome] = {}
         self._interrupted_at: float | None = None
 
     def run(self, progress: Progress, interrupt: Interrupt) -> None:
         total = self._keeper.due_now()
         tally = self._keeper.tally
-        workers = min(self._connections, max(total, 1))
         logged = get_contextvars()  # which no thread inherits
-        with (
-            _workers(workers, self._work, self._todo),
-            ThreadPoolExecutor(1, initializer=partial(bind_contextvars, **logged)) as executor,
-        ):
+        with ThreadPoolExecutor(1, initializer=partial(bind_contextvars, **logged)) as executor:
             writer = _Writer(
-                self._keeper,
                 do_later=lambda task: executor.submit(self._patience.do, task),
-                wake=lambda: self._returned.put(None),
+                wake=self._exchange.news.set,
             )
-            while self._step(writer, interrupt):
-                progress(tally.done, total)
-            self._dispatchers.finish()
-            self._collect(writer)
-            self._defer(writer)
+            intake = _Intake(self._keeper, self._exchange, writer, self._connections)
+            self._start_fetching(min(self._connections, max(total, 1)))
+            try:
+                while self._step(intake, writer, interrupt):
+                    progress(tally.done, total)
+            finally:
+                rest = self._exchange.close()
+            self._write(writer, rest)
             writer.finish()
             writer.submit(self._keeper.release).result()
-        tally.requests = self._dispatchers.pace.sent
-        tally.halt, tally.halt_reason = self._dispatchers.worst_halt()
+        tally.requests = self._exchange.requests
+        tally.halt, tally.halt_reason = self._exchange.worst_halt()
         progress(tally.done, total)
 
-    def _work(self) -> None:
-        while job := self._todo.get():
-            self._returned.put((job, self._fetcher.fetch(job.claim)))
+    def _start_fetching(self, threads: int) -> None:
+        """Start daemon threads: one that hangs in a request does not keep the process."""
+        for number in range(threads):
+            threading.Thread(target=self._fetch, name=f"fetch-{number}", daemon=True).start()
 
-    def _step(self, writer: "_Writer", interrupt: Interrupt) -> bool:
-        """Do what can be done now, then wait for something to happen; False at the end."""
+    def _fetch(self) -> None:
+        job = self._exchange.first()
+        while job:
+            job = self._exchange.swap(job, self._fetcher.fetch(job.claim))
+
+    def _step(self, intake: "_Intake", writer: "_Writer", interrupt: Interrupt) -> bool:
+        """Wait for something to happen, and do what can be done now; False at the end."""
         self._heed(interrupt)
         self._patience.is_over |= self._interrupted_at is not None
         if self._interrupted_at is None:
-            self._intake.feed(self._dispatchers, writer)
-        while writer.has_room and (job := self._dispatchers.take(time.monotonic())):
-            self._todo.put(job)
-        if self._is_over():
+            intake.feed()
+        if self._is_over(intake):
             return False
-        self._receive()
-        self._collect(writer)
+        self._exchange.news.wait(TICK_S)
+        self._exchange.news.clear()
+        self._write(writer, self._exchange.take_batch(FLUSH_EVERY_S))
+        if self._keeper.lease_is_old():
+            writer.renew(self._keeper.renew)
         writer.tend()
         return True
 
-    def _is_over(self) -> bool:
+    def _write(self, writer: "_Writer", batch: Batch) -> None:
+        if batch:
+            writer.write(partial(self._keep, batch))
+
+    def _keep(self, batch: Batch) -> None:
+        self._keeper.keep(batch)
+        self._exchange.written(batch)
+
+    def _is_over(self, intake: "_Intake") -> bool:
         if self._interrupted_at and time.monotonic() - self._interrupted_at > GRACE_S:
             return True
-        is_last = self._interrupted_at is not None or self._intake.is_exhausted
-        return is_last and self._dispatchers.is_idle
+        is_last = self._interrupted_at is not None or intake.is_exhausted
+        return is_last and self._exchange.is_idle
 
     def _heed(self, interrupt: Interrupt) -> None:
         if interrupt.signal and self._interrupted_at is None:
             self._interrupted_at = time.monotonic()
-            self._dispatchers.interrupt(signal.Signals(interrupt.signal).name)
-
-    def _receive(self) -> None:
-        """Wait until a job or the database is back, or the next job's time; take all that is."""
-        wait_s = self._dispatchers.wait_s(time.monotonic())
-        try:
-            returned = self._returned.get(timeout=TICK_S if wait_s is None else min(wait_s, TICK_S))
-            while True:
-                if returned is not None:
-                    self._judge(*returned)
-                returned = self._returned.get_nowait()
-        except queue.Empty:
-            return
-
-    def _judge(self, job: Job, returned: Returned) -> None:
-        dispatcher = self._dispatchers.of(job.claim)
-        match returned:
-            case Trouble():
-                dispatcher.troubled(job, returned, time.monotonic())
-            case Denied():
-                dispatcher.denied(job, returned.reason)
-            case KeyRefusedError():
-                dispatcher.returned()
-                dispatcher.stop(Halt.REFUSED, str(returned))
-            case Postponed():
-                self._outcomes[job] = returned
-                dispatcher.set_aside(job)
-            case _:
-                self._outcomes[job] = returned
-                dispatcher.answered(job)
-
-    def _collect(self, writer: "_Writer") -> None:
-        """Hand over the runs whose end is decided."""
-        for job in self._dispatchers.finished():
-            outcome = self._outcomes.pop(job, None)
-            if outcome is None and job.denial:
-                outcome = Refused(job.claim.run_id, job.denial)
-            elif outcome is None and job.trouble:
-                outcome = Postponed(job.claim.run_id, job.trouble)
-            if outcome is not None:
-                writer.add(job.claim, outcome)
-
-    def _defer(self, writer: "_Writer") -> None:
-        """Hand over the runs that met a halt: they stay due, and say why."""
-        for job in self._dispatchers.deferred():
-            if job.trouble:
-                wait_s = job.trouble.wait_s or 0
-                writer.add(job.claim, Deferred(job.claim.run_id, job.trouble.reason, wait_s))
-
-
-class _Dispatchers:
-    """A dispatcher for each source, so that one account's trouble is not another's; one pace."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.pace = Pace(limits)
-        self._limits = limits
-        self._by_source: dict[str, Dispatcher] = {}
-        self._interruption = ""
-
-    def of(self, claim: Claim) -> Dispatcher:
-        """Return the dispatcher of a run's source."""
-        if claim.source not in self._by_source:
-            self._by_source[claim.source] = Dispatcher(self._limits, self.pace)
-        return self._by_source[claim.source]
-
-    @property
-    def halted(self) -> list[str]:
-        """The sources that are not asked any more."""
-        return [source for source, each in self._by_source.items() if each.halt is not None]
-
-    @property
-    def waiting(self) -> int:
-        """How many jobs wait to be sent, halted ones left out."""
-        return sum(each.waiting for each in self._by_source.values() if each.halt is None)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is under way, and nothing will be without more jobs."""
-        return all(each.is_idle for each in self._by_source.values())
-
-    def offer(self, claims: list[Claim]) -> None:
-        """Take runs over that are to be fetched."""
-        for claim in claims:
-            self.of(claim).offer([claim])
-
-    def take(self, now: float) -> Job | None:
-        """Return a job of any source that may be sent now."""
-        return next(filter(None, (each.take(now) for each in self._by_source.values())), None)
-
-    def wait_s(self, now: float) -> float | None:
-        """Return in how many seconds `take` may succeed."""
-        waits = (each.wait_s(now) for each in self._by_source.values())
-        return min((wait_s for wait_s in waits if wait_s is not None), default=None)
-
-    def interrupt(self, reason: str) -> None:
-        """Stop all of them, and whichever comes later."""
-        for each in self._by_source.values():
-            each.stop(Halt.INTERRUPTED, reason)
-        self._interruption = reason
-
-    def finish(self) -> None:
-        """Decide about the jobs held back."""
-        for each in self._by_source.values():
-            each.finish()
-
-    def finished(self) -> list[Job]:
-        """Return the jobs decided since the last call."""
-        return [job for each in self._by_source.values() for job in each.finished()]
-
-    def deferred(self) -> list[Job]:
-        """Return the jobs that met a halt while in trouble."""
-        return [job for each in self._by_source.values() for job in each.deferred()]
-
-    def worst_halt(self) -> tuple[Halt | None, str]:
-        """Return the halt that the pass's exit code tells of, and why."""
-        if self._interruption:
-            return Halt.INTERRUPTED, self._interruption
-        for halt in (Halt.REFUSED, Halt.DOWN, Halt.BUSY):
-            for source, each in self._by_source.items():
-                if each.halt is halt:
-                    is_only = len(self._by_source) == 1
-                    return halt, each.halt_reason if is_only else f"{source}: {each.halt_reason}"
-        return None, ""
+            self._exchange.interrupt(signal.Signals(interrupt.signal).name)
 
 
 class _Intake:
-    """Claims due runs as the dispatchers get through them."""
+    """Claims due runs as the exchange gets through them."""
 
-    def __init__(self, keeper: Keeper, connections: int) -> None:
+    def __init__(
+        self, keeper: Keeper, exchange: Exchange, writer: "_Writer", connections: int
+    ) -> None:
         self.is_exhausted = False
         self._keeper = keeper
+        self._exchange = exchange
+        self._writer = writer
         self._size = max(CLAIM_AT_LEAST, 4 * connections)
         self._claiming: Future[list[Claim]] | None = None
 
-    def feed(self, dispatchers: _Dispatchers, writer: "_Writer") -> None:
-        """Take over what was claimed, and have more claimed before the dispatchers run dry."""
+    def feed(self) -> None:
+        """Hand over what was claimed, and have more claimed before the jobs run out."""
         if self._claiming is not None and self._claiming.done():
             claims, self._claiming = self._claiming.result(), None
             self.is_exhausted = not claims
-            dispatchers.offer(claims)
-        self.is_exhausted |= dispatchers.pace.is_spent
+            self._exchange.offer(claims)
+        self.is_exhausted |= self._exchange.is_spent
         if self._claiming is not None or self.is_exhausted:
             return
-        if dispatchers.waiting < self._size // 2:
-            self._claiming = writer.submit(self._keeper.claim, self._size, dispatchers.halted)
+        if self._exchange.needs(self._size // 2):
+            halted = self._exchange.halted()
+            self._claiming = self._writer.submit(self._keeper.claim, self._size, halted)
 
 
 class _Patience:
@@ -383,30 +272,18 @@ class _Patience:
 
 
 class _Writer:
-    """Gathers outcomes and has them written in batches by the one thread that writes.
+    """Has things done by the one thread that writes, one after another.
 
     `wake` is called whenever that thread has done something.
     """
 
     def __init__(
-        self,
-        keeper: Keeper,
-        do_later: Callable[[Callable[[], Any]], Future[Any]],
-        wake: Callable[[], None],
+        self, do_later: Callable[[Callable[[], Any]], Future[Any]], wake: Callable[[], None]
     ) -> None:
-        self._keeper = keeper
         self._do_later = do_later
         self._wake = wake
-        self._batch: dict[Claim, Outcome] = {}
-        self._batch_bytes = 0
-        self._begun_at = 0.0
         self._writes: deque[Future[None]] = deque()
         self._renewal: Future[None] | None = None
-
-    @property
-    def has_room(self) -> bool:
-        """Whether the database keeps up."""
-        return len(self._writes) <= WAITING_WRITES
 
     def submit(self, task: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have the writing thread do `task` in its turn."""
@@ -414,48 +291,22 @@ class _Writer:
         future.add_done_callback(lambda _: self._wake())
         return future
 
-    def add(self, claim: Claim, outcome: Outcome) -> None:
-        """Take over an outcome; it is written within a second or so."""
-        if not self._batch:
-            self._begun_at = time.monotonic()
-        self._batch[claim] = outcome
-        if isinstance(outcome, Answer):
-            self._batch_bytes += outcome.body.size
-        elif isinstance(outcome, Reject):
-            self._batch_bytes += len(outcome.body)
+    def write(self, task: Callable[[], None]) -> None:
+        """Have `task` done; `tend` or `finish` raise what it raises."""
+        self._writes.append(self.submit(task))
+
+    def renew(self, task: Callable[[], None]) -> None:
+        """Have the lease renewed by `task`, unless that is about to be done already."""
+        if self._renewal is None or self._renewal.done():
+            self._renewal = self.submit(task)
+            self._writes.append(self._renewal)
 
     def tend(self) -> None:
-        """Write a batch that is due, renew the lease, and learn of failed writes."""
-        is_late = time.monotonic() - self._begun_at > FLUSH_EVERY_S
-        if is_late or len(self._batch) >= FLUSH_RUNS or self._batch_bytes >= FLUSH_BYTES:
-            self._flush()
-        if self._keeper.lease_is_old() and (self._renewal is None or self._renewal.done()):
-            self._renewal = self.submit(self._keeper.renew)
-            self._writes.append(self._renewal)
+        """Learn of failed writes."""
         while self._writes and self._writes[0].done():
             self._writes.popleft().result()
 
     def finish(self) -> None:
-        """Write what is left, and wait for it."""
-        self._flush()
+        """Wait until all is written."""
         while self._writes:
             self._writes.popleft().result()
-
-    def _flush(self) -> None:
-        if self._batch:
-            self._writes.append(self.submit(self._keeper.keep, self._batch))
-            self._batch, self._batch_bytes = {}, 0
-
-
-@contextmanager
-def _workers(
-    count: int, work: Callable[[], None], todo: "queue.SimpleQueue[Job | None]"
-) -> Iterator[None]:
-    """Run `work` in daemon threads: one that hangs in a request does not keep the process."""
-    for number in range(count):
-        threading.Thread(target=work, name=f"fetch-{number}", daemon=True).start()
-    try:
-        yield
-    finally:
-        for _ in range(count):
-            todo.put(None)

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from etl.dispatch import (
     DENIED_AT_FIRST,
     FAILED_PROBES,
+    Crew,
     Dispatcher,
     Halt,
     Job,
@@ -591,3 +592,33 @@ def test_what_ends_without_a_request_tells_nothing_of_the_api() -> None:
     dispatcher.set_aside(job)
     assert dispatcher.finished() == [job]
     assert len(take_all(dispatcher, 1)) == 1, "it still probes, one at a time"
+
+
+# --- how many threads are worth having ---
+
+
+def steady_size(waiting_s: float, computing_s: float, most: int = 64) -> int:
+    """Follow a process whose threads wait side by side, and compute one after another."""
+    crew, cpu_s = Crew(most), 0.0
+    for second in range(50):
+        crew.review(second, cpu_s)
+        each_s = max(waiting_s + computing_s, crew.size * computing_s)
+        cpu_s += crew.size * computing_s / each_s
+    return crew.size
+
+
+@pytest.mark.parametrize(
+    ("waiting_s", "size"), [(0.0, 1), (0.00005, 1), (0.001, 5), (0.002, 10), (0.1, 64)]
+)
+def test_as_many_threads_fetch_as_keep_a_processor_busy(waiting_s: float, size: int) -> None:
+    assert abs(steady_size(waiting_s, computing_s=0.0002) - size) <= 1
+
+
+def test_there_is_always_a_thread_and_never_more_than_allowed() -> None:
+    crew = Crew(4)
+    crew.review(0, 0)
+    crew.review(1, 0)
+    assert crew.size == 4
+    for second in range(2, 10):
+        crew.review(second, second * 2)
+    assert crew.size == 1

@@ -1,0 +1,124 @@
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import pytest
+
+from etl import exchange
+from etl.dispatch import Job, Limits
+from etl.exchange import Exchange
+from etl.ledger import Claim
+from etl.lifecycle import Standing, State
+from etl.outcome import Outcome, Unchanged
+from etl.store import Reject
+
+NOW = datetime(2024, 5, 1, tzinfo=UTC)
+
+
+def claims(number: int) -> list[Claim]:
+    standing = Standing(State.QUEUED, NOW)
+    return [
+        Claim(f"run-{position}", "default", None, NOW, None, 0, standing)
+        for position in range(number)
+    ]
+
+
+def unchanged(job: Job) -> Outcome:
+    return Unchanged(job.claim.run_id, NOW)
+
+
+def bulky(job: Job) -> Outcome:
+    body = bytes(exchange.FULL_BYTES)
+    return Reject(job.claim.run_id, NOW, 200, "no JSON", body, "sha256")
+
+
+@contextmanager
+def fetching(
+    place: Exchange, outcome_of: Callable[[Job], Outcome], threads: int = 3
+) -> Iterator[list[Job]]:
+    """Have jobs done by threads as long as it lasts; yields those done so far."""
+    done: list[Job] = []
+
+    def work() -> None:
+        job = place.first()
+        while job:
+            done.append(job)
+            job = place.swap(job, outcome_of(job))
+
+    crew = [threading.Thread(target=work) for _ in range(threads)]
+    for thread in crew:
+        thread.start()
+    try:
+        yield done
+    finally:
+        place.close()
+        for thread in crew:
+            thread.join(timeout=10)
+        assert not any(thread.is_alive() for thread in crew)
+
+
+def settled(done: list[Job]) -> int:
+    """Wait until no more is done, and return how much it is."""
+    before = -1
+    while len(done) != before:
+        before = len(done)
+        time.sleep(0.2)
+    return before
+
+
+@pytest.fixture
+def place() -> Exchange:
+    return Exchange(Limits(3, max_requests_per_second=0, attempts=3, max_wait_s=300))
+
+
+def test_every_run_comes_out_once(place: Exchange) -> None:
+    place.offer(claims(500))
+    with fetching(place, unchanged) as done:
+        assert settled(done) == 500
+        batch = place.take_batch(0)
+    assert sorted(batch) == sorted(claims(500))
+
+
+def test_nothing_is_fetched_while_too_much_waits_to_be_written(place: Exchange) -> None:
+    place.offer(claims(20))
+    with fetching(place, bulky) as done:
+        before = settled(done)
+        assert before < 6
+        place.written(place.take_batch(0))
+        assert before < settled(done) < 20
+
+
+def test_waiting_for_the_database_takes_no_time_of_the_processor(place: Exchange) -> None:
+    place.offer(claims(20))
+    with fetching(place, bulky) as done:
+        settled(done)
+        before = time.process_time()
+        time.sleep(1)
+        assert time.process_time() - before < 0.2
+
+
+def test_the_pass_hears_of_a_full_batch_and_of_the_end(place: Exchange) -> None:
+    place.offer(claims(1))
+    with fetching(place, bulky):
+        assert place.news.wait(timeout=10)
+        assert len(place.take_batch(3600)) == 1
+        assert place.is_idle
+
+
+def test_the_pass_hears_when_jobs_run_out(place: Exchange) -> None:
+    place.offer(claims(50))
+    assert not place.needs(10)
+    with fetching(place, unchanged):
+        assert place.news.wait(timeout=10)
+
+
+def test_a_rate_is_kept_by_many_threads() -> None:
+    place = Exchange(Limits(16, max_requests_per_second=100, attempts=3, max_wait_s=300))
+    place.offer(claims(50))
+    began = time.monotonic()
+    with fetching(place, unchanged, threads=16) as done:
+        while len(done) < 50:
+            time.sleep(0.01)
+    assert 0.49 <= time.monotonic() - began < 2
