@@ -7,44 +7,52 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
-from bench import compare, figures
+from bench import about, compare, extras, figures
 from bench.compare import CONTENDERS, Bench
 from bench.content import PROFILES
+from bench.extras import Figure
 from bench.figures import Cell, Result
 from bench.process import FailedError
-from bench.states import DATABASES, states
+from bench.states import DATABASES, States, states
 from tests.postgres import roomy_folder
 
+PARTS = ("cells", "latency", "memory", "start")
 CONTENTS = ("cold", "unchanged", "changed")
 RUNS = {"small": 5000, "medium": 1500, "large": 150}
+CONNECTIONS = (8, 64)
+
+
+class Measured(NamedTuple):
+    """All that one call measured."""
+
+    cells: list[Result]
+    alone: list[Figure]
 
 
 def main() -> int:
     """Measure what was chosen, and print it."""
     given = _parser().parse_args()
     if "dlt" in given.contenders and not compare.DLT_PYTHON.exists():
-        print("dlt is not there; run: make bench (or leave it out: --contenders)", file=sys.stderr)
+        print("dlt is not there; `make bench` installs it, --contenders ...", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=roomy_folder()) as folder:
-        try:
-            results = list(_cells(given, Path(folder)))
-        except FailedError as error:
-            print(f"bench: {error}", file=sys.stderr)
-            return 1
-    if given.json:
-        print(json.dumps({"cells": [result.as_json() for result in results]}, indent=2))
-        return 0
-    for table in (figures.ratio_table(results), figures.memory_table(results)):
-        print(table.markdown() if given.markdown else table.text())
+    try:
+        measured = _measure(given)
+    except FailedError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    _show(given, measured)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     for name, known in (
+        ("parts", PARTS),
         ("profiles", tuple(PROFILES)),
         ("contents", CONTENTS),
         ("databases", DATABASES),
@@ -66,23 +74,53 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _cells(given: argparse.Namespace, folder: Path) -> Iterator[Result]:
-    for kind in given.databases:
-        with states(kind, folder) as place:
-            for profile in given.profiles:
-                runs = given.runs or RUNS[profile]
-                cells = [Cell(profile, content, kind, runs) for content in given.contents]
-                yield from _of_one_profile(
-                    Bench(place, folder, given.contenders, given.repeats), cells
-                )
+def _measure(given: argparse.Namespace) -> Measured:
+    measured = Measured([], [])
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=roomy_folder()) as name:
+        folder = Path(name)
+        for kind in given.databases:
+            with states(kind, folder) as place:
+                if "cells" in given.parts:
+                    measured.cells.extend(_cells(given, place, folder, kind))
+                measured.alone.extend(_alone(given.parts, place, folder, kind))
+    return measured
 
 
-def _of_one_profile(bench: Bench, cells: Sequence[Cell]) -> Iterator[Result]:
-    try:
-        for cell in cells:
-            yield bench.measure(cell)
-    finally:
-        bench.close()
+def _cells(given: argparse.Namespace, place: States, folder: Path, kind: str) -> Iterator[Result]:
+    for profile in given.profiles:
+        with closing(Bench(place, folder, given.contenders, given.repeats)) as bench:
+            for content in given.contents:
+                yield bench.measure(Cell(profile, content, kind, given.runs or RUNS[profile]))
+
+
+def _alone(parts: list[str], place: States, folder: Path, kind: str) -> Iterator[Figure]:
+    if "latency" in parts and kind == "sqlite":  # whose database it is does not matter there
+        for connections in CONNECTIONS:
+            yield from extras.latency(place, folder, connections)
+    if "memory" in parts:
+        yield from extras.memory(place, folder, kind)
+    if "start" in parts:
+        yield from extras.start(place, folder, kind)
+
+
+def _show(given: argparse.Namespace, measured: Measured) -> None:
+    versions = about.versions(compare.DLT_PYTHON)
+    if given.json:
+        shown = {
+            "versions": versions,
+            "cells": [result.as_json() for result in measured.cells],
+            "alone": [figure._asdict() for figure in measured.alone],
+        }
+        print(json.dumps(shown, indent=2))
+        return
+    tables = []
+    if measured.cells:
+        tables += [figures.ratio_table(measured.cells), figures.memory_table(measured.cells)]
+    if measured.alone:
+        tables.append(extras.table(measured.alone))
+    for table in tables:
+        print(table.markdown() if given.markdown else table.text())
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
 if __name__ == "__main__":
