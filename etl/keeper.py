@@ -16,11 +16,11 @@ from etl.database import reading, writing
 from etl.dispatch import Halt
 from etl.errors import DatabaseError
 from etl.ledger import Claim, Lease, Recorded
-from etl.lifecycle import Polling, Standing, State
+from etl.lifecycle import Polling, Seen, Standing, State
 from etl.log import get_logger
 from etl.outcome import Deferred, Missing, Outcome, Postponed, Refused, Unchanged
 from etl.schema import OUTCOMES, ingests, tracked_runs
-from etl.store import Answer, Archived, Reject, Saved
+from etl.store import Answer, Reject, Saved
 
 log = get_logger()
 
@@ -126,9 +126,12 @@ class Keeper:
         chosen = and_(due, tracked_runs.c.source.not_in(without))
         with writing(self._engine) as connection:
             claims = ledger.claim(connection, lease, chosen, limit)
-            known = store.fingerprints(connection, [claim.run_id for claim in claims])
+            known = store.known(connection, [claim.run_id for claim in claims])
         self._in_hand.update(claim.run_id for claim in claims)
-        return [claim._replace(fingerprint=known.get(claim.run_id)) for claim in claims]
+        return [
+            claim._replace(**known[claim.run_id]._asdict()) if claim.run_id in known else claim
+            for claim in claims
+        ]
 
     def lease_is_old(self) -> bool:
         """Tell whether it is time to renew the lease: a third of it is over."""
@@ -221,32 +224,44 @@ def _store(connection: Connection, batch: Mapping[Claim, Outcome], rules: Pollin
     outcomes = batch.values()
     saved = store.save(connection, [each for each in outcomes if isinstance(each, Answer)])
     store.reject(connection, [each for each in outcomes if isinstance(each, Reject)])
-    seen_again = [each.run_id for each in outcomes if isinstance(each, Unchanged)]
-    missing = [each.run_id for each in outcomes if isinstance(each, Missing)]
-    known = store.archived(connection, seen_again + missing)
-    for room in (ledger, store):
-        room.mark_gone(connection, [run_id for run_id in missing if run_id in known], clock.now())
-        room.unmark_gone(connection, [*saved, *seen_again])
-    kept = {run_id: save.archived for run_id, save in saved.items()} | known
+    seen = {claim.run_id: claim.seen for claim in batch}
+    seen |= {run_id: save.archived.seen() for run_id, save in saved.items()}
+    _heed_absence(connection, batch)
     ends = []
     for claim, outcome in batch.items():
-        recorded = _recorded(outcome, claim, kept.get(claim.run_id), rules)
+        recorded = _recorded(outcome, claim, seen[claim.run_id], rules)
         ends.append(_End(_kind(outcome, saved, recorded), recorded))
     return ends
 
 
-def _recorded(
-    outcome: Outcome, claim: Claim, archived: Archived | None, rules: Polling
-) -> Recorded:
+def _heed_absence(connection: Connection, batch: Mapping[Claim, Outcome]) -> None:
+    """Note which archived runs the API denies having, and which ones it has again."""
+    lost = [
+        claim.run_id
+        for claim, outcome in batch.items()
+        if isinstance(outcome, Missing) and claim.seen and not claim.gone_at
+    ]
+    back = [
+        claim.run_id
+        for claim, outcome in batch.items()
+        if isinstance(outcome, Answer | Unchanged) and claim.gone_at
+    ]
+    for room in (ledger, store):
+        if lost:
+            room.mark_gone(connection, lost, clock.now())
+        if back:
+            room.unmark_gone(connection, back)
+
+
+def _recorded(outcome: Outcome, claim: Claim, seen: Seen | None, rules: Polling) -> Recorded:
     """Return how the run stands after `outcome`."""
     match outcome:
-        case Answer() | Unchanged() if archived:
+        case Answer() | Unchanged() if seen:
             # A clock that was set back must not make a run look fetched earlier than before.
             fetched_at = max(outcome.fetched_at, claim.last_fetched_at or outcome.fetched_at)
-            standing = lifecycle.after_answer(archived.seen(), outcome.fetched_at, rules)
+            standing = lifecycle.after_answer(seen, outcome.fetched_at, rules)
             return Recorded(claim.run_id, standing, fetched_at)
         case Missing():
-            seen = archived.seen() if archived else None
             standing = lifecycle.after_missing(seen, outcome.reason, outcome.fetched_at, rules)
         case Postponed():
             standing = _postponed(outcome, claim, rules)

@@ -23,8 +23,9 @@ from sqlalchemy import (
     update,
 )
 
+from etl import bulk
 from etl.bulk import upsert_into
-from etl.lifecycle import DENIED, Standing, State, requeued
+from etl.lifecycle import DENIED, Seen, Standing, State, requeued
 from etl.schema import Timestamp, labels, seconds_between, tracked_runs
 
 T = TypeVar("T")
@@ -51,7 +52,8 @@ class Tracked(NamedTuple):
 class Claim(NamedTuple):
     """A due run that is ours until its lease runs out.
 
-    `fingerprint` is the sha256 of its newest payload, as far as the claimer looked it up.
+    `gone_at` is when the API first denied having it. `seen` is what its newest answer said and
+    `fingerprint` the sha256 of that one's payload, as far as the claimer looked them up.
     """
 
     run_id: str
@@ -61,6 +63,8 @@ class Claim(NamedTuple):
     last_fetched_at: datetime | None
     fetches: int
     standing: Standing
+    gone_at: datetime | None = None
+    seen: Seen | None = None
     fingerprint: str | None = None
 
 
@@ -160,7 +164,7 @@ def claim(
         update(table)
         .where(table.c.run_id.in_(select(taken.c.run_id)))
         .values(lease_owner=lease.owner, lease_until=lease.until)
-        .returning(table)
+        .returning(*(column for column in table.columns if not column.name.startswith("lease")))
     )
     return sorted((_claim(row) for row in rows), key=lambda each: each.run_id)
 
@@ -216,6 +220,7 @@ def _claim(row: Any) -> Claim:
         row.last_fetched_at,
         row.fetches,
         standing,
+        row.gone_at,
     )
 
 
@@ -236,35 +241,28 @@ def held(connection: Connection, owner: str, run_ids: Sequence[str]) -> set[str]
 
 def record(connection: Connection, recorded: Sequence[Recorded]) -> None:
     """Write down how runs stand after a fetch, and give them free."""
-    table = tracked_runs
-    if recorded:
-        connection.execute(
-            update(table)
-            .where(table.c.run_id == bindparam("the_run"))
-            .values(
-                state=bindparam("new_state"),
-                due_at=bindparam("next_due"),
-                attempts=bindparam("failed_attempts"),
-                last_error=bindparam("error"),
-                last_fetched_at=func.coalesce(
-                    bindparam("fetched", type_=Timestamp), table.c.last_fetched_at
-                ),
-                fetches=table.c.fetches + 1,
-                lease_owner=None,
-                lease_until=None,
-            ),
-            [
-                {
-                    "the_run": each.run_id,
-                    "new_state": each.standing.state,
-                    "next_due": each.standing.due_at,
-                    "failed_attempts": each.standing.attempts,
-                    "error": each.standing.last_error,
-                    "fetched": each.fetched_at,
-                }
-                for each in recorded
-            ],
-        )
+    answered = [each for each in recorded if each.fetched_at is not None]
+    others = [each for each in recorded if each.fetched_at is None]
+    names = ["state", "due_at", "attempts", "last_error"]
+    also = "fetches = tracked_runs.fetches + 1, lease_owner = NULL, lease_until = NULL"
+    bulk.update(
+        connection,
+        tracked_runs,
+        [*names, "last_fetched_at"],
+        [(*_standing_row(each.standing), each.fetched_at, each.run_id) for each in answered],
+        also,
+    )
+    bulk.update(
+        connection,
+        tracked_runs,
+        names,
+        [(*_standing_row(each.standing), each.run_id) for each in others],
+        also,
+    )
+
+
+def _standing_row(standing: Standing) -> tuple[Any, ...]:
+    return (standing.state.value, standing.due_at, standing.attempts, standing.last_error)
 
 
 def mark_gone(connection: Connection, run_ids: Sequence[str], now: datetime) -> None:

@@ -44,9 +44,7 @@ class SqliteDateTime(UserDefinedType[str]):
 
 def to_milliseconds(moment: datetime) -> datetime:
     """Return `moment` in UTC, cut to the milliseconds that every database here keeps."""
-    if moment.tzinfo is None:
-        raise ValueError(f"{moment} has no time zone; archive times are aware")
-    moment = moment.astimezone(UTC)
+    moment = _in_utc(moment)
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
@@ -55,7 +53,15 @@ def to_text(moment: datetime) -> str:
 
     A space and three digits: with a T, or with microseconds, BI clients misread the time.
     """
-    return to_milliseconds(moment).replace(tzinfo=None).isoformat(" ", "milliseconds")
+    return _in_utc(moment).isoformat(" ", "milliseconds").removesuffix("+00:00")
+
+
+def _in_utc(moment: datetime) -> datetime:
+    if moment.tzinfo is UTC:
+        return moment
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment} has no time zone; archive times are aware")
+    return moment.astimezone(UTC)
 
 
 def day_to_text(day: date) -> str:

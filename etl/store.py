@@ -125,37 +125,41 @@ def decompress(compressed: bytes, encoding: str) -> bytes:
 
 def archived(connection: Connection, run_ids: Sequence[str]) -> dict[str, Archived]:
     """Return what is known of those of `run_ids` that were archived before, by run ID."""
-    query = (
-        select(
-            runs.c.run_id,
-            runs.c.revision,
-            runs.c.content_hash,
-            runs.c.status,
-            runs.c.started_at,
-            runs.c.ended_at,
-            runs.c.archived_at,
-            runs.c.changed_at,
-            runs.c.gone_at,
-            tracked_runs.c.first_tracked_at,
-            tracked_runs.c.last_fetched_at,
-        )
-        .join(tracked_runs, tracked_runs.c.run_id == runs.c.run_id)
-        .where(runs.c.run_id.in_(run_ids))
-    )
-    return {row.run_id: Archived._make(row) for row in connection.execute(query)}
+    rows = connection.execute(_ARCHIVED.where(runs.c.run_id.in_(run_ids)))
+    return {row.run_id: Archived._make(row) for row in rows}
 
 
-def fingerprints(connection: Connection, run_ids: Sequence[str]) -> dict[str, str]:
-    """Return the sha256 of each run's newest payload: the same bytes again are no news."""
-    query = (
-        select(payloads.c.run_id, payloads.c.sha256)
-        .join(
-            runs,
-            and_(runs.c.run_id == payloads.c.run_id, runs.c.revision == payloads.c.revision),
-        )
-        .where(payloads.c.run_id.in_(run_ids))
+class Known(NamedTuple):
+    """What an answer of an archived run is held against: the newest one's content and bytes."""
+
+    seen: Seen
+    fingerprint: str
+    """The sha256 of its payload: the same bytes again are no news."""
+
+
+def known(connection: Connection, run_ids: Sequence[str]) -> dict[str, Known]:
+    """Return the newest answers of those of `run_ids` that were archived before, by run ID."""
+    query = _ARCHIVED.add_columns(payloads.c.sha256).join(
+        payloads,
+        and_(payloads.c.run_id == runs.c.run_id, payloads.c.revision == runs.c.revision),
     )
-    return dict(connection.execute(query).all())
+    rows = connection.execute(query.where(runs.c.run_id.in_(run_ids)))
+    return {row.run_id: Known(Archived._make(row[:-1]).seen(), row.sha256) for row in rows}
+
+
+_ARCHIVED = select(
+    runs.c.run_id,
+    runs.c.revision,
+    runs.c.content_hash,
+    runs.c.status,
+    runs.c.started_at,
+    runs.c.ended_at,
+    runs.c.archived_at,
+    runs.c.changed_at,
+    runs.c.gone_at,
+    tracked_runs.c.first_tracked_at,
+    tracked_runs.c.last_fetched_at,
+).join_from(runs, tracked_runs, tracked_runs.c.run_id == runs.c.run_id)
 
 
 def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
@@ -176,7 +180,7 @@ def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
     _supersede(connection, changed, stretches, before)
     _insert_new(connection, [*new, *changed], stretches, before)
     _put_drift(connection, new + changed)
-    unmark_gone(connection, list(before))
+    unmark_gone(connection, [run_id for run_id, known in before.items() if known.gone_at])
     after = archived(connection, list(stretches))
     return {
         answer.run_id: Saved(

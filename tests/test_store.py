@@ -37,7 +37,7 @@ from etl.schema import (
     tracked_runs,
     warnings,
 )
-from etl.store import Answer, Archived, Reject, Saved
+from etl.store import Answer, Archived, Known, Reject, Saved
 from tests.dump import LEDGER, Row, dump, rows_of
 
 SAMPLE = Path(__file__).with_name("samples").joinpath("result.json").read_bytes()
@@ -680,7 +680,8 @@ def test_a_run_is_known_by_the_bytes_of_its_newest_payload(connection: Connectio
     newest = answer({"name": "b"}, minutes=1)
     look(connection, answer({"name": "a"}))
     look(connection, newest)
-    assert store.fingerprints(connection, ["run-1", "run-2"]) == {"run-1": newest.body.sha256}
+    seen = store.archived(connection, ["run-1"])["run-1"].seen()
+    assert store.known(connection, ["run-1", "run-2"]) == {"run-1": Known(seen, newest.body.sha256)}
 
 
 # --- whole batches --------------------------------------------------------------------------
