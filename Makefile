@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/set-up
 BENCH_SETUP := .venv-bench/set-up
 
-.PHONY: help demo test soak fuzz month polling bench check lock clean
+.PHONY: help demo test soak fuzz month polling bench bench-growth check lock clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ polling: $(SETUP) ## compare the polling with fixed intervals
 bench: $(SETUP) $(BENCH_SETUP) ## compare the speed with scripts and dlt (25 minutes)
 	.ci/setup postgresql
 	$(BIN)/python -m bench
+
+bench-growth: $(SETUP) ## grow an archive to 10 million test rows, and time it (40 minutes)
+	.ci/setup postgresql
+	$(BIN)/python -m bench.growth
 
 check: $(SETUP) ## run the linter, the formatter, the type checker and the import rules
 	$(BIN)/ruff check

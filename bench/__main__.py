@@ -14,9 +14,7 @@ from typing import NamedTuple
 
 from bench import about, compare, extras, figures
 from bench.compare import CONTENDERS, Bench
-from bench.content import PROFILES
-from bench.extras import Figure
-from bench.figures import Cell, Result
+from bench.figures import Cell, Figure, Result
 from bench.process import FailedError
 from bench.states import DATABASES, States, states
 from tests.postgres import roomy_folder
@@ -53,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     for name, known in (
         ("parts", PARTS),
-        ("profiles", tuple(PROFILES)),
+        ("profiles", tuple(RUNS)),
         ("contents", CONTENTS),
         ("databases", DATABASES),
         ("contenders", CONTENDERS),
@@ -117,7 +115,7 @@ def _show(given: argparse.Namespace, measured: Measured) -> None:
     if measured.cells:
         tables += [figures.ratio_table(measured.cells), figures.memory_table(measured.cells)]
     if measured.alone:
-        tables.append(extras.table(measured.alone))
+        tables.append(figures.figure_table("The archiver alone", measured.alone))
     for table in tables:
         print(table.markdown() if given.markdown else table.text())
     print(", ".join(f"{name} {version}" for name, version in versions.items()))

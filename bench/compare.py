@@ -6,11 +6,13 @@ database. What it left there is checked each time.
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import content, server
+from bench import server
+from bench.content import PROFILES, Offer, Totals
 from bench.figures import ARCHIVER, Cell, Result
 from bench.process import FailedError, Sample, measure
 from bench.server import Api
@@ -31,12 +33,25 @@ DLT_DATASETS = {"sqlite": "main", "postgresql": "archive"}
 
 
 class Task(NamedTuple):
-    """Which runs to get from where, with how many connections."""
+    """Which runs to get from where, with how many connections, and what has to be left.
+
+    `totals` is None where the database has more than these runs.
+    """
 
     api: Api
     run_list: Path
     runs: int
+    totals: Totals | None
     connections: int = 8
+
+
+@contextmanager
+def offered(offer: Offer, folder: Path, latency_ms: float = 0) -> Iterator[Task]:
+    """Serve runs, and give the task to get them all; the list of them is a file in `folder`."""
+    run_list = folder / "runs.txt"
+    run_list.write_text("".join(f"{run_id}\n" for run_id in offer.run_ids()))
+    with server.serving(offer, latency_ms) as api:
+        yield Task(api, run_list, offer.runs, api.totals)
 
 
 def takes_part(contender: str, cell: Cell) -> bool:
@@ -52,7 +67,7 @@ def run(contender: str, task: Task, state: State, *, is_again: bool = False) -> 
             than there should be.
     """
     asked_before = task.api.stats().requests
-    environment = _environment(task, state)
+    environment = environment_of(state, task)
     if contender == ARCHIVER:
         command = [sys.executable, "-m", "etl", "ingest", "--from", str(task.run_list)]
         sample = measure([*command, *["--refresh"] * is_again], environment, state.folder)
@@ -71,37 +86,35 @@ def run(contender: str, task: Task, state: State, *, is_again: bool = False) -> 
     return sample
 
 
-def _environment(task: Task, state: State) -> Mapping[str, str]:
-    return {
+def environment_of(state: State, task: Task | None = None) -> Mapping[str, str]:
+    """Return the variables of a contender, and no others, for a database and what to do there."""
+    variables = {
         "PATH": os.environ["PATH"],
         "HOME": str(state.folder),
         "LANG": "C.UTF-8",
         "PYTHONPATH": str(ROOT),
+        "DATABASE_URL": state.url,
+        "RESULT_ARCHIVER__DATABASE__URL": state.url,
+    }
+    if task is None:
+        return variables
+    return variables | {
         "APPLITOOLS_API_KEY": KEY,
         "API_URL": task.api.url,
-        "DATABASE_URL": state.url,
         "CONNECTIONS": str(task.connections),
         "RESULT_ARCHIVER__API__BASE_URL": task.api.url,
         "RESULT_ARCHIVER__API__CONNECTIONS": str(task.connections),
         "RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND": "0",
-        "RESULT_ARCHIVER__DATABASE__URL": state.url,
     }
 
 
 def _check(contender: str, task: Task, state: State) -> None:
-    if contender == "bare":
+    if contender == "bare" or task.totals is None:
         return
     kind = "sqlite" if state.url.startswith("sqlite") else "postgresql"
     found = state.totals(DLT_DATASETS[kind] if contender == "dlt" else "")
-    if found != task.api.totals:
-        raise FailedError(f"{contender} left {found}, and should have left {task.api.totals}")
-
-
-def write_list(folder: Path, runs: int) -> Path:
-    """Write the list of all runs that the API has."""
-    path = folder / f"runs-{runs}.txt"
-    path.write_text("".join(f"{content.run_id(index)}\n" for index in range(runs)))
-    return path
+    if found != task.totals:
+        raise FailedError(f"{contender} left {found}, and should have left {task.totals}")
 
 
 class Bench:
@@ -119,13 +132,12 @@ class Bench:
     def measure(self, cell: Cell) -> Result:
         """Return the samples of a cell. Each round has every contender once, in another order."""
         contenders = [name for name in self._contenders if takes_part(name, cell)]
-        run_list = write_list(self._folder, cell.runs)
         if cell.content != "cold":
             self._fill(cell, [name for name in contenders if name not in self._filled])
         samples: dict[str, list[Sample]] = {name: [] for name in contenders}
         kind = "changed" if cell.content == "changed" else "unchanged"
-        with server.serving(cell.profile, cell.runs, kind) as api:
-            task = Task(api, run_list, cell.runs)
+        offer = Offer(PROFILES[cell.profile], cell.runs, kind)
+        with offered(offer, self._folder) as task:
             for repeat in range(self._repeats):
                 shift = repeat % len(contenders)
                 for name in contenders[shift:] + contenders[:shift]:
@@ -154,11 +166,10 @@ class Bench:
 
     def _fill(self, cell: Cell, contenders: Sequence[str]) -> None:
         """Do without measuring what the cold cell would have left."""
-        run_list = write_list(self._folder, cell.runs)
-        with server.serving(cell.profile, cell.runs, "unchanged") as api:
+        with offered(Offer(PROFILES[cell.profile], cell.runs), self._folder) as task:
             for name in contenders:
                 self._filled[name] = self._states.new()
-                run(name, Task(api, run_list, cell.runs), self._filled[name])
+                run(name, task, self._filled[name])
 
 
 def _tell(cell: Cell, name: str, sample: Sample) -> None:

@@ -5,7 +5,7 @@ recur in half of the applications and are new with every run in the others. Most
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, NamedTuple
@@ -52,8 +52,39 @@ class Profile(NamedTuple):
 
 PROFILES = {
     profile.name: profile
-    for profile in (Profile("small", 3, 3), Profile("medium", 5, 50), Profile("large", 8, 2000))
+    for profile in (
+        Profile("small", 3, 3),
+        Profile("medium", 5, 50),
+        Profile("large", 8, 2000),
+        Profile("growth", 5, 100),
+    )
 }
+
+
+class Offer(NamedTuple):
+    """The runs that an API has: `runs` of them from number `first` on, every so many.
+
+    In `content` "changed", every twentieth is different from what it is in "unchanged".
+    """
+
+    profile: Profile
+    runs: int
+    content: str = "unchanged"
+    first: int = 0
+    every: int = 1
+
+    def indexes(self) -> range:
+        """Return the runs' numbers."""
+        return range(self.first, self.first + self.runs * self.every, self.every)
+
+    def run_ids(self) -> list[str]:
+        """Return the runs' IDs in their order."""
+        return [run_id(index) for index in self.indexes()]
+
+    def answer(self, index: int) -> bytes:
+        """Return what the API says of one run."""
+        is_changed = self.content == "changed" and index % CHANGED_EVERY == 0
+        return answer(self.profile, index, is_changed=is_changed)
 
 
 class Totals(NamedTuple):
@@ -101,13 +132,6 @@ def answer(profile: Profile, index: int, *, is_changed: bool = False) -> bytes:
         "tests": tests,
     }
     return msgspec.json.encode({"result": result})
-
-
-def answers(profile: Profile, runs: int, content: str) -> Iterator[bytes]:
-    """Yield the answers for run numbers 0 to `runs`; in `content` "changed", 5 % are different."""
-    for index in range(runs):
-        is_changed = content == "changed" and index % CHANGED_EVERY == 0
-        yield answer(profile, index, is_changed=is_changed)
 
 
 def totals(bodies: Iterable[bytes]) -> Totals:
@@ -187,8 +211,3 @@ def _started_at(dice: random.Random, index: int) -> str:
 def _uuid(dice: random.Random) -> str:
     digits = f"{dice.getrandbits(128):032x}"
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
-
-
-def describe(profile: Profile) -> dict[str, Any]:
-    """Return the size of a typical answer, for the record: bytes, environments and tests."""
-    return {**profile._asdict(), "answer_bytes": len(answer(profile, 1))}

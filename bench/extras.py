@@ -2,14 +2,13 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
-from bench import server
-from bench.compare import Task, run, write_list
-from bench.figures import ARCHIVER, LABELS, Table, against, below
+from bench.compare import offered, run
+from bench.content import PROFILES, Offer
+from bench.figures import ARCHIVER, LABELS, Figure
 from bench.process import FailedError, measure
 from bench.states import States
 
@@ -23,29 +22,6 @@ START_REPEATS = 7
 HELP_S, ONE_RUN_S = 0.25, 0.5
 
 
-class Figure(NamedTuple):
-    """One measured number with its unit, and the bound that it should keep to, if any."""
-
-    name: str
-    value: float
-    unit: str
-    at_least: float | None = None
-    at_most: float | None = None
-
-    @property
-    def shown(self) -> str:
-        """The value with its bound, and a mark where it is beyond."""
-        if self.at_least is not None:
-            return against(self.value, self.at_least)
-        return below(self.value, self.at_most)
-
-
-def table(figures: Sequence[Figure]) -> Table:
-    """Return a row for each figure."""
-    rows = [[figure.name, figure.shown, figure.unit] for figure in figures]
-    return Table("The archiver alone / bound (! beyond it):", ["", "", "unit"], rows)
-
-
 def latency(states: States, folder: Path, connections: int) -> Iterator[Figure]:
     """Ingest with a slow API: its rate as a share of what so many connections can have at best.
 
@@ -54,12 +30,11 @@ def latency(states: States, folder: Path, connections: int) -> Iterator[Figure]:
     """
     at_best_per_s = connections / (LATENCY_MS / 1000)
     runs = int(LATENT_S * at_best_per_s)
-    run_list = write_list(folder, runs)
-    with server.serving("small", runs, "unchanged", LATENCY_MS) as api:
+    with offered(Offer(PROFILES["small"], runs), folder, LATENCY_MS) as task:
         state = states.new()
-        sample = run(ARCHIVER, Task(api, run_list, runs, connections), state)
+        sample = run(ARCHIVER, task._replace(connections=connections), state)
         states.drop(state)
-        most = api.stats().most_connections
+        most = task.api.stats().most_connections
     if most > connections:
         raise FailedError(f"the API saw {most} connections, {connections} are configured")
     name = f"{LATENCY_MS} ms, {connections} connections"
@@ -72,10 +47,9 @@ def memory(states: States, folder: Path, kind: str) -> Iterator[Figure]:
     """Ingest few and many small runs: the peak stays the same."""
     peaks = {}
     for runs in (FEW_RUNS, MANY_RUNS):
-        run_list = write_list(folder, runs)
-        with server.serving("small", runs, "unchanged") as api:
+        with offered(Offer(PROFILES["small"], runs), folder) as task:
             state = states.new()
-            peaks[runs] = run(ARCHIVER, Task(api, run_list, runs), state).peak_mib
+            peaks[runs] = run(ARCHIVER, task, state).peak_mib
             states.drop(state)
         yield Figure(f"{runs} runs, {LABELS[kind]}: peak", peaks[runs], "MiB", at_most=80)
     grown = peaks[MANY_RUNS] / peaks[FEW_RUNS]
@@ -89,10 +63,8 @@ def start(states: States, folder: Path, kind: str) -> Iterator[Figure]:
         command = [sys.executable, "-m", "etl", "--help"]
         times = [measure(command, environment, folder).elapsed_s for _ in range(START_REPEATS)]
         yield Figure("--help", median(times), "s", at_most=HELP_S)
-    run_list = write_list(folder, 1)
     first, again = [], []
-    with server.serving("small", 1, "unchanged") as api:
-        task = Task(api, run_list, 1)
+    with offered(Offer(PROFILES["small"], 1), folder) as task:
         for _ in range(START_REPEATS):
             state = states.new()
             first.append(run(ARCHIVER, task, state).elapsed_s)

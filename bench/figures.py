@@ -74,6 +74,23 @@ class Result(NamedTuple):
         return {**self.cell._asdict(), "contenders": contenders}
 
 
+class Figure(NamedTuple):
+    """One measured number with its unit, and the bound that it should keep to, if any."""
+
+    name: str
+    value: float
+    unit: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def shown(self) -> str:
+        """The value with its bound, and a mark where it is beyond."""
+        if self.at_least is not None:
+            return against(self.value, self.at_least)
+        return below(self.value, self.at_most)
+
+
 class Table(NamedTuple):
     """A heading, the columns' names, and the rows; the first column is text, others numbers."""
 
@@ -134,6 +151,12 @@ def memory_table(results: Sequence[Result]) -> Table:
     return Table("Peak memory in MiB / at most:", ["runs", *names], rows)
 
 
+def figure_table(heading: str, figures: Sequence[Figure]) -> Table:
+    """Return a row for each figure."""
+    rows = [[figure.name, figure.shown, figure.unit] for figure in figures]
+    return Table(f"{heading} / bound (! beyond it):", ["", "", "unit"], rows)
+
+
 def against(value: float | None, at_least: float | None) -> str:
     """Return a value with its target, and a mark where it is below."""
     if value is None:
@@ -146,8 +169,8 @@ def against(value: float | None, at_least: float | None) -> str:
 def below(value: float, at_most: float | None) -> str:
     """Return a value with its limit, and a mark where it is above."""
     if at_most is None:
-        return f"{value:.3g}"
-    return f"{value:.3g}/{at_most:g}{'!' if value > at_most else ''}"
+        return _short(value)
+    return f"{_short(value)}/{at_most:g}{'!' if value > at_most else ''}"
 
 
 def _peak(result: Result, name: str) -> str:
@@ -164,6 +187,10 @@ def _rate(result: Result) -> str:
 def _name(cell: Cell) -> str:
     content = "5 % changed" if cell.content == "changed" else cell.content
     return f"{cell.profile}, {content}, {LABELS[cell.database]}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _rounded(value: float | None) -> float | None:

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-LONGEST_S = 900
-
 
 class Sample(NamedTuple):
     """What a process took: wall clock and CPU time, and the most memory it ever held.

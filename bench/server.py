@@ -1,25 +1,27 @@
 """The bench's API: a process of its own that answers from memory, so that clients set the pace.
 
 It says on stdout, in one line of JSON, where it listens and what its answers hold in total.
+Where there are more answers than memory should hold, each is made when it is asked for.
 `GET /stats` tells how many requests came and the most connections that were open at once.
 """
 
-import argparse
 import asyncio
 import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from typing import Any, NamedTuple
 
 from bench import content
-from bench.content import Totals
+from bench.content import Offer, Totals
 
 HOST = "127.0.0.1"
 PREFIX = b"GET /api/result/"
+MOST_PREPARED_TESTS = 1_000_000
+"""With more tests than this in all answers, each answer is made when it is asked for."""
 
 
 class Stats(NamedTuple):
@@ -30,10 +32,10 @@ class Stats(NamedTuple):
 
 
 class Api(NamedTuple):
-    """A server that runs: where, and what all its answers hold together."""
+    """A server that runs: where, and what all its answers hold together, unless made on demand."""
 
     port: int
-    totals: Totals
+    totals: Totals | None
 
     @property
     def url(self) -> str:
@@ -50,23 +52,26 @@ class Api(NamedTuple):
 
 
 @contextmanager
-def serving(profile: str, runs: int, kind: str, latency_ms: float = 0) -> Iterator[Api]:
-    """Serve `runs` runs from another process for as long as the context lasts."""
-    command = [sys.executable, "-m", "bench.server", profile, str(runs), kind, str(latency_ms)]
+def serving(offer: Offer, latency_ms: float = 0) -> Iterator[Api]:
+    """Serve runs from another process for as long as the context lasts."""
+    profile, *rest = offer
+    command = [sys.executable, "-m", "bench.server", profile.name, *map(str, rest)]
+    command.append(str(latency_ms))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             started = json.loads(process.stdout.readline())
-            yield Api(started["port"], Totals(**started["totals"]))
+            totals = started["totals"]
+            yield Api(started["port"], Totals(**totals) if totals else None)
         finally:
             process.kill()
 
 
 class _Served:
-    """The answers by run ID, as they go over the wire, and what was asked so far."""
+    """Finds the answer for a run ID, as it goes over the wire, and counts what was asked."""
 
-    def __init__(self, answers: dict[bytes, bytes], latency_s: float) -> None:
-        self.answers = answers
+    def __init__(self, find: Callable[[bytes], bytes | None], latency_s: float) -> None:
+        self.find = find
         self.latency_s = latency_s
         self.requests = 0
         self.connections = 0
@@ -80,7 +85,7 @@ class _Served:
         if self.requests == 1:
             self.most_connections = self.connections
         run_id = request[len(PREFIX) : request.index(b"?")]
-        return self.answers.get(run_id) or _response(b"404 Not Found", b"{}")
+        return self.find(run_id) or _response(b"404 Not Found", b"{}")
 
 
 class _Connection(asyncio.Protocol):
@@ -133,23 +138,36 @@ async def _serve(served: _Served, announcement: dict[str, Any]) -> None:
     await server.serve_forever()
 
 
-def main() -> None:
-    """Make all answers, then serve them until killed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("profile", choices=content.PROFILES)
-    parser.add_argument("runs", type=int)
-    parser.add_argument("content", choices=["unchanged", "changed"])
-    parser.add_argument("latency_ms", type=float)
-    given = parser.parse_args()
-    profile = content.PROFILES[given.profile]
-    bodies = list(content.answers(profile, given.runs, given.content))
-    answers = {
-        content.run_id(index).encode(): _response(b"200 OK", body)
-        for index, body in enumerate(bodies)
+def _prepared(offer: Offer) -> tuple[Callable[[bytes], bytes | None], Totals]:
+    """Make all answers beforehand."""
+    bodies = [offer.answer(index) for index in offer.indexes()]
+    responses = {
+        run_id.encode(): _response(b"200 OK", body)
+        for run_id, body in zip(offer.run_ids(), bodies, strict=True)
     }
-    totals = content.totals(bodies)._asdict()
-    del bodies
-    asyncio.run(_serve(_Served(answers, given.latency_ms / 1000), {"totals": totals}))
+    return responses.get, content.totals(bodies)
+
+
+def _on_demand(offer: Offer) -> Callable[[bytes], bytes | None]:
+    run_ids = (run_id.encode() for run_id in offer.run_ids())
+    index_of = dict(zip(run_ids, offer.indexes(), strict=True))
+
+    def find(run_id: bytes) -> bytes | None:
+        index = index_of.get(run_id)
+        return None if index is None else _response(b"200 OK", offer.answer(index))
+
+    return find
+
+
+def main() -> None:
+    """Serve until killed."""
+    profile, runs, kind, first, every, latency_ms = sys.argv[1:]
+    offer = Offer(content.PROFILES[profile], int(runs), kind, int(first), int(every))
+    find, totals = _on_demand(offer), None
+    if offer.runs * offer.profile.tests <= MOST_PREPARED_TESTS:
+        find, totals = _prepared(offer)
+    announcement = {"totals": totals._asdict() if totals else None}
+    asyncio.run(_serve(_Served(find, float(latency_ms) / 1000), announcement))
 
 
 if __name__ == "__main__":

@@ -113,12 +113,15 @@ class PostgresqlStates:
 
 
 @contextmanager
-def states(kind: str, folder: Path) -> Iterator[States]:
-    """Give a place for databases of one kind under `folder`, with a server where one is needed."""
+def states(kind: str, folder: Path, server_folder: Path | None = None) -> Iterator[States]:
+    """Give a place for databases of one kind under `folder`, with a server where one is needed.
+
+    The server's own files are in `server_folder`, by default in memory where there is room.
+    """
     if kind == "sqlite":
         yield SqliteStates(folder)
     else:
-        with running_server() as server:
+        with running_server(server_folder) as server:
             yield PostgresqlStates(folder, server)
 
 

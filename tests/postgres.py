@@ -81,15 +81,15 @@ class Server:
 
 
 @contextmanager
-def running_server() -> Iterator[Server]:
-    """Yield a new server; stop it and remove its files in the end.
+def running_server(parent: Path | None = None) -> Iterator[Server]:
+    """Yield a new server; stop it and remove its files, which are in `parent`, in the end.
 
     Raises:
         LookupError: this machine has no PostgreSQL server.
         RuntimeError: the server does not start; the text has its log.
     """
     programs = find_programs()
-    directory = Path(tempfile.mkdtemp(prefix="pg-", dir=roomy_folder()))
+    directory = Path(tempfile.mkdtemp(prefix="pg-", dir=parent or roomy_folder()))
     try:
         server = Server(directory, free_port(), f"{secrets.token_urlsafe(16)}@/:%")
         create_cluster(programs, server)

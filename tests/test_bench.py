@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from bench import compare, content, server
-from bench.content import PROFILES, Profile
+from bench import compare, content
+from bench.content import PROFILES, Offer, Profile
 from bench.figures import Cell, Result, against, below, memory_table, ratio_table
 from bench.process import FailedError, Sample, measure
 from bench.states import SqliteStates
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 CONTENDERS = ("archiver", "bare", "script", "threads", "limit")
 
 
-@pytest.mark.parametrize("profile", PROFILES.values(), ids=str)
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_the_archiver_finds_nothing_odd_in_the_answers(profile: Profile) -> None:
     run_id = content.run_id(7)
     rows = normalize(run_id, decode(content.answer(profile, 7)), UTC)
@@ -37,11 +37,9 @@ def test_the_same_run_has_the_same_answer_each_time() -> None:
 
 
 def test_of_a_hundred_runs_five_change() -> None:
-    before = content.answers(PROFILES["small"], 100, "unchanged")
-    after = content.answers(PROFILES["small"], 100, "changed")
-    changed = [
-        index for index, (old, new) in enumerate(zip(before, after, strict=True)) if old != new
-    ]
+    before = Offer(PROFILES["small"], 100)
+    after = before._replace(content="changed")
+    changed = [index for index in before.indexes() if before.answer(index) != after.answer(index)]
     assert changed == [0, 20, 40, 60, 80]
 
 
@@ -93,7 +91,8 @@ def test_the_tables_say_it_all_in_80_columns() -> None:
 
 
 def test_a_cell_is_measured_from_end_to_end() -> None:
-    cells = _bench("--contenders", *CONTENDERS, "--contents", "cold", "changed", "--runs", "40")
+    chosen = ("--profiles", "small", "--contents", "cold", "changed", "--runs", "40")
+    cells = _bench("--contenders", *CONTENDERS, *chosen)
     assert [(cell["content"], sorted(cell["contenders"])) for cell in cells] == [
         ("cold", ["archiver", "bare", "script", "threads"]),
         ("changed", ["archiver", "bare", "script", "threads"]),
@@ -111,12 +110,19 @@ def test_the_limit_of_the_database_is_measured_where_runs_are_large() -> None:
     assert 0 < limit["elapsed_s"] < archiver["elapsed_s"]
 
 
+def test_an_archive_is_grown_and_measured() -> None:
+    growth = ("-m", "bench.growth", "--test-rows", "4000", "--steps", "2", "--repeats", "1")
+    chosen = ("--databases", "sqlite", "--probe-runs", "20", "--json")
+    figures = _output(*growth, *chosen)["figures"]
+    values = {figure["name"]: figure["value"] for figure in figures}
+    assert 0 < values["SQLite, all but payloads"] < 1000
+    assert values["SQLite, unchanged medium runs"] > 0
+    assert "SQLite, view test_results: 5,000 rows" in values  # 40 runs of 100, 20 of 50
+
+
 def test_wrong_rows_stop_the_bench(tmp_path: Path) -> None:
-    run_list = compare.write_list(tmp_path, 3)
-    states = SqliteStates(tmp_path)
-    state = states.new()
-    with server.serving("small", 3, "unchanged") as api:
-        task = compare.Task(api, run_list, 3)
+    state = SqliteStates(tmp_path).new()
+    with compare.offered(Offer(PROFILES["small"], 3), tmp_path) as task:
         compare.run("script", task, state)
         with sqlite3.connect(state.url.removeprefix("sqlite:///")) as connection:
             connection.execute("INSERT INTO runs (run_id) VALUES ('one too many')")
@@ -130,12 +136,13 @@ def test_a_contender_that_fails_stops_the_bench(tmp_path: Path) -> None:
 
 
 def _bench(*options: str) -> list[dict[str, Any]]:
-    command = (
-        *(sys.executable, "-m", "bench", "--parts", "cells", "--repeats", "1", "--json"),
-        *("--databases", "sqlite"),
-        *(options if "--profiles" in options else (*options, "--profiles", "small")),
-    )
+    chosen = ("--parts", "cells", "--databases", "sqlite", "--repeats", "1", *options)
+    cells: list[dict[str, Any]] = _output("-m", "bench", "--json", *chosen)["cells"]
+    return cells
+
+
+def _output(*arguments: str) -> Any:
+    command = (sys.executable, *arguments)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    cells: list[dict[str, Any]] = json.loads(done.stdout)["cells"]
-    return cells
+    return json.loads(done.stdout)

@@ -1,0 +1,249 @@
+"""`make bench-growth`: an archive of 10 million test rows, and what it costs to live with it.
+
+It is grown by the archiver itself, from an API that makes each answer when it is asked for: so
+its rows are those of an ingest, and the rates along the way come with it.
+"""
+
+import argparse
+import json
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import chain
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psycopg
+
+from bench import about, compare
+from bench.compare import Task, offered, run
+from bench.content import CHANGED_EVERY, PROFILES, Offer
+from bench.figures import ARCHIVER, LABELS, Figure, figure_table
+from bench.process import FailedError, measure
+from bench.states import DATABASES, State, States, states
+from etl import database, store
+
+PROFILE = PROFILES["growth"]
+PROBE = PROFILES["medium"]
+FIRST_PROBE = 100_000_000
+"""The number of the first run that is ingested into the grown archive to see how fast it is."""
+SAMPLES = 20
+MOST_BYTES = {"sqlite": 600, "postgresql": 800}
+REPORT_S = {"sqlite": 2, "postgresql": 1}
+COLD, UNCHANGED = 0.8, 0.95
+"""How fast an ingest into the grown archive should be at least, of one into an empty one."""
+
+
+class Grown:
+    """The archive that grows, on one kind of database, and what is measured of it."""
+
+    def __init__(self, place: States, folder: Path, kind: str, runs: int) -> None:
+        self._place = place
+        self._folder = folder
+        self._kind = kind
+        self._label = LABELS[kind]
+        self._runs = runs
+        self._state = place.new()
+
+    def grow(self, steps: int) -> Iterator[Figure]:
+        """Ingest all runs, then a changed answer of every twentieth; tell the rate of each step."""
+        each = self._runs // steps
+        for step in range(steps):
+            with self._offered(Offer(PROFILE, each, first=step * each)) as task:
+                sample = run(ARCHIVER, task, self._state)
+            rows = (step + 1) * each * PROFILE.tests
+            name = f"{self._label}, up to {rows:,} test rows"
+            yield Figure(f"{name}: rate", each / sample.elapsed_s, "runs/s")
+            yield Figure(f"{name}: peak", sample.peak_mib, "MiB")
+        changed = Offer(
+            PROFILE, each * steps // CHANGED_EVERY, content="changed", every=CHANGED_EVERY
+        )
+        with self._offered(changed) as task:
+            sample = run(ARCHIVER, task, self._state, is_again=True)
+        yield Figure(f"{self._label}, changed runs", changed.runs / sample.elapsed_s, "runs/s")
+        self._check(each * steps)
+
+    @contextmanager
+    def _offered(self, offer: Offer) -> Iterator[Task]:
+        with offered(offer, self._folder) as task:
+            yield task._replace(totals=None)
+
+    def _check(self, runs: int) -> None:
+        """Hold the number of rows, and some payloads, against what the API has.
+
+        Raises:
+            FailedError: they differ.
+        """
+        found = self._state.totals()
+        wanted = (runs, runs * PROFILE.environments, runs * PROFILE.tests)
+        if found[:3] != wanted:
+            raise FailedError(f"the archive has {found}, and should have {wanted}")
+        offer = Offer(PROFILE, runs, content="changed")
+        for index in range(0, runs, max(runs // SAMPLES, 1)):
+            if self._newest_body(offer.run_ids()[index]) != offer.answer(index):
+                raise FailedError(f"run number {index} is not archived as the API has it")
+
+    def _newest_body(self, run_id: str) -> bytes:
+        query = "SELECT body, encoding FROM payloads WHERE run_id = '{}' ORDER BY revision DESC"
+        [(body, encoding), *_] = _rows(self._state, query.format(run_id))
+        return store.decompress(bytes(body), encoding)
+
+    def size(self) -> Iterator[Figure]:
+        """Tell how many bytes all tables and indexes but the payloads take for each test row."""
+        tests = self._state.totals().tests
+        sizes = dict(_rows(self._state, SIZES[self._kind]))
+        total = sum(sizes.values())
+        yield Figure(
+            f"{self._label}, all but payloads", total / tests, "bytes a test row",
+            at_most=MOST_BYTES[self._kind],
+        )  # fmt: skip
+        for name, size in sorted(sizes.items(), key=lambda pair: -pair[1]):
+            if size > total / 100:
+                yield Figure(f"{self._label}, {name}", size / tests, "bytes a test row")
+
+    def probe(self, runs: int, repeats: int) -> Iterator[Figure]:
+        """Ingest the same runs into an empty archive and into this one, in turns."""
+        times: dict[tuple[str, bool], list[float]] = {}
+        for repeat in range(repeats):
+            empty = self._place.new()
+            self._prepare(empty)
+            offer = Offer(PROBE, runs, first=FIRST_PROBE + repeat * runs)
+            with self._offered(offer) as task:
+                for where, state in (("empty", empty), ("full", self._state)):
+                    for is_again in (False, True):
+                        sample = run(ARCHIVER, task, state, is_again=is_again)
+                        times.setdefault((where, is_again), []).append(sample.elapsed_s)
+            self._place.drop(empty)
+        for is_again, name, at_least in ((False, "new", COLD), (True, "unchanged", UNCHANGED)):
+            empty_s, full_s = (median(times[where, is_again]) for where in ("empty", "full"))
+            label = f"{self._label}, {name} medium runs"
+            yield Figure(f"{label} when empty", runs / empty_s, "runs/s")
+            yield Figure(f"{label} when full", runs / full_s, "runs/s")
+            yield Figure(f"{label}", empty_s / full_s, "of the rate when empty", at_least)
+
+    def _prepare(self, state: State) -> None:
+        engine = database.connect(state.url)
+        database.prepare(engine)
+        engine.dispose()
+
+    def views(self) -> Iterator[Figure]:
+        """Tell how long each view takes to be counted through, and how many rows it has."""
+        if self._kind == "postgresql":  # it would do so by itself within minutes
+            _execute(self._state, "VACUUM (ANALYZE)")
+        schema = "reporting." if self._kind == "postgresql" else ""
+        for name in view_names():
+            began = time.perf_counter()
+            [(rows,)] = _rows(self._state, f"SELECT count(*) FROM {schema}{name}")
+            elapsed_s = time.perf_counter() - began
+            yield Figure(f"{self._label}, view {name}: {rows:,} rows", elapsed_s, "s")
+
+    def reports(self, repeats: int) -> Iterator[Figure]:
+        """Tell how long each report takes as a whole process, and how many rows it has."""
+        environment = compare.environment_of(self._state)
+        for name, arguments in report_commands().items():
+            command = [sys.executable, "-m", "etl", *arguments]
+            times = [
+                measure(command, environment, self._state.folder).elapsed_s for _ in range(repeats)
+            ]
+            rows = (self._state.folder / "output").read_text().count("\n") - 1
+            label = f"{self._label}, report {name}: {rows:,} rows"
+            yield Figure(label, median(times), "s", at_most=REPORT_S[self._kind])
+
+
+SIZES = {
+    "sqlite": (
+        "SELECT name, sum(pgsize) FROM dbstat WHERE name NOT LIKE '%payloads%' GROUP BY name"
+    ),
+    "postgresql": (
+        "SELECT relname, pg_total_relation_size(oid) FROM pg_class WHERE relkind = 'r'"
+        " AND relnamespace = 'public'::regnamespace AND relname <> 'payloads'"
+    ),
+}
+"""Each table with its indexes (on PostgreSQL), or each of them by itself (on SQLite)."""
+
+
+def view_names() -> list[str]:
+    """Return the views that BI tools read."""
+    return sorted(path.stem for path in (database.migrations_folder() / "views").glob("*.sql"))
+
+
+def report_commands() -> dict[str, Sequence[str]]:
+    """Return each report with the arguments that print it as CSV."""
+    return {}
+
+
+def _connected(state: State) -> Any:
+    if state.url.startswith("sqlite"):
+        return sqlite3.connect(state.url.removeprefix("sqlite:///"))
+    return psycopg.connect(state.url.replace("+psycopg", ""), autocommit=True)
+
+
+def _execute(state: State, statement: str) -> None:
+    with closing(_connected(state)) as connection:
+        connection.execute(statement)
+
+
+def _rows(state: State, query: str) -> list[Any]:
+    with closing(_connected(state)) as connection:
+        found: list[Any] = connection.execute(query).fetchall()
+        return found
+
+
+def main() -> int:
+    """Grow the archive on each kind of database, and print what was measured."""
+    parser = argparse.ArgumentParser(prog="python -m bench.growth", description=__doc__)
+    parser.add_argument("--test-rows", type=int, default=10_000_000)
+    parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES)
+    parser.add_argument("--steps", type=int, default=5, help="ingests that grow it (default: 5)")
+    parser.add_argument("--probe-runs", type=int, default=1000, help="of each ingest at the end")
+    parser.add_argument("--repeats", type=int, default=3, help="of each time (default: 3)")
+    parser.add_argument("--folder", type=Path, help="where it has 10 GB (default: a temporary one)")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print all figures as JSON")
+    shown.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    given = parser.parse_args()
+    try:
+        figures = list(chain.from_iterable(_figures(given, kind) for kind in given.databases))
+    except FailedError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    versions = about.versions(compare.DLT_PYTHON)
+    if given.json:
+        alone = [figure._asdict() for figure in figures]
+        print(json.dumps({"versions": versions, "figures": alone}, indent=2))
+        return 0
+    table = figure_table(f"An archive of {given.test_rows:,} test rows", figures)
+    print(table.markdown() if given.markdown else table.text())
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    return 0
+
+
+def _figures(given: argparse.Namespace, kind: str) -> Iterator[Figure]:
+    with (
+        tempfile.TemporaryDirectory(prefix="growth-", dir=given.folder) as name,
+        states(kind, Path(name), _open_to_all(Path(name))) as place,
+    ):
+        grown = Grown(place, Path(name), kind, given.test_rows // PROFILE.tests)
+        for figure in chain(
+            grown.grow(given.steps),
+            grown.size(),
+            grown.probe(given.probe_runs, given.repeats),
+            grown.views(),
+            grown.reports(given.repeats),
+        ):
+            print(f"{figure.name}: {figure.shown} {figure.unit}", file=sys.stderr)
+            yield figure
+
+
+def _open_to_all(folder: Path) -> Path:
+    """Let the server in, which runs as another user."""
+    folder.chmod(0o755)
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())
