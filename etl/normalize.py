@@ -7,12 +7,12 @@ NULL (or U+FFFD inside a text) and a warning; it never stops the run.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from msgspec import Raw
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, ValidationError, convert
 
 from etl.payload import (
     COUNTER_FIELDS,
@@ -146,15 +146,74 @@ def _rows(run_id: str, payload: Payload, zone: tzinfo) -> Rows:
         _environment(run_id, position, item, notes)
         for position, item in enumerate(result.get("environments", ()), start=1)
     ]
-    tests: list[TestRow] = []
-    counts = [_count(run_id, 0, result.get("results"), "result.results", notes)]
-    for position, item in enumerate(result.get("tests", ()), start=1):
+    own = _count(run_id, 0, result.get("results"), "result.results", notes)
+    tests, counts = _plain_tests(run_id, payload) or _tests(run_id, payload, notes)
+    run = _run(payload, environments, len(tests), zone, notes)
+    return Rows(run, environments, tests, [own, *counts], notes.warnings(), sorted(notes.drift))
+
+
+_Integer = Annotated[int, Meta(ge=SMALLEST_INTEGER, le=LARGEST_INTEGER)]
+
+
+class _PlainCounters(Struct, forbid_unknown_fields=True, gc=False):
+    failed: _Integer
+    passed: _Integer
+    aborted: _Integer
+    pending: _Integer
+    unresolved: _Integer
+
+
+class _PlainTest(Struct, forbid_unknown_fields=True, gc=False):
+    id: str
+    name: str
+    status: Literal["passed", "failed", "aborted", "completed", "unresolved", "pending", ""]
+    type: str
+    sitemap: str
+    results: _PlainCounters
+    testResultsUrl: str | UnsetType = UNSET  # noqa: N815  the API's name
+
+
+def _plain_tests(run_id: str, payload: Payload) -> tuple[list[TestRow], list[CountRow]] | None:
+    """Return the rows of tests that are all as documented, None where one of them is not.
+
+    There is nothing to be noted of them. A short cut past `_tests`, which is ten times slower.
+    """
+    if not payload.is_storable:
+        return None
+    try:
+        items = convert(payload.result.get("tests", ()), list[_PlainTest])
+    except ValidationError:
+        return None
+    tests, counts = [], []
+    for position, test in enumerate(items, start=1):
+        url = None if test.testResultsUrl is UNSET else test.testResultsUrl
+        tests.append(
+            TestRow(
+                run_id,
+                position,
+                test.id,
+                test.name,
+                test.status,
+                test.type,
+                test.sitemap,
+                url,
+                None,
+            )
+        )
+        of = test.results
+        numbers = (of.failed, of.passed, of.aborted, of.pending, of.unresolved)
+        counts.append(CountRow(run_id, position, "test", *numbers, None, _total(numbers)))
+    return tests, counts
+
+
+def _tests(run_id: str, payload: Payload, notes: "_Notes") -> tuple[list[TestRow], list[CountRow]]:
+    tests, counts = [], []
+    for position, item in enumerate(payload.result.get("tests", ()), start=1):
         path = f"result.tests[{position - 1}]"
         test = _object(item, path, notes)
         tests.append(_test(run_id, position, test, notes))
         counts.append(_count(run_id, position, test.get("results"), f"{path}.results", notes))
-    run = _run(payload, environments, len(tests), zone, notes)
-    return Rows(run, environments, tests, counts, notes.warnings(), sorted(notes.drift))
+    return tests, counts
 
 
 class _Notes:
@@ -261,8 +320,6 @@ def _count(run_id: str, test_position: int, item: Any, path: str, notes: _Notes)
     other = _extra(counters, COUNTER_FIELDS, path, shape, notes)
     known = [_integer(counters.get(name), f"{path}.{name}", notes) for name in COUNTERS]
     failed, passed, aborted, pending, unresolved = known
-    readable = [count for count in known if count is not None]
-    total = sum(readable)
     return CountRow(
         run_id,
         test_position,
@@ -273,8 +330,13 @@ def _count(run_id: str, test_position: int, item: Any, path: str, notes: _Notes)
         pending,
         unresolved,
         other=canonical(other) if other else None,
-        total=total if readable and SMALLEST_INTEGER <= total <= LARGEST_INTEGER else None,
+        total=_total([count for count in known if count is not None]),
     )
+
+
+def _total(counters: Sequence[int]) -> int | None:
+    total = sum(counters)
+    return total if counters and SMALLEST_INTEGER <= total <= LARGEST_INTEGER else None
 
 
 def signature(environments: Iterable[EnvironmentRow]) -> str:

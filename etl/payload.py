@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, InvalidOperation
+from itertools import chain, compress
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -63,11 +64,13 @@ class Payload(NamedTuple):
 
     `document` is the whole JSON object, numbers exact (int, float or Decimal; Raw beyond that);
     its `result` is an object whose `tests` and `environments` are lists or not there.
-    `content_hash` is equal for two answers if and only if they are equal as JSON.
+    `content_hash` is equal for two answers if and only if they are equal as JSON. `is_storable`
+    says that no text in it has a NUL or a lone surrogate, which no database keeps.
     """
 
     document: dict[str, Any]
     content_hash: str
+    is_storable: bool
 
     @property
     def result(self) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def _framed(document: Any) -> Payload:
     for name in ("tests", "environments"):
         if not isinstance(result.get(name, []), list):
             raise PayloadError(f"`result.{name}` is no list")
-    return Payload(document, _content_hash(document))
+    return _named(document)
 
 
 def _depth(document: Any) -> int:
@@ -108,13 +111,14 @@ def _depth(document: Any) -> int:
     depth, level = 0, [document]
     while level:
         depth += 1
-        level = [
-            member
-            for container in level
-            for member in (container.values() if isinstance(container, dict) else container)
-            if isinstance(member, dict | list)
-        ]
+        members = list(
+            chain.from_iterable(each.values() if type(each) is dict else each for each in level)
+        )
+        level = list(compress(members, map(_CONTAINERS.__contains__, map(type, members))))
     return depth
+
+
+_CONTAINERS = frozenset({dict, list})
 
 
 def canonical(value: Any) -> str:
@@ -165,15 +169,19 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _content_hash(document: dict[str, Any]) -> str:
+def _named(document: dict[str, Any]) -> Payload:
     try:
         text = _ENCODER.encode(document)
+        is_storable = _NUL not in text
     except UnicodeEncodeError:
         # In a list, which no answer is, it differs from one that has the escapes as its text.
         text = _ENCODER.encode([_spelled_out(document)])
-    return hashlib.sha256(text).hexdigest()
+        is_storable = False
+    return Payload(document, hashlib.sha256(text).hexdigest(), is_storable)
 
 
+_NUL = rb"\u0000"
+"""How the encoder writes it; a text of a backslash and these characters looks like it, too."""
 _UNSPEAKABLE = re.compile("[\\\\\ud800-\udfff]")
 
 
