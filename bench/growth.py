@@ -199,7 +199,7 @@ def main() -> int:
     parser.add_argument("--test-rows", type=int, default=10_000_000)
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES)
     parser.add_argument("--steps", type=int, default=5, help="ingests that grow it (default: 5)")
-    parser.add_argument("--probe-runs", type=int, default=1000, help="of each ingest at the end")
+    parser.add_argument("--probe-runs", type=int, default=3000, help="of each ingest at the end")
     parser.add_argument("--repeats", type=int, default=3, help="of each time (default: 3)")
     parser.add_argument("--folder", type=Path, help="where it has 10 GB (default: a temporary one)")
     shown = parser.add_mutually_exclusive_group()
