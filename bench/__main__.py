@@ -33,17 +33,20 @@ class Measured(NamedTuple):
 
 
 def main() -> int:
-    """Measure what was chosen, and print it."""
+    """Measure what was chosen, and print it: where a contender fails, what there is until then."""
     given = _parser().parse_args()
     if "dlt" in given.contenders and not compare.DLT_PYTHON.exists():
-        print("dlt is not there; `make bench` installs it, --contenders ...", file=sys.stderr)
+        missing = "dlt is not installed: run make bench, or leave it out of --contenders"
+        print(f"bench: {missing}", file=sys.stderr)
         return 2
+    measured = Measured([], [])
     try:
-        measured = _measure(given)
+        _measure(given, measured)
     except FailedError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    _show(given, measured)
+    finally:
+        _show(given, measured)
     return 0
 
 
@@ -66,14 +69,14 @@ def _parser() -> argparse.ArgumentParser:
         )
     parser.add_argument("--repeats", type=int, default=3, help="rounds of each cell (default: 3)")
     parser.add_argument("--runs", type=int, help=f"in each cell (default: {RUNS})")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the JSON there as well")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print all figures as JSON")
     shown.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     return parser
 
 
-def _measure(given: argparse.Namespace) -> Measured:
-    measured = Measured([], [])
+def _measure(given: argparse.Namespace, measured: Measured) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=roomy_folder()) as name:
         folder = Path(name)
         for kind in given.databases:
@@ -81,7 +84,6 @@ def _measure(given: argparse.Namespace) -> Measured:
                 if "cells" in given.parts:
                     measured.cells.extend(_cells(given, place, folder, kind))
                 measured.alone.extend(_alone(given.parts, place, folder, kind))
-    return measured
 
 
 def _cells(given: argparse.Namespace, place: States, folder: Path, kind: str) -> Iterator[Result]:
@@ -103,13 +105,18 @@ def _alone(parts: list[str], place: States, folder: Path, kind: str) -> Iterator
 
 def _show(given: argparse.Namespace, measured: Measured) -> None:
     versions = about.versions(compare.DLT_PYTHON)
-    if given.json:
-        shown = {
+    as_json = json.dumps(
+        {
             "versions": versions,
             "cells": [result.as_json() for result in measured.cells],
             "alone": [figure._asdict() for figure in measured.alone],
-        }
-        print(json.dumps(shown, indent=2))
+        },
+        indent=2,
+    )
+    if given.save:
+        given.save.write_text(as_json)
+    if given.json:
+        print(as_json)
         return
     tables = []
     if measured.cells:

@@ -206,20 +206,27 @@ def main() -> int:
     shown.add_argument("--json", action="store_true", help="print all figures as JSON")
     shown.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     given = parser.parse_args()
+    figures: list[Figure] = []
     try:
-        figures = list(chain.from_iterable(_figures(given, kind) for kind in given.databases))
+        for kind in given.databases:
+            figures.extend(_figures(given, kind))
     except FailedError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    finally:
+        _show(given, figures)
+    return 0
+
+
+def _show(given: argparse.Namespace, figures: list[Figure]) -> None:
     versions = about.versions(compare.DLT_PYTHON)
     if given.json:
         alone = [figure._asdict() for figure in figures]
         print(json.dumps({"versions": versions, "figures": alone}, indent=2))
-        return 0
+        return
     table = figure_table(f"An archive of {given.test_rows:,} test rows", figures)
     print(table.markdown() if given.markdown else table.text())
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
-    return 0
 
 
 def _figures(given: argparse.Namespace, kind: str) -> Iterator[Figure]:
