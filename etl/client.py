@@ -103,7 +103,7 @@ class Client:
             # Plain http is for this machine alone: a proxy would carry the key to another one.
             self._environment["proxies"] = {}
         self._timeout: Any = Timeout(connect=api.connect_timeout_s, read=api.read_timeout_s)
-        self._adapter = _Adapter(pool_connections=1, pool_maxsize=api.connections)
+        self._adapter = _Adapter(_root(self._request), api.connections)
 
     def fetch(self, run_id: str, token: Secret | None) -> Response:
         """Return the vendor's JSON for one run.
@@ -164,7 +164,8 @@ class Client:
     def _read(self, response: requests.Response) -> bytes:
         limit = int(self._api.max_body_mb * MEBIBYTE)
         chunks, size = [], 0
-        while chunk := response.raw.read(CHUNK_BYTES, decode_content=True):
+        while True:
+            chunk = response.raw.read(CHUNK_BYTES, decode_content=True)
             chunks.append(chunk)
             size += len(chunk)
             if size > limit:
@@ -173,7 +174,8 @@ class Client:
                     " raise it and run `result-archiver retry`",
                     response.status_code,
                 )
-        return b"".join(chunks)
+            if len(chunk) < CHUNK_BYTES:  # only the last one is
+                return b"".join(chunks)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -258,7 +260,10 @@ class _TlsConnection(HTTPSConnection):
 class _Adapter(HTTPAdapter):
     """Sends requests that are alike but for their paths, and leaves cookies alone."""
 
-    _pool: Any = None
+    def __init__(self, root: str, connections: int) -> None:
+        self._root = root
+        self._pool: Any = None
+        super().__init__(pool_connections=1, pool_maxsize=connections)
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
         if self._pool is None:
@@ -266,6 +271,10 @@ class _Adapter(HTTPAdapter):
             pool.ConnectionCls = _TlsConnection if pool.scheme == "https" else _Connection
             self._pool = pool
         return self._pool
+
+    def request_url(self, request: requests.PreparedRequest, _proxies: Any) -> str:
+        """Name the path alone: a proxy is asked to connect, never to fetch, as https has it."""
+        return str(request.url).removeprefix(self._root)
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
         response = requests.Response()
@@ -280,7 +289,12 @@ def _prepared(url: str) -> requests.PreparedRequest:
     headers = requests.utils.default_headers()
     headers["User-Agent"] = f"result-archiver/{__version__}"
     headers["Accept"] = "application/json"
+    del headers["Connection"]  # HTTP/1.1 keeps it alive unasked
     return requests.Request("GET", url, headers=headers).prepare()
+
+
+def _root(request: requests.PreparedRequest) -> str:
+    return str(request.url).removesuffix(request.path_url)
 
 
 def _tls_problem(error: requests.exceptions.SSLError) -> str:
@@ -306,7 +320,7 @@ def parse_retry_after(header: str | None, now: datetime) -> timedelta | None:
         return min(timedelta(seconds=int(text[:10])), LONGEST_WAIT)
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     wait = moment.replace(tzinfo=moment.tzinfo or UTC) - now
     return min(max(wait, timedelta(0)), LONGEST_WAIT)
@@ -316,6 +330,6 @@ def parse_http_date(header: str | None) -> datetime | None:
     """Return the time of a Date header (RFC 9110, 6.6.1), None where there is no readable one."""
     try:
         moment = parsedate_to_datetime(header) if header else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return moment.replace(tzinfo=moment.tzinfo or UTC) if moment else None

@@ -126,7 +126,9 @@ class Keeper:
         chosen = and_(due, tracked_runs.c.source.not_in(without))
         with writing(self._engine) as connection:
             claims = ledger.claim(connection, lease, chosen, limit)
-            known = store.known(connection, [claim.run_id for claim in claims])
+            known = store.known(
+                connection, {claim.run_id: claim.first_tracked_at for claim in claims}
+            )
         self._in_hand.update(claim.run_id for claim in claims)
         return [
             claim._replace(**known[claim.run_id]._asdict()) if claim.run_id in known else claim

@@ -164,9 +164,21 @@ def claim(
         update(table)
         .where(table.c.run_id.in_(select(taken.c.run_id)))
         .values(lease_owner=lease.owner, lease_until=lease.until)
-        .returning(*(column for column in table.columns if not column.name.startswith("lease")))
+        .returning(
+            table.c.run_id,
+            table.c.source,
+            table.c.read_token,
+            table.c.first_tracked_at,
+            table.c.last_fetched_at,
+            table.c.fetches,
+            table.c.state,
+            table.c.due_at,
+            table.c.attempts,
+            table.c.last_error,
+            table.c.gone_at,
+        )
     )
-    return sorted((_claim(row) for row in rows), key=lambda each: each.run_id)
+    return sorted((_claim(row) for row in rows.all()), key=lambda each: each.run_id)
 
 
 def due(by: datetime, now: datetime) -> ColumnElement[bool]:
@@ -236,7 +248,7 @@ def held(connection: Connection, owner: str, run_ids: Sequence[str]) -> set[str]
         .order_by(tracked_runs.c.run_id)
         .with_for_update()
     )
-    return set(connection.scalars(query))
+    return set(connection.scalars(query).all())
 
 
 def record(connection: Connection, recorded: Sequence[Recorded]) -> None:

@@ -273,7 +273,7 @@ def _compare(connection: Connection, batch: _Batch) -> list[Difference]:
         rows, unreadable = _read(connection, table, batch.whole)
         differences += unreadable
         untold = lost | {difference.run_id for difference in unreadable}
-        wanted = _by_key(table, bulk.storable(connection, table, batch.rows[table.name]))
+        wanted = _by_key(table, bulk.storable(connection, table.columns, batch.rows[table.name]))
         found = _by_key(table, rows)
         for key in sorted(wanted.keys() | found.keys(), key=repr):
             problem = _row_problem(table, wanted.get(key), found.get(key))

@@ -92,7 +92,7 @@ class Timestamp(TypeDecorator[datetime]):
         if value is None:
             return None
         if dialect.name == "sqlite":
-            return datetime.fromisoformat(value).replace(tzinfo=UTC)
+            return datetime.fromisoformat(f"{value}+00:00")
         moment: datetime = value
         return moment.astimezone(UTC)
 

@@ -90,17 +90,22 @@ class Archived(NamedTuple):
     last_fetched_at: datetime | None
 
     def seen(self) -> Seen:
-        """Return what `lifecycle` decides by.
+        """Return what `lifecycle` decides by."""
+        return _seen(self, self.first_tracked_at)
 
-        Times from the answer count only as far as they can be: not after we saw what they tell.
-        """
-        over_since = min(self.ended_at or self.changed_at, self.changed_at)
-        return Seen(
-            self.status,
-            began_at=min(self.started_at or self.first_tracked_at, self.changed_at),
-            over_since=over_since,
-            changed_at=self.changed_at if self.revision > 1 else over_since,
-        )
+
+def _seen(run: Any, first_tracked_at: datetime) -> Seen:
+    """Return what a row of `runs` tells `lifecycle`.
+
+    Times from the answer count only as far as they can be: not after we saw what they tell.
+    """
+    over_since = min(run.ended_at or run.changed_at, run.changed_at)
+    return Seen(
+        run.status,
+        began_at=min(run.started_at or first_tracked_at, run.changed_at),
+        over_since=over_since,
+        changed_at=run.changed_at if run.revision > 1 else over_since,
+    )
 
 
 class Saved(NamedTuple):
@@ -125,8 +130,24 @@ def decompress(compressed: bytes, encoding: str) -> bytes:
 
 def archived(connection: Connection, run_ids: Sequence[str]) -> dict[str, Archived]:
     """Return what is known of those of `run_ids` that were archived before, by run ID."""
-    rows = connection.execute(_ARCHIVED.where(runs.c.run_id.in_(run_ids)))
-    return {row.run_id: Archived._make(row) for row in rows}
+    query = (
+        select(
+            runs.c.run_id,
+            runs.c.revision,
+            runs.c.content_hash,
+            runs.c.status,
+            runs.c.started_at,
+            runs.c.ended_at,
+            runs.c.archived_at,
+            runs.c.changed_at,
+            runs.c.gone_at,
+            tracked_runs.c.first_tracked_at,
+            tracked_runs.c.last_fetched_at,
+        )
+        .join(tracked_runs, tracked_runs.c.run_id == runs.c.run_id)
+        .where(runs.c.run_id.in_(run_ids))
+    )
+    return {row.run_id: Archived._make(row) for row in connection.execute(query).all()}
 
 
 class Known(NamedTuple):
@@ -137,29 +158,28 @@ class Known(NamedTuple):
     """The sha256 of its payload: the same bytes again are no news."""
 
 
-def known(connection: Connection, run_ids: Sequence[str]) -> dict[str, Known]:
-    """Return the newest answers of those of `run_ids` that were archived before, by run ID."""
-    query = _ARCHIVED.add_columns(payloads.c.sha256).join(
-        payloads,
-        and_(payloads.c.run_id == runs.c.run_id, payloads.c.revision == runs.c.revision),
+def known(connection: Connection, first_tracked_at: Mapping[str, datetime]) -> dict[str, Known]:
+    """Return the newest answers of those of the runs that were archived before, by run ID."""
+    query = (
+        select(
+            runs.c.run_id,
+            runs.c.revision,
+            runs.c.status,
+            runs.c.started_at,
+            runs.c.ended_at,
+            runs.c.changed_at,
+            payloads.c.sha256,
+        )
+        .join(
+            payloads,
+            and_(payloads.c.run_id == runs.c.run_id, payloads.c.revision == runs.c.revision),
+        )
+        .where(runs.c.run_id.in_(first_tracked_at))
     )
-    rows = connection.execute(query.where(runs.c.run_id.in_(run_ids)))
-    return {row.run_id: Known(Archived._make(row[:-1]).seen(), row.sha256) for row in rows}
-
-
-_ARCHIVED = select(
-    runs.c.run_id,
-    runs.c.revision,
-    runs.c.content_hash,
-    runs.c.status,
-    runs.c.started_at,
-    runs.c.ended_at,
-    runs.c.archived_at,
-    runs.c.changed_at,
-    runs.c.gone_at,
-    tracked_runs.c.first_tracked_at,
-    tracked_runs.c.last_fetched_at,
-).join_from(runs, tracked_runs, tracked_runs.c.run_id == runs.c.run_id)
+    return {
+        row.run_id: Known(_seen(row, first_tracked_at[row.run_id]), row.sha256)
+        for row in connection.execute(query).all()
+    }
 
 
 def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:

@@ -733,7 +733,7 @@ def remove(engine: Engine, table: Table, row: Sequence[Any]) -> None:
 
 def put(engine: Engine, table: Table, row: Sequence[Any]) -> None:
     with writing(engine) as connection:
-        bulk.insert(connection, table, [row])
+        bulk.insert(connection, table, [tuple(row)])
 
 
 def test_verify_finds_every_row_that_is_deleted_and_replay_mends_it(archive: Engine) -> None:

@@ -681,7 +681,9 @@ def test_a_run_is_known_by_the_bytes_of_its_newest_payload(connection: Connectio
     look(connection, answer({"name": "a"}))
     look(connection, newest)
     seen = store.archived(connection, ["run-1"])["run-1"].seen()
-    assert store.known(connection, ["run-1", "run-2"]) == {"run-1": Known(seen, newest.body.sha256)}
+    assert store.known(connection, dict.fromkeys(["run-1", "run-2"], START)) == {
+        "run-1": Known(seen, newest.body.sha256)
+    }
 
 
 # --- whole batches --------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def write(connection: Connection, tables: Tables) -> None:
 def prepared(connection: Connection, tables: Tables) -> Tables:
     """Return rows as the driver takes them."""
     return {
-        name: bulk.storable(connection, schema.metadata.tables[name], rows)
+        name: bulk.storable(connection, schema.metadata.tables[name].columns, rows)
         for name, rows in tables.items()
     }
 
