@@ -32,8 +32,8 @@ from etl.secrets import Secret
 
 CHUNK_BYTES = 1_048_576
 MEBIBYTE = 1_048_576
-LONGEST_WAIT = timedelta(days=365)
-"""A Retry-After beyond this is read as this: no wait may lead out of the calendar."""
+LONGEST_WAIT = timedelta(days=1)
+"""A Retry-After beyond this is read as this: no slip may have the archive stand still for long."""
 
 
 class UnavailableError(Exception):

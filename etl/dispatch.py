@@ -57,8 +57,11 @@ class Pace:
     def __init__(self, limits: Limits) -> None:
         self.in_flight = 0
         self.sent = 0
+        self.impatience = ""
+        """Why no more is sent at all: the API asks to wait for longer than we may."""
         self._limits = limits
         self._not_before = 0.0
+        self._asked_until = 0.0
 
     @property
     def is_spent(self) -> bool:
@@ -84,6 +87,17 @@ class Pace:
     def pause(self, until: float) -> None:
         """Send nothing before `until`."""
         self._not_before = max(self._not_before, until)
+
+    def heed(self, wait_s: float, now: float) -> None:
+        """Send nothing for as long as the API asks to wait."""
+        self._asked_until = max(self._asked_until, now + wait_s)
+        self.pause(self._asked_until)
+        if wait_s > self._limits.max_wait_s:
+            self.impatience = f"the API asks to wait {wait_s:.0f} s"
+
+    def asked_wait_s(self, now: float) -> float:
+        """Return how long the API still wants to be left alone."""
+        return max(0.0, self._asked_until - now)
 
 
 class Crew:
@@ -139,9 +153,9 @@ class Dispatcher:
     """
 
     def __init__(self, limits: Limits, pace: Pace | None = None) -> None:
-        self.halt: Halt | None = None
-        self.halt_reason = ""
         self.in_flight = 0
+        self._halt: Halt | None = None
+        self._halt_reason = ""
         self._pace = pace or Pace(limits)
         self._limits = limits
         self._ready: deque[Job] = deque()
@@ -151,6 +165,16 @@ class Dispatcher:
         self._is_probing = True
         self._has_heard = False
         self._failed_probes: list[Job] = []
+
+    @property
+    def halt(self) -> Halt | None:
+        """Why no more jobs are handed out. A wait that the API asks for halts all sources."""
+        return self._halt or (Halt.BUSY if self._pace.impatience else None)
+
+    @property
+    def halt_reason(self) -> str:
+        """The halt in words."""
+        return self._halt_reason or self._pace.impatience
 
     @property
     def sent(self) -> int:
@@ -249,7 +273,7 @@ class Dispatcher:
     def stop(self, halt: Halt, reason: str) -> None:
         """Hand out no more jobs; the first reason counts."""
         if self.halt is None:
-            self.halt, self.halt_reason = halt, reason
+            self._halt, self._halt_reason = halt, reason
 
     def returned(self) -> None:
         """Note that a job came back, and nothing else."""
@@ -295,8 +319,6 @@ class Dispatcher:
     def _pause(self, job: Job, trouble: Trouble, now: float) -> None:
         steps = max(len(self._failed_probes), job.attempts) - 1
         pause_s = min(FIRST_PAUSE_S * 2**steps, LONGEST_PAUSE_S) * (1 - trouble.chance / 2)
-        if trouble.wait_s is not None:
-            pause_s = max(pause_s, trouble.wait_s)
-            if trouble.wait_s > self._limits.max_wait_s:
-                self.stop(Halt.BUSY, f"the API asks to wait {trouble.wait_s:.0f} s")
         self._pace.pause(now + pause_s)
+        if trouble.wait_s is not None:
+            self._pace.heed(trouble.wait_s, now)

@@ -137,6 +137,16 @@ class Exchange:
         """How many requests were sent."""
         return self._sources.pace.sent
 
+    def heed(self, wait_s: float) -> None:
+        """Send nothing for as long as the API asked an earlier pass to wait."""
+        with self._changed:
+            self._sources.pace.heed(wait_s, time.monotonic())
+
+    @property
+    def asked_wait_s(self) -> float:
+        """How long the API still wants to be left alone."""
+        return self._sources.pace.asked_wait_s(time.monotonic())
+
     def offer(self, claims: Sequence[Claim]) -> None:
         """Take runs over that are to be fetched."""
         with self._changed:

@@ -52,6 +52,8 @@ class Tally:
     requests: int = 0
     halt: Halt | None = None
     halt_reason: str = ""
+    asked_wait_s: float = 0
+    """How long the API wants to be left alone after the pass."""
     exit_code: int = 0
     pass_id: int | None = None
     """Its row in `ingests`, which logs name too."""
@@ -96,16 +98,23 @@ class Keeper:
         if last_began_at is not None and last_began_at - self._started_at > CLOCK_ERROR:
             log.warning("the last pass was in the future: what waits is due", at=last_began_at)
             ledger.end_waits(connection, self._lease())
+            connection.execute(update(ingests).values(wait_until=None))
+
+    def asked_wait_s(self) -> float:
+        """Return how long the API still wants to be left alone, as any pass was told."""
+        with reading(self._engine) as connection:
+            until = connection.scalar(select(func.max(ingests.c.wait_until)))
+        return max(0.0, (until - clock.now()).total_seconds()) if until else 0.0
 
     def close_ingest(self) -> None:
         """Note how the pass ended."""
-        counted = {name: getattr(self.tally, name) for name in OUTCOMES}
+        tally, now = self.tally, clock.now()
+        values: dict[str, Any] = {name: getattr(tally, name) for name in OUTCOMES}
+        values |= {"finished_at": now, "exit_code": tally.exit_code}
+        if tally.asked_wait_s:
+            values["wait_until"] = now + timedelta(seconds=tally.asked_wait_s)
         with writing(self._engine) as connection:
-            connection.execute(
-                update(ingests)
-                .where(ingests.c.id == self.tally.pass_id)
-                .values(finished_at=clock.now(), exit_code=self.tally.exit_code, **counted)
-            )
+            connection.execute(update(ingests).where(ingests.c.id == tally.pass_id).values(values))
 
     def due_sources(self) -> set[str]:
         """Return the sources of the runs that are due."""

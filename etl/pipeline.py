@@ -138,6 +138,7 @@ class _Pass:
             config.polling.max_requests_per_pass,
         )
         self._exchange = Exchange(limits)
+        self._exchange.heed(keeper.asked_wait_s())
         self._fetcher = fetcher
         self._keeper = keeper
         self._patience = patience
@@ -160,6 +161,7 @@ class _Pass:
                     progress(tally.done, total)
             finally:
                 rest = self._exchange.close()
+                tally.asked_wait_s = self._exchange.asked_wait_s
             self._write(writer, rest)
             writer.finish()
             writer.submit(self._keeper.release).result()

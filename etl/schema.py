@@ -392,4 +392,5 @@ ingests = Table(
     Column("finished_at", Timestamp),
     *[Column(name, BigInteger, nullable=False, server_default="0") for name in OUTCOMES],
     Column("exit_code", BigInteger),
+    Column("wait_until", Timestamp),
 )

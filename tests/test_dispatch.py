@@ -553,6 +553,16 @@ def test_a_wait_that_one_source_asks_for_is_kept_by_the_other() -> None:
     assert other.take(60) is not None
 
 
+def test_a_longer_wait_that_one_source_asks_for_halts_the_other_too() -> None:
+    pace = Pace(LIMITS)
+    one, other = Dispatcher(LIMITS, pace), Dispatcher(LIMITS, pace)
+    one.offer(claims("a"))
+    other.offer(claims("b"))
+    one.troubled(taken(one, 0), Trouble("429", 301, is_busy=True, chance=0), 0)
+    assert (other.halt, other.halt_reason) == (Halt.BUSY, "the API asks to wait 301 s")
+    assert (other.take(1000), other.is_idle) == (None, True)
+
+
 def test_a_budget_is_that_of_requests_and_not_of_runs() -> None:
     dispatcher = Dispatcher(LIMITS._replace(max_requests=4))
     dispatcher.offer(claims("a", "b", "c"))

@@ -43,6 +43,7 @@ def upgrade() -> None:
         sa.Column("failed", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("rejected", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("exit_code", sa.BigInteger(), nullable=True),
+        sa.Column("wait_until", TIMESTAMP, nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_ingests"),
     )
     op.create_table(
