@@ -23,7 +23,7 @@ from bench import about, compare
 from bench.compare import Task, offered, run
 from bench.content import CHANGED_EVERY, PROFILES, Offer
 from bench.figures import ARCHIVER, LABELS, Figure, figure_table
-from bench.process import FailedError, measure
+from bench.process import FailedError, Sample, measure
 from bench.states import DATABASES, State, States, states
 from etl import database, store
 
@@ -107,23 +107,26 @@ class Grown:
 
     def probe(self, runs: int, repeats: int) -> Iterator[Figure]:
         """Ingest the same runs into an empty archive and into this one, in turns."""
-        times: dict[tuple[str, bool], list[float]] = {}
+        samples: dict[tuple[str, bool], list[Sample]] = {}
         for repeat in range(repeats):
-            empty = self._place.new()
-            self._prepare(empty)
+            fresh = self._place.new()
+            self._prepare(fresh)
             offer = Offer(PROBE, runs, first=FIRST_PROBE + repeat * runs)
             with self._offered(offer) as task:
-                for where, state in (("empty", empty), ("full", self._state)):
+                for where, state in (("empty", fresh), ("full", self._state)):
                     for is_again in (False, True):
                         sample = run(ARCHIVER, task, state, is_again=is_again)
-                        times.setdefault((where, is_again), []).append(sample.elapsed_s)
-            self._place.drop(empty)
+                        samples.setdefault((where, is_again), []).append(sample)
+            self._place.drop(fresh)
         for is_again, name, at_least in ((False, "new", COLD), (True, "unchanged", UNCHANGED)):
-            empty_s, full_s = (median(times[where, is_again]) for where in ("empty", "full"))
+            empty, full = (samples[where, is_again] for where in ("empty", "full"))
+            empty_s, full_s = (median(each.elapsed_s for each in of) for of in (empty, full))
+            empty_cpu_s, full_cpu_s = (median(each.cpu_s for each in of) for of in (empty, full))
             label = f"{self._label}, {name} medium runs"
             yield Figure(f"{label} when empty", runs / empty_s, "runs/s")
             yield Figure(f"{label} when full", runs / full_s, "runs/s")
             yield Figure(f"{label}", empty_s / full_s, "of the rate when empty", at_least)
+            yield Figure(f"{label}, CPU alone", empty_cpu_s / full_cpu_s, "of the rate when empty")
 
     def _prepare(self, state: State) -> None:
         engine = database.connect(state.url)
@@ -201,7 +204,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5, help="ingests that grow it (default: 5)")
     parser.add_argument("--probe-runs", type=int, default=3000, help="of each ingest at the end")
     parser.add_argument("--repeats", type=int, default=3, help="of each time (default: 3)")
-    parser.add_argument("--folder", type=Path, help="where it has 10 GB (default: a temporary one)")
+    parser.add_argument("--folder", type=Path, help="to keep SQLite's archive in")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print all figures as JSON")
     shown.add_argument("--markdown", action="store_true", help="print the table as Markdown")
@@ -230,11 +233,8 @@ def _show(given: argparse.Namespace, figures: list[Figure]) -> None:
 
 
 def _figures(given: argparse.Namespace, kind: str) -> Iterator[Figure]:
-    with (
-        tempfile.TemporaryDirectory(prefix="growth-", dir=given.folder) as name,
-        states(kind, Path(name), _open_to_all(Path(name))) as place,
-    ):
-        grown = Grown(place, Path(name), kind, given.test_rows // PROFILE.tests)
+    with _folder(given.folder) as folder, states(kind, folder, folder) as place:
+        grown = Grown(place, folder, kind, given.test_rows // PROFILE.tests)
         for figure in chain(
             grown.grow(given.steps),
             grown.size(),
@@ -246,10 +246,16 @@ def _figures(given: argparse.Namespace, kind: str) -> Iterator[Figure]:
             yield figure
 
 
-def _open_to_all(folder: Path) -> Path:
-    """Let the server in, which runs as another user."""
-    folder.chmod(0o755)
-    return folder
+@contextmanager
+def _folder(kept: Path | None) -> Iterator[Path]:
+    """Give a folder that PostgreSQL's own user may enter: `kept`, or one that goes away."""
+    if kept:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept.absolute()
+    else:
+        with tempfile.TemporaryDirectory(prefix="growth-") as name:
+            Path(name).chmod(0o755)
+            yield Path(name)
 
 
 if __name__ == "__main__":
