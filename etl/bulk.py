@@ -40,8 +40,10 @@ def insert(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
     _many_at_once(connection, statement, storable_rows)
 
 
-def read(connection: Connection, table: Table, run_ids: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Return the rows of `run_ids` as `storable` would have them, by the table's key."""
+def read(
+    connection: Connection, table: Table, keys: Sequence[str], column: str = "run_id"
+) -> list[tuple[Any, ...]]:
+    """Return the rows with one of `keys` in `column`, as `storable` has them and in key order."""
     is_postgresql = connection.dialect.name == "postgresql"
     columns = ", ".join(
         f'"{column.name}"::text'
@@ -49,10 +51,35 @@ def read(connection: Connection, table: Table, run_ids: Sequence[str]) -> list[t
         else f'"{column.name}"'
         for column in table.columns
     )
-    marks = ", ".join(["%s" if is_postgresql else "?"] * len(run_ids)) or "NULL"
-    keys = ", ".join(column.name for column in table.primary_key)
-    statement = f"SELECT {columns} FROM {table.name} WHERE run_id IN ({marks}) ORDER BY {keys}"  # noqa: S608  our names
-    return [tuple(row) for row in connection.exec_driver_sql(statement, tuple(run_ids))]
+    marks = ", ".join(["%s" if is_postgresql else "?"] * len(keys)) or "NULL"
+    order = ", ".join(column.name for column in table.primary_key)
+    statement = f"SELECT {columns} FROM {table.name} WHERE {column} IN ({marks}) ORDER BY {order}"  # noqa: S608  our names
+    return [tuple(row) for row in connection.exec_driver_sql(statement, tuple(keys))]
+
+
+def delete(connection: Connection, table: Table, keys: Sequence[Row]) -> None:
+    """Delete rows by primary key."""
+    if not keys:
+        return
+    columns = list(table.primary_key)
+    names = ", ".join(column.name for column in columns)
+    storable_keys = storable(connection, columns, keys)
+    if connection.dialect.name == "postgresql":
+        given = ", ".join(f"%s::{_sql_type(connection, column)}[]" for column in columns)
+        connection.exec_driver_sql(
+            f"DELETE FROM {table.name} WHERE ({names}) IN (SELECT * FROM unnest({given}))",  # noqa: S608  our names
+            tuple(map(list, zip(*storable_keys, strict=True))),
+        )
+        return
+    statement = f"DELETE FROM {table.name} WHERE ({names}) IN (VALUES {{values}})"  # noqa: S608  our names
+    _many_at_once(connection, statement, storable_keys)
+
+
+def replace(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+    """Add `rows`, each instead of the one with its primary key if there is one."""
+    places = [list(table.columns).index(column) for column in table.primary_key]
+    delete(connection, table, [[row[place] for place in places] for row in rows])
+    insert(connection, table, rows)
 
 
 def update(

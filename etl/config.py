@@ -20,6 +20,7 @@ from msgspec import Meta, Struct
 
 from etl.errors import ConfigError
 from etl.lifecycle import Polling
+from etl.metrics import Rules
 
 API_KEY_ENV = "APPLITOOLS_API_KEY"
 DEFAULT_PATH = Path("config.toml")
@@ -87,9 +88,14 @@ class Telemetry(Struct, frozen=True):
 
 
 class Reporting(Struct, frozen=True):
-    """What reports count days by."""
+    """Whose days reports count, what they look back on, and what they call flaky."""
 
     time_zone: str = "UTC"
+    window_results: Annotated[int, Meta(ge=2, le=100)] = 10
+    window_days: Annotated[int, Meta(ge=1, le=3660)] = 30
+    flaky_min_results: Annotated[int, Meta(ge=2, le=100)] = 5
+    flaky_min_flips: Annotated[int, Meta(ge=1, le=99)] = 2
+    flaky_min_flip_rate: Annotated[float, Meta(ge=0, le=1)] = 0.3
 
 
 class Security(Struct, frozen=True):
@@ -136,6 +142,11 @@ class Config(Struct, frozen=True):
     def reporting_zone(self) -> ZoneInfo:
         """The time zone whose days `runs.started_on` counts."""
         return ZoneInfo(self.reporting.time_zone)
+
+    @property
+    def rules(self) -> Rules:
+        """What reports count by."""
+        return Rules(*[getattr(self.reporting, name) for name in Rules._fields])
 
 
 class Setting(Struct, frozen=True):

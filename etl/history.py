@@ -4,18 +4,25 @@ Pure: what the archive says of a run follows from its payloads and from when the
 here is how. `store` adds a content at a time by these rules; `rebuild` applies them to all.
 """
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import msgspec
+
+from etl.metrics import Plan, as_plan, checks_of, count, digest, rates, strip_of
 from etl.normalize import Rows
+from etl.payload import COUNTERS, OPEN_STATUS
 
 Row = tuple[Any, ...]
 TestState = tuple[Any, ...]
 """A test as history keeps it: test_id, name, status and the five counters."""
 
 NOTHING: TestState = (None,) * 8
+
+MILLISECOND = timedelta(milliseconds=1)
 
 DERIVED = (
     "runs",
@@ -25,6 +32,8 @@ DERIVED = (
     "revisions",
     "test_revisions",
     "warnings",
+    "outcomes",
+    "status_changes",
 )
 """The tables that follow from the payloads, a table after those that it refers to."""
 
@@ -47,10 +56,16 @@ class Owner(NamedTuple):
     gone_at: datetime | None
 
 
-def derived(owner: Owner, stretches: Sequence[Stretch]) -> dict[str, list[Row]]:
-    """Return all derived rows of a run by table, each in the order of its table's columns."""
+def derived(
+    owner: Owner, stretches: Sequence[Stretch], id_keyed: Collection[str]
+) -> dict[str, list[Row]]:
+    """Return all derived rows of a run by table, each in the order of its table's columns.
+
+    `id_keyed` are the applications whose tests keep their ids from run to run.
+    """
     first, last = stretches[0], stretches[-1]
     pairs = list(pairwise(stretches))
+    ends = [*(new.observed_at for _, new in pairs), None]
     return {
         "runs": [run_row(owner, last, first.observed_at)],
         "environments": [tuple(row) for row in last.rows.environments],
@@ -68,6 +83,13 @@ def derived(owner: Owner, stretches: Sequence[Stretch]) -> dict[str, list[Row]]:
             )
         ],
         "warnings": [row for stretch in stretches for row in warning_rows(owner.run_id, stretch)],
+        "outcomes": [
+            outcome_row(owner.run_id, stretch, superseded_at, id_keyed)
+            for stretch, superseded_at in zip(stretches, ends, strict=True)
+        ],
+        "status_changes": [
+            row for old, new in pairs for row in changed_statuses(owner.run_id, as_before(old), new)
+        ],
     }
 
 
@@ -134,3 +156,119 @@ def differing_tests(
         for position in sorted(old.keys() | new.keys())
         if old.get(position) != new.get(position)
     ]
+
+
+# --- what reports count ---------------------------------------------------------------------
+
+
+def variant_row(rows: Rows) -> Row:
+    """Return the row of `plan_variants` that an answer belongs to."""
+    run = rows.run
+    plan = as_plan(run.application, run.name)
+    return (
+        variant_id(plan, run.environment_signature),
+        plan.plan_id,
+        plan.application,
+        plan.plan,
+        run.environment_signature,
+    )
+
+
+def variant_id(plan: Plan, environment_signature: str) -> str:
+    """Return the key of a plan under one set of environments."""
+    return digest([plan.application, plan.plan, environment_signature])
+
+
+def roster_row(rows: Rows, id_keyed: Collection[str]) -> tuple[str, str]:
+    """Return the row of `rosters` that lists an answer's tests: its key and the list, as JSON."""
+    keeps_ids = as_plan(rows.run.application, None).application in id_keyed
+    tests = msgspec.json.encode(
+        [(test.name, test.type, test.test_id) for test in rows.tests]
+        if keeps_ids
+        else [(test.name, test.type) for test in rows.tests]
+    )
+    return hashlib.sha256(tests).hexdigest()[:32], tests.decode()
+
+
+def outcome_row(
+    run_id: str, stretch: Stretch, superseded_at: datetime | None, id_keyed: Collection[str]
+) -> Row:
+    """Return the row of `outcomes`."""
+    run, own = stretch.rows.run, stretch.rows.counts[0]
+    outcomes = strip_of(test.status for test in stretch.rows.tests)
+    tests = count(outcomes)
+    checks = checks_of(own._asdict())
+    return (
+        run_id,
+        stretch.revision,
+        stretch.observed_at,
+        superseded_at,
+        variant_row(stretch.rows)[0],
+        roster_row(stretch.rows, id_keyed)[0],
+        outcomes,
+        run.status,
+        run.started_at,
+        run.started_on,
+        run.ended_at,
+        run.duration_ms,
+        *(getattr(checks, name) for name in COUNTERS),
+        rates(checks).pass_rate,
+        *(getattr(tests, name) for name in COUNTERS),
+        len(outcomes) - sum(tests),
+        *rates(tests),
+    )
+
+
+class Before(NamedTuple):
+    """What a run was, until a change; `opened_at` is when it was over, for a person to decide."""
+
+    status: str | None
+    opened_at: datetime
+    last_seen_at: datetime
+    tests: Mapping[int, TestState]
+
+
+def as_before(stretch: Stretch) -> Before:
+    """Return a stretch that is over as `changed_statuses` wants it."""
+    return Before(
+        stretch.rows.run.status,
+        stretch.rows.run.ended_at or stretch.observed_at,
+        stretch.last_seen_at or stretch.observed_at,
+        test_states(stretch.rows),
+    )
+
+
+def changed_statuses(run_id: str, old: Before, new: Stretch) -> list[Row]:
+    """Return a row of `status_changes` for the run, and for each of its tests, that has another.
+
+    What was unresolved was decided within two bounds: after `last_seen_at`, and at the latest
+    when we saw it (docs/REPORTS.md).
+    """
+    before = {0: (None, old.status)} | {
+        position: (state[1], state[2]) for position, state in old.tests.items()
+    }
+    after = {0: (None, new.rows.run.status)} | {
+        test.position: (test.name, test.status) for test in new.rows.tests
+    }
+    shortest = max(old.last_seen_at - old.opened_at, timedelta(0)) // MILLISECOND
+    longest = max(new.observed_at - old.opened_at, timedelta(0)) // MILLISECOND
+    rows: list[Row] = []
+    for position in sorted(before.keys() | after.keys()):
+        name, was = before.get(position, (None, None))
+        new_name, becomes = after.get(position, (name, None))
+        if was != becomes:
+            decided = (old.opened_at, shortest, longest) if was == OPEN_STATUS else (None,) * 3
+            rows.append(
+                (
+                    run_id,
+                    new.revision,
+                    position,
+                    new_name,
+                    was,
+                    becomes,
+                    old.last_seen_at,
+                    new.observed_at,
+                    *decided,
+                )
+            )
+    return rows

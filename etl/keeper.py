@@ -4,7 +4,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from etl.errors import DatabaseError
 from etl.ledger import Claim, Lease, Recorded
 from etl.lifecycle import Polling, Seen, Standing, State
 from etl.log import get_logger
+from etl.metrics import DEFAULT_RULES, Rules
 from etl.outcome import Deferred, Missing, Outcome, Postponed, Refused, Unchanged
 from etl.schema import OUTCOMES, ingests, tracked_runs
 from etl.store import Answer, Reject, Saved
@@ -73,10 +74,17 @@ class Tally:
 class Keeper:
     """The hands of one pass in the database, and the `tally` of what they did."""
 
-    def __init__(self, engine: Engine, rules: Polling, started_at: datetime) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        rules: Polling,
+        started_at: datetime,
+        report_rules: Rules = DEFAULT_RULES,
+    ) -> None:
         self.tally = Tally()
         self._engine = engine
         self._rules = rules
+        self._report_rules = report_rules
         self._started_at = started_at
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._renewed_at = time.monotonic()
@@ -186,7 +194,10 @@ class Keeper:
         with writing(self._engine) as connection:
             held = ledger.held(connection, self._owner, run_ids)
             mine = {claim: batch[claim] for claim in batch if claim.run_id in held}
-            ends = {end.recorded.run_id: end for end in _store(connection, mine, self._rules)}
+            saved = self._save(connection, mine.values())
+            ends = {
+                end.recorded.run_id: end for end in _store(connection, mine, saved, self._rules)
+            }
             ledger.record(connection, [self._after_this_pass(end) for end in ends.values()])
             # Those not held any more were kept by a commit whose answer was lost.
             self._undecided |= ends
@@ -194,6 +205,10 @@ class Keeper:
             if end := self._undecided.pop(run_id, None):
                 _count(self.tally, end)
         self._in_hand.difference_update(run_ids)
+
+    def _save(self, connection: Connection, outcomes: Iterable[Outcome]) -> dict[str, Saved]:
+        answers = [each for each in outcomes if isinstance(each, Answer)]
+        return store.save(connection, answers, self._report_rules)
 
     def _after_this_pass(self, end: _End) -> Recorded:
         """Return how the run stands, not due again in this pass, which would never be over.
@@ -231,9 +246,13 @@ def _kind(outcome: Outcome, saved: Mapping[str, Saved], recorded: Recorded) -> s
             return "failed" if recorded.standing.state is State.FAILED else "unchanged"
 
 
-def _store(connection: Connection, batch: Mapping[Claim, Outcome], rules: Polling) -> list[_End]:
+def _store(
+    connection: Connection,
+    batch: Mapping[Claim, Outcome],
+    saved: Mapping[str, Saved],
+    rules: Polling,
+) -> list[_End]:
     outcomes = batch.values()
-    saved = store.save(connection, [each for each in outcomes if isinstance(each, Answer)])
     store.reject(connection, [each for each in outcomes if isinstance(each, Reject)])
     seen = {claim.run_id: claim.seen for claim in batch}
     seen |= {run_id: save.archived.seen() for run_id, save in saved.items()}

@@ -1,117 +1,495 @@
-"""Prometheus metrics: a file for cron, an endpoint for the service.
+"""What the numbers of the reports mean: the one place that computes them.
 
-The metrics are read from the database, which has all state: cron and the service show the same,
-and nothing is lost when a process ends.
+Pure: takes the outcomes of a plan's runs and returns rows. `aggregates` keeps them in tables for
+BI tools, `reports` prints them, now or as of any moment. The definitions are in docs/REPORTS.md.
 """
 
-from collections.abc import Iterator
-from datetime import datetime
-from pathlib import Path
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from itertools import pairwise
+from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, start_http_server, write_to_textfile
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-from sqlalchemy import Connection, Engine, func, select
+LETTERS = {"passed": "P", "failed": "F", "aborted": "A", "unresolved": "U", "pending": "N"}
+"""How a test's status stands in a strip of outcomes; any other word is a `?`."""
+UNKNOWN = "?"
+WORDS = {letter: word for word, letter in LETTERS.items()}
+DECIDED = frozenset("PF")
+MEASURED_STATUSES = frozenset({"passed", "failed", "unresolved"})
+"""Only such runs were over by themselves, so that their durations mean something."""
 
-from etl import clock, config, ledger
-from etl.database import reading
-from etl.errors import DatabaseError, UsageError
-from etl.log import get_logger
-from etl.schema import OUTCOMES, ingests
-
-log = get_logger()
-
-
-class ArchiveCollector(Collector):
-    """The archive's metrics, read anew for each scrape."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the metrics; only `result_archiver_database_up 0` when the database is away."""
-        try:
-            with reading(self._engine) as connection:
-                metrics = [*_ledger_metrics(connection), *_pass_metrics(connection)]
-        except DatabaseError as error:
-            log.warning("metrics not read", reason=str(error))
-            metrics = []
-        up = bool(metrics)
-        yield GaugeMetricFamily(
-            "result_archiver_database_up", "Whether the archive's database answers.", value=up
-        )
-        yield from metrics
+RECENT = timedelta(days=7)
+BEFORE = timedelta(days=28)
+LEAST_MEASURED = 5
+"""So many durations have to be there before one can be called slow."""
+LEAST_DECIDED = 5
+"""So many decided results have to be in the window before a failure is new, or for always."""
 
 
-def _ledger_metrics(connection: Connection) -> Iterator[Metric]:
-    now = clock.now()
-    found = ledger.standings(connection, now)
-    by_state = GaugeMetricFamily(
-        "result_archiver_runs", "Tracked runs by state of the ledger.", labels=["state"]
+LONGEST_WINDOW = 1000
+"""A window ends after so many results, however few of them are decided."""
+
+
+class Rules(NamedTuple):
+    """The settings in [reporting] that decide what counts as flaky, and over which windows."""
+
+    window_results: int = 10
+    window_days: int = 30
+    flaky_min_results: int = 5
+    flaky_min_flips: int = 2
+    flaky_min_flip_rate: float = 0.3
+
+
+DEFAULT_RULES = Rules()
+
+
+class Counts(NamedTuple):
+    """How many results there are of each kind: P, F, A, U and N of docs/REPORTS.md."""
+
+    passed: int = 0
+    failed: int = 0
+    aborted: int = 0
+    unresolved: int = 0
+    pending: int = 0
+
+    @property
+    def decided(self) -> int:
+        """P + F."""
+        return self.passed + self.failed
+
+
+class Rates(NamedTuple):
+    """Rates from 0 to 1; None where nothing that they count is there."""
+
+    pass_rate: float | None
+    pass_rate_strict: float | None
+    decided_share: float | None
+    pass_rate_low: float | None
+    pass_rate_high: float | None
+
+
+class Plan(NamedTuple):
+    """A plan of an application, by names without blanks at their ends; "" where there is none."""
+
+    application: str
+    plan: str
+
+    @property
+    def plan_id(self) -> str:
+        """The key of the plan in the tables."""
+        return digest([self.application, self.plan])
+
+
+class Roster(NamedTuple):
+    """The tests of a run, in their order.
+
+    `keys` make a test the same from run to run, and can be there more than once: an id where an
+    application's ids repeat, else the name and type. `tests` has what is known of each.
+    """
+
+    roster_id: str
+    keys: tuple[str, ...]
+    tests: tuple["NamedTest", ...]
+
+
+class NamedTest(NamedTuple):
+    """A test as a roster lists it; `test_id` only where ids repeat from run to run."""
+
+    name: str | None
+    type: str | None
+    test_id: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What makes it the same test in another run of the same plan."""
+        return self.test_id or canonical([self.name, self.type])
+
+
+class PlanRun(NamedTuple):
+    """A run as one revision of it says; `outcomes` has a letter for each test of the roster."""
+
+    run_id: str
+    variant_id: str
+    status: str | None
+    started_at: datetime
+    started_on: date | None
+    duration_ms: int | None
+    checks: Counts
+    outcomes: str
+    roster: Roster
+    commit: str | None
+
+
+def canonical(parts: Sequence[str | None]) -> str:
+    """Return `parts` as JSON, the same text for the same parts."""
+    return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+
+
+def digest(parts: Sequence[str | None]) -> str:
+    """Return a key of 32 hexadecimal digits for `parts`."""
+    return hashlib.sha256(canonical(parts).encode()).hexdigest()[:32]
+
+
+def as_plan(application: str | None, name: str | None) -> Plan:
+    """Return the plan that a run is of. The API sends names with blanks at their ends."""
+    return Plan((application or "").strip(), (name or "").strip())
+
+
+def strip_of(statuses: Iterable[str | None]) -> str:
+    """Return a letter for each status, in their order."""
+    letters = LETTERS
+    return "".join([letters.get(status or "", UNKNOWN) for status in statuses])
+
+
+def count(outcomes: str) -> Counts:
+    """Count the letters of a strip; those of unknown words are left out."""
+    return Counts(*[outcomes.count(letter) for letter in "PFAUN"])
+
+
+def rates(counts: Counts) -> Rates:
+    """Return the rates of `counts`. Over groups, sum the counts first: rates are never averaged."""
+    known = counts.decided + counts.aborted + counts.unresolved
+    return Rates(
+        pass_rate=_share(counts.passed, counts.decided),
+        pass_rate_strict=_share(counts.passed, known),
+        decided_share=_share(counts.decided, known + counts.pending),
+        pass_rate_low=_share(counts.passed, known),
+        pass_rate_high=_share(counts.passed + counts.unresolved, known),
     )
-    for state, count in found.by_state.items():
-        by_state.add_metric([state], count)
-    yield by_state
-    yield GaugeMetricFamily("result_archiver_due_runs", "Runs that are due now.", value=found.due)
-    waiting_s = (now - found.oldest_due_at).total_seconds() if found.oldest_due_at else 0
-    yield GaugeMetricFamily(
-        "result_archiver_oldest_due_age_seconds", "For how long a run is due.", value=waiting_s
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+MOST_CHECKS = 10**12
+"""A counter beyond it, or below 0, is no count of anything: reports leave it out."""
+
+
+def checks_of(counters: Mapping[str, int | None]) -> Counts:
+    """Return the API's counters of checks as far as they can be true; an unknown one is 0."""
+    known = {name: counters.get(name) or 0 for name in Counts._fields}
+    return Counts(**{name: n if 0 <= n <= MOST_CHECKS else 0 for name, n in known.items()})
+
+
+def total(counts: Iterable[Counts]) -> Counts:
+    """Add up counts."""
+    return Counts(*[sum(column) for column in zip(*counts, strict=True)])
+
+
+# --- series ---------------------------------------------------------------------------------
+
+
+class Series(NamedTuple):
+    """The last results of one test of a variant.
+
+    The counts, rates and flips are those of the window: the last `Rules.window_results` decided
+    results and what lies between them. `recent` has the window's letters, the oldest first.
+    """
+
+    test_key: str
+    test: NamedTest
+    counts: Counts
+    flips: int
+    flip_rate: float | None
+    health: float | None
+    is_flaky: bool
+    is_confirmed_flaky: bool
+    is_regression: bool
+    is_new_failure: bool
+    is_always_failing: bool
+    is_recovered: bool
+    fail_streak: int
+    streak_since: datetime | None
+    recent: str
+    last_status: str | None
+    last_run_id: str
+    last_started_at: datetime
+    window_starts_at: datetime
+
+
+@dataclass(slots=True)
+class _Tail:
+    """The newest results of a series, gathered from the newest on until they say all."""
+
+    test: NamedTest
+    letters: list[str] = field(default_factory=list)
+    runs: list[PlanRun] = field(default_factory=list)
+    decided: int = 0
+    window: int | None = None
+    """How many of the results are in the window; None until it is full."""
+    fail_streak: int = 0
+    streak_run: PlanRun | None = None
+    has_passed: bool = False
+
+    def add(self, letter: str, run: PlanRun, rules: Rules) -> bool:
+        """Take the next older result; tell whether older ones cannot matter any more."""
+        if self.window is None:
+            self.letters.append(letter)
+            self.runs.append(run)
+        if letter in DECIDED:
+            self.decided += 1
+            self.has_passed |= letter == "P"
+            if not self.has_passed:
+                self.fail_streak += 1
+                self.streak_run = run
+        is_full = self.decided == rules.window_results or len(self.letters) == LONGEST_WINDOW
+        if is_full and self.window is None:
+            self.window = len(self.letters)
+        return self.window is not None and self.has_passed
+
+
+def series_of(
+    runs: Iterable[PlanRun], rules: Rules, wanted: Collection[str] | None = None
+) -> list[Series]:
+    """Return the series of one variant: those of the `wanted` test keys, or all.
+
+    `runs` are those of the variant, the newest (by started_at, then run_id) first; older ones
+    are only read as far as they matter to what is wanted.
+    """
+    tails: dict[str, _Tail] = {}
+    done: set[str] = set()
+    open_places: dict[str, dict[str, list[int]]] = {}
+    for run in runs:
+        roster = run.roster
+        if roster.roster_id not in open_places:
+            open_places[roster.roster_id] = _places(roster, wanted)
+        places = open_places[roster.roster_id]
+        for key, positions in list(places.items()):
+            if key not in done and not _extend(tails, key, run, positions, rules):
+                continue
+            done.add(key)
+            del places[key]
+        if wanted is not None and len(done) == len(wanted):
+            break
+    return [_series(key, tail, rules) for key, tail in tails.items()]
+
+
+def _places(roster: Roster, wanted: Collection[str] | None) -> dict[str, list[int]]:
+    """Return where each wanted test stands in a roster, its last place first."""
+    places: dict[str, list[int]] = {}
+    for index, key in enumerate(roster.keys):
+        if wanted is None or key in wanted:
+            places.setdefault(key, []).insert(0, index)
+    return places
+
+
+def _extend(
+    tails: dict[str, _Tail], key: str, run: PlanRun, positions: list[int], rules: Rules
+) -> bool:
+    """Add a run's results to a series; tell whether older runs cannot matter any more."""
+    tail = tails.get(key)
+    if tail is None:
+        tail = tails[key] = _Tail(run.roster.tests[positions[0]])
+    return any(tail.add(run.outcomes[position], run, rules) for position in positions)
+
+
+def _series(key: str, tail: _Tail, rules: Rules) -> Series:
+    recent = "".join(reversed(tail.letters))
+    decided = [letter for letter in recent if letter in DECIDED]
+    counts = count(recent)
+    flips = sum(before != after for before, after in pairwise(decided))
+    flip_rate = flips / (len(decided) - 1) if len(decided) > 1 else None
+    last, before = [*reversed(decided), "", ""][:2]
+    is_regression = (before, last) == ("P", "F")
+    is_judged = len(decided) >= LEAST_DECIDED
+    newest = tail.runs[0]
+    return Series(
+        key,
+        tail.test,
+        counts,
+        flips,
+        flip_rate,
+        health=None if flip_rate is None else counts.passed / len(decided) * (1 - flip_rate),
+        is_flaky=flip_rate is not None
+        and len(decided) >= rules.flaky_min_results
+        and flips >= rules.flaky_min_flips
+        and flip_rate >= rules.flaky_min_flip_rate,
+        is_confirmed_flaky=_is_confirmed(tail),
+        is_regression=is_regression,
+        is_new_failure=is_regression and is_judged and counts.failed == 1,
+        is_always_failing=is_judged and counts.passed == 0,
+        is_recovered=(before, last) == ("F", "P"),
+        fail_streak=tail.fail_streak,
+        streak_since=tail.streak_run.started_at if tail.streak_run else None,
+        recent=recent,
+        last_status=WORDS.get(recent[-1]),
+        last_run_id=newest.run_id,
+        last_started_at=newest.started_at,
+        window_starts_at=tail.runs[-1].started_at,
     )
 
 
-def _pass_metrics(connection: Connection) -> Iterator[Metric]:
-    row = connection.execute(
-        select(
-            func.count(),
-            *[func.coalesce(func.sum(ingests.c[name]), 0) for name in OUTCOMES],
-            func.max(ingests.c.finished_at).label("last_finished"),
-            func.max(ingests.c.finished_at).filter(ingests.c.exit_code == 0).label("last_success"),
-        )
-    ).one()
-    yield CounterMetricFamily("result_archiver_passes", "Passes begun.", value=row[0])
-    outcomes = CounterMetricFamily(
-        "result_archiver_outcomes", "Runs fetched, by what came of it.", labels=["outcome"]
+def _is_confirmed(tail: _Tail) -> bool:
+    """Tell whether a commit both passed and failed: no change of the code explains that."""
+    seen: defaultdict[str, set[str]] = defaultdict(set)
+    for letter, run in zip(tail.letters, tail.runs, strict=True):
+        if run.commit is not None and letter in DECIDED:
+            seen[run.commit].add(letter)
+    return any(letters == DECIDED for letters in seen.values())
+
+
+# --- over time ------------------------------------------------------------------------------
+
+
+class Period(NamedTuple):
+    """The results of a plan's runs of a day or of a week; `first_day` is the day or its Monday."""
+
+    first_day: date
+    runs: int
+    tests: int
+    counts: Counts
+    checks: Counts
+
+    @property
+    def unknown(self) -> int:
+        """How many results have a word that is not documented."""
+        return self.tests - sum(self.counts)
+
+
+def as_period(day: date, run: PlanRun) -> Period:
+    """Return what a run adds to its day."""
+    return Period(day, 1, len(run.outcomes), count(run.outcomes), run.checks)
+
+
+def weeks_of(days: Iterable[Period]) -> list[Period]:
+    """Add up days by the week of ISO 8601 that they are in; its Monday stands for it."""
+    return summed(day._replace(first_day=monday(day.first_day)) for day in days)
+
+
+def monday(day: date) -> date:
+    """Return the first day of the ISO 8601 week of `day`."""
+    return day - timedelta(days=min(day.weekday(), day.toordinal() - 1))
+
+
+def negative(period: Period) -> Period:
+    """Return what takes `period` away when it is added."""
+    return Period(
+        period.first_day,
+        -period.runs,
+        -period.tests,
+        Counts(*[-number for number in period.counts]),
+        Counts(*[-number for number in period.checks]),
     )
-    for name, count in zip(OUTCOMES, row[1 : 1 + len(OUTCOMES)], strict=True):
-        outcomes.add_metric([name], int(count))
-    yield outcomes
-    yield _moment("last_pass", "When the last pass ended.", row.last_finished)
-    yield _moment("last_success", "When a pass last ended with exit code 0.", row.last_success)
 
 
-def _moment(name: str, help_text: str, moment: datetime | None) -> Metric:
-    return GaugeMetricFamily(
-        f"result_archiver_{name}_timestamp_seconds",
-        help_text,
-        value=moment.timestamp() if moment else 0,
+def days_of(runs: Iterable[PlanRun]) -> list[Period]:
+    """Return a row for each day of `runs`; those without a day are left out."""
+    return summed(as_period(run.started_on, run) for run in runs if run.started_on is not None)
+
+
+def summed(periods: Iterable[Period]) -> list[Period]:
+    """Add up the periods that begin on the same day, in their order; nothing left, no row."""
+    sums: dict[date, Period] = {}
+    for period in periods:
+        before = sums.get(period.first_day)
+        sums[period.first_day] = _added(before, period) if before else period
+    return [sums[first_day] for first_day in sorted(sums) if any(_numbers(sums[first_day]))]
+
+
+def _numbers(period: Period) -> tuple[int, ...]:
+    return (period.runs, period.tests, *period.counts, *period.checks)
+
+
+def _added(one: Period, other: Period) -> Period:
+    return Period(
+        one.first_day,
+        one.runs + other.runs,
+        one.tests + other.tests,
+        total([one.counts, other.counts]),
+        total([one.checks, other.checks]),
     )
 
 
-def registry(engine: Engine) -> CollectorRegistry:
-    """Return a registry that has the archive's metrics and no other."""
-    found = CollectorRegistry()
-    found.register(ArchiveCollector(engine))
+# --- durations ------------------------------------------------------------------------------
+
+
+class Durations(NamedTuple):
+    """How long the runs of a variant take, counted back from its last measured run.
+
+    Milliseconds; percentiles are by nearest rank. `change` is p50 of the last 7 days / p50 of
+    the 28 days before - 1. `is_slow`: the last run took longer than the p95 of those of the
+    `Rules.window_days` before it, with 5 of them or more.
+    """
+
+    measured: int
+    p50_ms: int
+    p95_ms: int
+    p50_per_test_ms: int | None
+    p50_last_7_days_ms: int
+    p50_28_days_before_ms: int | None
+    change: float | None
+    last_run_id: str
+    last_started_at: datetime
+    last_duration_ms: int
+    p95_before_last_ms: int | None
+    is_slow: bool
+
+
+def durations_of(runs: Iterable[PlanRun], rules: Rules) -> Durations | None:
+    """Return the durations of one variant, None where no run of it was measured.
+
+    `runs` are those of the variant, the newest (by started_at, then run_id) first; older ones
+    are only read as far as they matter.
+    """
+    measured = _measured(runs, max(RECENT + BEFORE, timedelta(days=rules.window_days)))
+    if not measured:
+        return None
+    month = timedelta(days=rules.window_days)
+    windowed = [run for run in measured if run.age < month]
+    durations = [run.duration_ms for run in windowed]
+    before = [run.duration_ms for run in measured if RECENT <= run.age < RECENT + BEFORE]
+    p50_recent = percentile([run.duration_ms for run in measured if run.age < RECENT], 50)
+    p50_before = percentile(before, 50) if before else None
+    per_test = [run.duration_ms // run.tests for run in windowed if run.tests]
+    last, *others = durations
+    p95_before_last = percentile(others, 95) if len(others) >= LEAST_MEASURED else None
+    return Durations(
+        len(windowed),
+        percentile(durations, 50),
+        percentile(durations, 95),
+        percentile(per_test, 50) if per_test else None,
+        p50_recent,
+        p50_before,
+        p50_recent / p50_before - 1 if p50_before else None,
+        measured[0].run_id,
+        measured[0].started_at,
+        last,
+        p95_before_last,
+        is_slow=p95_before_last is not None and last > p95_before_last,
+    )
+
+
+class _Measured(NamedTuple):
+    """A run with a duration that means something; `age` is that at the start of the last one."""
+
+    run_id: str
+    started_at: datetime
+    age: timedelta
+    duration_ms: int
+    tests: int
+
+
+def _measured(runs: Iterable[PlanRun], oldest: timedelta) -> list[_Measured]:
+    """Return the runs that were measured, up to so much older than the newest of them."""
+    found: list[_Measured] = []
+    for run in runs:
+        if run.status not in MEASURED_STATUSES or run.duration_ms is None:
+            continue
+        age = found[0].started_at - run.started_at if found else timedelta(0)
+        if age > oldest:
+            break
+        found.append(_Measured(run.run_id, run.started_at, age, run.duration_ms, len(run.outcomes)))
     return found
 
 
-def write_file(engine: Engine, file: str) -> None:
-    """Write the metrics to `file`, whole and at once. Never raises."""
-    try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        write_to_textfile(file, registry(engine))
-    except OSError as error:
-        log.warning("metrics file not written", file=file, reason=error.strerror)
+def percentile(values: Collection[int], percent: int) -> int:
+    """Return the smallest value that `percent` of `values` do not exceed (nearest rank).
 
-
-def serve(engine: Engine, settings: config.Telemetry) -> None:
-    """Serve /metrics from a thread, if `telemetry.metrics_port` is set. Raises UsageError."""
-    if not settings.metrics_port:
-        return
-    try:
-        start_http_server(settings.metrics_port, settings.metrics_host, registry(engine))
-    except OSError as error:
-        raise UsageError(
-            f"telemetry.metrics_port: {settings.metrics_host}:{settings.metrics_port} cannot be"
-            f" had: {error.strerror}"
-        ) from None
+    As PostgreSQL's `percentile_disc`. Raises IndexError when there are no values.
+    """
+    rank = -(-percent * len(values) // 100)
+    return sorted(values)[max(rank, 1) - 1]

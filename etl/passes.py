@@ -98,8 +98,8 @@ class Pass:
             is_well = tally.exit_code == 0
         finally:
             if settings.metrics_file is not None:
-                from etl import metrics  # noqa: PLC0415  a fifth of the start of a pass
+                from etl import prometheus  # noqa: PLC0415  a fifth of the start of a pass
 
-                metrics.write_file(self._engine, settings.metrics_file)
+                prometheus.write_file(self._engine, settings.metrics_file)
             ping(settings, "" if is_well else "/fail")
         return tally

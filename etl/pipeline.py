@@ -90,7 +90,7 @@ def run_pass(
         ConfigError: a source that is due has no key. Nothing was fetched.
         DatabaseError: the database went away. What was stored is whole.
     """
-    keeper = Keeper(engine, config.polling, clock.now())
+    keeper = Keeper(engine, config.polling, clock.now(), config.rules)
     patience = _Patience()
     keeper.open_ingest(order.trigger)
     tally = keeper.tally

@@ -7,7 +7,7 @@ What is in a cell is taken for nothing but itself: a damaged one is named, whate
 
 import hashlib
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, tzinfo
 from itertools import accumulate, groupby, pairwise
@@ -17,16 +17,19 @@ import zstandard
 from sqlalchemy import Connection, Engine, Table, and_, delete, func, select
 from sqlalchemy.exc import DataError, DBAPIError
 
-from etl import bulk, store
+from etl import aggregates, bulk, store
 from etl.database import reading, writing
-from etl.history import DERIVED, Owner, Row, Stretch, derived
+from etl.history import DERIVED, Owner, Row, Stretch, derived, roster_row, variant_row
+from etl.metrics import DEFAULT_RULES, Rules
 from etl.normalize import ECHO_WARNING, normalize
 from etl.payload import COUNTERS, decode
 from etl.schema import (
     labels,
     metadata,
     payloads,
+    plan_variants,
     rejects,
+    rosters,
     to_milliseconds,
     to_text,
     tracked_runs,
@@ -37,10 +40,14 @@ BATCH_BYTES = 1_000_000
 """How much of compressed bodies a batch has at most, unless it is a single run."""
 
 TABLES = [metadata.tables[name] for name in DERIVED]
+NAMES = (plan_variants, rosters)
 
 
 class Difference(NamedTuple):
-    """A place where the archive is not what its payloads say; `row` is the rest of its key."""
+    """A place where the archive is not what its payloads say; `row` is the rest of its key.
+
+    Of what several runs share, such as a series, `run_id` is "" and `row` the whole key.
+    """
 
     table: str
     run_id: str
@@ -48,7 +55,8 @@ class Difference(NamedTuple):
     problem: str
 
     def __str__(self) -> str:
-        where = f"run {self.run_id}, {self.row}" if self.row else f"run {self.run_id}"
+        run = f"run {self.run_id}" if self.run_id else ""
+        where = ", ".join(filter(None, [run, self.row]))
         return f"{self.table} ({where}): {self.problem}"
 
 
@@ -84,33 +92,122 @@ class _Batch(NamedTuple):
 
     whole: list[str]
     rows: dict[str, list[Row]]
+    names: dict[str, dict[Row, Row]]
+    """What `outcomes` refers to: rows of the tables NAMES by key."""
     damage: list[Difference]
 
 
-def verify(engine: Engine, zone: tzinfo) -> Iterator[Checked]:
-    """Check all runs, a batch at a time; the last batch is about what belongs to no payload."""
+def verify(engine: Engine, zone: tzinfo, rules: Rules = DEFAULT_RULES) -> Iterator[Checked]:
+    """Check all runs, a batch at a time, then what is counted of each plan, then loose ends."""
     for run_ids in _batches(engine):
         with _snapshot(engine) as connection:
             batch = _expected(connection, run_ids, zone)
-            differing = _compare(connection, batch)
+            differing = [*_compare(connection, batch), *_compare_names(connection, batch)]
         mismatches = _mismatches(batch.rows["counts"])
         yield Checked(len(run_ids), batch.damage, differing, mismatches)
+    for plan_id in _plan_ids(engine):
+        with _snapshot(engine) as connection:
+            try:
+                differing = _compare_plan(connection, plan_id, rules)
+            except (ArithmeticError, LookupError, TypeError, ValueError, DataError):
+                # Which cell it is was told with its run.
+                differing = [Difference("outcomes", "", f"plan_id {plan_id}", "cannot be counted")]
+        yield Checked(0, [], differing, [])
     yield _loose_ends(engine)
 
 
-def replay(engine: Engine, zone: tzinfo) -> Iterator[Checked]:
+def replay(engine: Engine, zone: tzinfo, rules: Rules = DEFAULT_RULES) -> Iterator[Checked]:
     """Rebuild the runs that differ from their payloads, a batch at a time; tell what differed.
 
-    What belongs to no payload, and runs whose payloads are damaged, are left as they are.
+    Then the same with what is counted of each plan. What belongs to no payload, and runs whose
+    payloads are damaged, are left as they are.
     """
     for run_ids in _batches(engine):
         with writing(engine) as connection:
             _hold(connection, run_ids)
             batch = _expected(connection, run_ids, zone)
+            misnamed = _compare_names(connection, batch)
+            _put_names(connection, batch)
             differing = _compare(connection, batch)
             _replace(connection, batch, {difference.run_id for difference in differing})
-        yield Checked(len(run_ids), batch.damage, differing, [])
+        yield Checked(len(run_ids), batch.damage, [*differing, *misnamed], [])
+    for plan_id in _plan_ids(engine):
+        with writing(engine) as connection:
+            aggregates.hold(connection, [plan_id])
+            differing = _compare_plan(connection, plan_id, rules)
+            if differing:
+                wanted = aggregates.expected(connection, plan_id, rules)
+                aggregates.replace(connection, plan_id, wanted)
+        yield Checked(0, [], differing, [])
     yield _loose_ends(engine)
+
+
+def _plan_ids(engine: Engine) -> list[str]:
+    with reading(engine) as connection:
+        return aggregates.plan_ids(connection)
+
+
+def _compare_plan(connection: Connection, plan_id: str, rules: Rules) -> list[Difference]:
+    """Hold what is counted of a plan against its outcomes."""
+    expected = aggregates.expected(connection, plan_id, rules)
+    stored = aggregates.stored(connection, plan_id)
+    return [
+        difference
+        for table in aggregates.AGGREGATES
+        for difference in _compare_shared(
+            table,
+            _by_key(table, bulk.storable(connection, table.columns, expected[table.name])),
+            _by_key(table, stored[table.name]),
+        )
+    ]
+
+
+def _compare_names(connection: Connection, batch: _Batch) -> list[Difference]:
+    """Hold the plans and lists of tests that outcomes refer to against what answers say."""
+    return [
+        difference
+        for table in NAMES
+        for difference in _compare_shared(
+            table, batch.names[table.name], _stored_names(connection, table, batch)
+        )
+    ]
+
+
+def _stored_names(connection: Connection, table: Table, batch: _Batch) -> dict[Row, Row]:
+    [column] = table.primary_key.columns
+    keys = [key for [key] in batch.names[table.name]]
+    return _by_key(table, bulk.read(connection, table, keys, column.name))
+
+
+def _put_names(connection: Connection, batch: _Batch) -> None:
+    """Write those names that are missing or not as they should be."""
+    for table in NAMES:
+        stored = _stored_names(connection, table, batch)
+        columns = [column.name for column in table.columns]
+        fresh = [
+            dict(zip(columns, row, strict=True))
+            for key, row in sorted(batch.names[table.name].items())
+            if stored.get(key) != row
+        ]
+        if fresh:
+            insert = bulk.upsert_into(connection, table)
+            [key_column] = table.primary_key.columns
+            changes = {name: insert.excluded[name] for name in columns if name != key_column.name}
+            connection.execute(
+                insert.on_conflict_do_update(index_elements=[key_column], set_=changes), fresh
+            )
+
+
+def _compare_shared(
+    table: Table, wanted: Mapping[Row, Row], found: Mapping[Row, Row]
+) -> Iterator[Difference]:
+    """Compare rows that are of no single run."""
+    names = [column.name for column in table.primary_key]
+    for key in sorted(wanted.keys() | found.keys(), key=repr):
+        problem = _row_problem(table, wanted.get(key), found.get(key))
+        if problem:
+            place = ", ".join(f"{name} {value}" for name, value in zip(names, key, strict=True))
+            yield Difference(table.name, "", place, problem)
 
 
 def _batches(engine: Engine) -> Iterator[list[str]]:
@@ -154,15 +251,28 @@ def _expected(connection: Connection, run_ids: Sequence[str], zone: tzinfo) -> _
     """Return what the payloads of `run_ids` and their ledger rows make of them."""
     owners, unowned = _owners(connection, run_ids)
     kept, unreadable = _read(connection, payloads, run_ids)
-    batch = _Batch([], {table.name: [] for table in TABLES}, [*unowned, *unreadable])
+    id_keyed = store.id_keyed_applications(connection)
+    rows: dict[str, list[Row]] = {table.name: [] for table in TABLES}
+    batch = _Batch([], rows, {table.name: {} for table in NAMES}, [*unowned, *unreadable])
     for run_id, group in groupby(map(_Kept._make, kept), key=lambda row: row.run_id):
         stretches, damage = _stretches(list(group), zone)
         batch.damage.extend(damage)
         if run_id in owners and not damage:
             batch.whole.append(run_id)
-            for name, rows in derived(owners[run_id], stretches).items():
-                batch.rows[name] += rows
+            for name, own in derived(owners[run_id], stretches, id_keyed).items():
+                batch.rows[name] += own
+            for stretch in stretches:
+                _note_names(batch, stretch, id_keyed)
     return batch
+
+
+def _note_names(batch: _Batch, stretch: Stretch, id_keyed: Collection[str]) -> None:
+    named = {
+        plan_variants: variant_row(stretch.rows),
+        rosters: roster_row(stretch.rows, id_keyed),
+    }
+    for table, row in named.items():
+        batch.names[table.name][row[:1]] = row
 
 
 def _owners(

@@ -17,7 +17,7 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from sqlalchemy import Engine
 
-from etl import clock, metrics, pipeline
+from etl import clock, pipeline, prometheus
 from etl.config import Config, Schedule
 from etl.errors import ArchiverError, ConfigError
 from etl.log import get_logger
@@ -37,7 +37,7 @@ def serve(engine: Engine, config: Config, interrupt: Interrupt) -> None:
         UsageError: the metrics port cannot be had.
     """
     trigger = make_trigger(config.schedule)
-    metrics.serve(engine, config.telemetry)
+    prometheus.serve(engine, config.telemetry)
     scheduler = BackgroundScheduler(timezone=UTC)
     scheduler.add_job(
         _sweep,

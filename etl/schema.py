@@ -147,6 +147,16 @@ def _on_postgresql(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
 OUTCOMES = ("new", "changed", "unchanged", "waiting", "failed", "rejected")
 COUNTERS = ("failed", "passed", "aborted", "pending", "unresolved")
 
+RATES = ("pass_rate", "pass_rate_strict", "decided_share", "pass_rate_low", "pass_rate_high")
+SERIES_CLASSES = (
+    "is_flaky",
+    "is_confirmed_flaky",
+    "is_regression",
+    "is_new_failure",
+    "is_always_failing",
+    "is_recovered",
+)
+
 # An integer key that SQLite counts up by itself has to be declared exactly so there.
 Identifier = BigInteger().with_variant(Integer(), "sqlite")
 # JSON, not JSONB: it keeps numbers and the order of keys as they came.
@@ -171,6 +181,10 @@ def _run_id() -> Column[str]:
 
 def _counters() -> list[Column[int]]:
     return [Column(name, BigInteger) for name in (*COUNTERS, "total")]
+
+
+def _rates() -> list[Column[float]]:
+    return [Column(name, Double) for name in RATES]
 
 
 def _run_of(parent: str) -> ForeignKeyConstraint:
@@ -198,6 +212,27 @@ tracked_runs = Table(
     CheckConstraint("(lease_owner IS NULL) = (lease_until IS NULL)", name="lease"),
 )
 Index("ix_tracked_runs_due_at", tracked_runs.c.due_at)
+
+# What reports need of a run, as of any moment: a row for each revision, valid from observed_at
+# until superseded_at. Names and environments are kept once, in plan_variants and rosters.
+plan_variants = Table(
+    "plan_variants",
+    metadata,
+    Column("variant_id", Key, primary_key=True),
+    Column("plan_id", Key, nullable=False),
+    Column("application", Text, nullable=False),
+    Column("plan", Text, nullable=False),
+    Column("environment_signature", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("ix_plan_variants_plan_id", plan_variants.c.plan_id)
+
+rosters = Table(
+    "rosters",
+    metadata,
+    Column("roster_id", Key, primary_key=True),
+    Column("tests", Text, nullable=False),
+)
 
 labels = Table(
     "labels",
@@ -327,6 +362,66 @@ test_revisions = Table(
     sqlite_with_rowid=False,
 )
 
+outcomes = Table(
+    "outcomes",
+    metadata,
+    _run_id(),
+    Column("revision", BigInteger, primary_key=True),
+    Column("observed_at", Timestamp, nullable=False),
+    Column("superseded_at", Timestamp),
+    Column("variant_id", Key, nullable=False),
+    Column("roster_id", Key, nullable=False),
+    Column("outcomes", Text, nullable=False),
+    Column("status", Text),
+    Column("started_at", Timestamp),
+    Column("started_on", Day),
+    Column("ended_at", Timestamp),
+    Column("duration_ms", BigInteger),
+    *[Column(f"checks_{name}", BigInteger, nullable=False) for name in COUNTERS],
+    Column("check_pass_rate", Double),
+    *[Column(f"tests_{name}", BigInteger, nullable=False) for name in (*COUNTERS, "unknown")],
+    *_rates(),
+    ForeignKeyConstraint(
+        ["run_id", "revision"],
+        ["revisions.run_id", "revisions.revision"],
+        ondelete="CASCADE",
+    ),
+    ForeignKeyConstraint(["variant_id"], ["plan_variants.variant_id"]),
+    ForeignKeyConstraint(["roster_id"], ["rosters.roster_id"]),
+    sqlite_with_rowid=False,
+)
+_IS_CURRENT = outcomes.c.superseded_at.is_(None)
+Index(
+    "ix_outcomes_variant_id_started_at_run_id",
+    outcomes.c.variant_id,
+    outcomes.c.started_at,
+    outcomes.c.run_id,
+    sqlite_where=_IS_CURRENT,
+    postgresql_where=_IS_CURRENT,
+)
+
+status_changes = Table(
+    "status_changes",
+    metadata,
+    _run_id(),
+    Column("revision", BigInteger, primary_key=True),
+    Column("position", BigInteger, primary_key=True),
+    Column("test", Text),
+    Column("from_status", Text),
+    Column("to_status", Text),
+    Column("last_seen_at", Timestamp, nullable=False),
+    Column("changed_by", Timestamp, nullable=False),
+    Column("opened_at", Timestamp),
+    Column("resolution_min_ms", BigInteger),
+    Column("resolution_max_ms", BigInteger),
+    ForeignKeyConstraint(
+        ["run_id", "revision"],
+        ["revisions.run_id", "revisions.revision"],
+        ondelete="CASCADE",
+    ),
+    sqlite_with_rowid=False,
+)
+
 payloads = Table(
     "payloads",
     metadata,
@@ -368,6 +463,129 @@ drift = Table(
     sqlite_with_rowid=False,
 )
 
+series = Table(
+    "series",
+    metadata,
+    Column("series_id", Key, primary_key=True),
+    Column("variant_id", Key, nullable=False),
+    Column("test_key", Text, nullable=False),
+    Column("test", Text),
+    Column("type", Text),
+    Column("test_id", Text),
+    Column("decided", BigInteger, nullable=False),
+    *[Column(name, BigInteger, nullable=False) for name in COUNTERS],
+    *_rates(),
+    Column("flips", BigInteger, nullable=False),
+    Column("flip_rate", Double),
+    Column("health", Double),
+    *[Column(name, Boolean, nullable=False) for name in SERIES_CLASSES],
+    Column("fail_streak", BigInteger, nullable=False),
+    Column("streak_since", Timestamp),
+    Column("recent", Text, nullable=False),
+    Column("last_status", Text),
+    Column("last_run_id", Text, nullable=False),
+    Column("last_started_at", Timestamp, nullable=False),
+    Column("window_starts_at", Timestamp, nullable=False),
+    ForeignKeyConstraint(["variant_id"], ["plan_variants.variant_id"]),
+    sqlite_with_rowid=False,
+)
+Index("ix_series_variant_id", series.c.variant_id)
+
+durations = Table(
+    "durations",
+    metadata,
+    Column("variant_id", Key, primary_key=True),
+    Column("measured", BigInteger, nullable=False),
+    Column("p50_ms", BigInteger, nullable=False),
+    Column("p95_ms", BigInteger, nullable=False),
+    Column("p50_per_test_ms", BigInteger),
+    Column("p50_last_7_days_ms", BigInteger, nullable=False),
+    Column("p50_28_days_before_ms", BigInteger),
+    Column("change", Double),
+    Column("last_run_id", Text, nullable=False),
+    Column("last_started_at", Timestamp, nullable=False),
+    Column("last_duration_ms", BigInteger, nullable=False),
+    Column("p95_before_last_ms", BigInteger),
+    Column("is_slow", Boolean, nullable=False),
+    ForeignKeyConstraint(["variant_id"], ["plan_variants.variant_id"]),
+    sqlite_with_rowid=False,
+)
+
+
+def _results(name: str, first_day: str) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("plan_id", Key, primary_key=True),
+        Column(first_day, Day, primary_key=True),
+        Column("application", Text, nullable=False),
+        Column("plan", Text, nullable=False),
+        Column("runs", BigInteger, nullable=False),
+        Column("tests", BigInteger, nullable=False),
+        *[Column(name, BigInteger, nullable=False) for name in (*COUNTERS, "unknown")],
+        *_rates(),
+        *[Column(f"checks_{name}", BigInteger, nullable=False) for name in COUNTERS],
+        Column("check_pass_rate", Double),
+        sqlite_with_rowid=False,
+    )
+
+
+daily_results = _results("daily_results", "day")
+weekly_results = _results("weekly_results", "week_starts_on")
+Index("ix_daily_results_day", daily_results.c.day)
+Index("ix_weekly_results_week_starts_on", weekly_results.c.week_starts_on)
+
+dates = Table(
+    "dates",
+    metadata,
+    Column("day", Day, primary_key=True),
+    Column("year", BigInteger, nullable=False),
+    Column("quarter", BigInteger, nullable=False),
+    Column("month", BigInteger, nullable=False),
+    Column("month_starts_on", Day, nullable=False),
+    Column("day_of_month", BigInteger, nullable=False),
+    Column("iso_year", BigInteger, nullable=False),
+    Column("iso_week", BigInteger, nullable=False),
+    Column("week_starts_on", Day, nullable=False),
+    Column("iso_weekday", BigInteger, nullable=False),
+    Column("is_weekend", Boolean, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+identities = Table(
+    "identities",
+    metadata,
+    Column("application", Key, primary_key=True),
+    Column("compared", BigInteger, nullable=False),
+    Column("repeated", BigInteger, nullable=False),
+    Column("repeat_share", Double),
+    Column("key_kind", Text, nullable=False),
+    Column("measured_at", Timestamp, nullable=False),
+    CheckConstraint("key_kind IN ('id', 'name')", name="key_kind"),
+    sqlite_with_rowid=False,
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("application", Key, primary_key=True),
+    Column("plan", Key, primary_key=True),
+    Column("old_name", Key, primary_key=True),
+    Column("added_at", Timestamp, primary_key=True),
+    Column("new_name", Text, nullable=False),
+    Column("removed_at", Timestamp),
+    sqlite_with_rowid=False,
+)
+
+data_dictionary = Table(
+    "data_dictionary",
+    metadata,
+    Column("object_name", Key, primary_key=True),
+    Column("column_name", Key, primary_key=True),
+    Column("description", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 rejects = Table(
     "rejects",
     metadata,
@@ -393,4 +611,21 @@ ingests = Table(
     *[Column(name, BigInteger, nullable=False, server_default="0") for name in OUTCOMES],
     Column("exit_code", BigInteger),
     Column("wait_until", Timestamp),
+)
+
+health = Table(
+    "health",
+    metadata,
+    Column("pass_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("measured_at", Timestamp, nullable=False),
+    Column("open_runs", BigInteger, nullable=False),
+    Column("open_tests", BigInteger, nullable=False),
+    Column("oldest_open_at", Timestamp),
+    Column("never_fetched", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("gone", BigInteger, nullable=False),
+    Column("poll_gap_p95_ms", BigInteger),
+    Column("new_fields_7_days", BigInteger, nullable=False),
+    Column("last_success_at", Timestamp),
+    sqlite_with_rowid=False,
 )

@@ -5,36 +5,47 @@ after another, the later one fetched later.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import zstandard
-from sqlalchemy import Connection, and_, delete, select, tuple_, update
+from sqlalchemy import Connection, Table, and_, delete, select, tuple_, update
 
-from etl import bulk
+from etl import aggregates, bulk
 from etl.history import (
+    Before,
     Owner,
     Row,
     Stretch,
     TestState,
+    changed_statuses,
     differing_tests,
+    outcome_row,
     revision_row,
+    roster_row,
     run_row,
     test_states,
+    variant_row,
     warning_rows,
 )
 from etl.lifecycle import Seen
+from etl.metrics import DEFAULT_RULES, Rules
 from etl.normalize import Drift, Rows
 from etl.schema import (
     COUNTERS,
     counts,
     drift,
     environments,
+    identities,
+    outcomes,
     payloads,
+    plan_variants,
     rejects,
     revisions,
+    rosters,
     runs,
+    status_changes,
     test_revisions,
     tests,
     tracked_runs,
@@ -182,10 +193,13 @@ def known(connection: Connection, first_tracked_at: Mapping[str, datetime]) -> d
     }
 
 
-def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
+def save(
+    connection: Connection, answers: Sequence[Answer], rules: Rules = DEFAULT_RULES
+) -> dict[str, Saved]:
     """Store `answers`, one a run, and return by run ID what that changed.
 
-    The same content again changes nothing; other content opens a new revision.
+    The same content again changes nothing; other content opens a new revision, and brings up to
+    date by `rules` what reports count.
     """
     before = archived(connection, [answer.run_id for answer in answers])
     new = [answer for answer in answers if answer.run_id not in before]
@@ -197,9 +211,11 @@ def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
     stretches = {
         answer.run_id: _stretch(answer, before.get(answer.run_id)) for answer in new + changed
     }
-    _supersede(connection, changed, stretches, before)
+    status_rows = _supersede(connection, changed, stretches, before)
     _insert_new(connection, [*new, *changed], stretches, before)
+    bulk.insert(connection, status_changes, status_rows)
     _put_drift(connection, new + changed)
+    aggregates.refresh(connection, list(stretches), rules)
     unmark_gone(connection, [run_id for run_id, known in before.items() if known.gone_at])
     after = archived(connection, list(stretches))
     return {
@@ -227,25 +243,34 @@ def _supersede(
     changed: Sequence[Answer],
     stretches: Mapping[str, Stretch],
     before: Mapping[str, Archived],
-) -> None:
-    """End the open stretches, keep the tests that differ, and clear the way for the new rows."""
+) -> list[Row]:
+    """End the open stretches, keep the tests that differ, and clear the way for the new rows.
+
+    Returns rows of `status_changes`, which refer to the revisions that are still to come.
+    """
     if not changed:
-        return
+        return []
     run_ids = [answer.run_id for answer in changed]
-    ends, last_seen, kept = [], [], []
+    ends, last_seen, superseded, kept, status_rows = [], [], [], [], []
     old_tests = _current_tests(connection, run_ids)
     for run_id in run_ids:
         known, opened = before[run_id], stretches[run_id]
         seen_at = known.last_fetched_at or opened.observed_at
         ends.append((seen_at, opened.observed_at, run_id, known.revision))
         last_seen.append((seen_at, run_id, known.revision))
+        superseded.append((opened.observed_at, run_id, known.revision))
         old, new = old_tests.get(run_id, {}), test_states(opened.rows)
         kept += differing_tests(run_id, known.revision, old, new)
+        opened_at = known.ended_at or known.changed_at
+        before_change = Before(known.status, opened_at, seen_at, old)
+        status_rows += changed_statuses(run_id, before_change, opened)
     bulk.update(connection, revisions, ("last_seen_at", "superseded_at"), ends)
     bulk.update(connection, payloads, ("last_seen_at",), last_seen)
+    bulk.update(connection, outcomes, ("superseded_at",), superseded)
     bulk.insert(connection, test_revisions, kept)
     for table in (counts, tests, environments):
         connection.execute(delete(table).where(table.c.run_id.in_(run_ids)))
+    return status_rows
 
 
 def _current_tests(
@@ -299,12 +324,47 @@ def _insert_new(
         revisions,
         [revision_row(answer.run_id, opened, None) for answer, opened in opened_by],
     )
+    id_keyed = id_keyed_applications(connection)
+    put_names(connection, rows, id_keyed)
+    bulk.insert(
+        connection,
+        outcomes,
+        [outcome_row(answer.run_id, opened, None, id_keyed) for answer, opened in opened_by],
+    )
     bulk.insert(connection, payloads, [_payload_row(*pair) for pair in opened_by])
     bulk.insert(
         connection,
         warnings,
         [row for answer, opened in opened_by for row in warning_rows(answer.run_id, opened)],
     )
+
+
+def id_keyed_applications(connection: Connection) -> frozenset[str]:
+    """Return the applications whose tests keep their ids from run to run."""
+    query = select(identities.c.application).where(identities.c.key_kind == "id")
+    return frozenset(connection.scalars(query))
+
+
+def put_names(connection: Connection, rows: Iterable[Rows], id_keyed: Collection[str]) -> None:
+    """Keep what `outcomes` refers to: plans with their environments, and lists of tests."""
+    answers = list(rows)
+    _add_missing(connection, plan_variants, {row[0]: row for row in map(variant_row, answers)})
+    rosters_by_id = {row[0]: row for row in (roster_row(each, id_keyed) for each in answers)}
+    _add_missing(connection, rosters, rosters_by_id)
+
+
+def _add_missing(connection: Connection, table: Table, rows: Mapping[str, Row]) -> None:
+    """Add the rows whose keys are not there, in an order that lets nobody wait in a circle."""
+    [key] = table.primary_key.columns
+    known = {
+        found
+        for chunk in aggregates.chunks(sorted(rows))
+        for found in connection.scalars(select(key).where(key.in_(chunk)))
+    }
+    names = [column.name for column in table.columns]
+    fresh = [dict(zip(names, rows[found], strict=True)) for found in sorted(rows.keys() - known)]
+    if fresh:
+        connection.execute(bulk.upsert_into(connection, table).on_conflict_do_nothing(), fresh)
 
 
 def _update_runs(connection: Connection, rows: Sequence[Row]) -> None:

@@ -242,7 +242,9 @@ def test_sqlite_declares_the_types_that_bi_clients_need(sqlite_url: str) -> None
     engine.dispose()
     assert declared["runs", "started_at"] == declared["runs", "started_on"] == "DATETIME"
     assert declared.pop(("ingests", "id")) == "INTEGER"
-    assert set(declared.values()) == {"TEXT", "BIGINT", "DATETIME", "JSON", "BLOB", "BOOLEAN"}
+    assert set(declared.values()) == {
+        "TEXT", "BIGINT", "DOUBLE", "DATETIME", "JSON", "BLOB", "BOOLEAN",
+    }  # fmt: skip
 
 
 def test_an_empty_archive_can_be_taken_down_and_built_again(engine: Engine) -> None:

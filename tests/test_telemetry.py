@@ -11,7 +11,7 @@ from prometheus_client import generate_latest
 from psycopg import sql
 from sqlalchemy import Engine, make_url, text
 
-from etl import database, metrics
+from etl import database, prometheus
 from etl.config import Telemetry
 from etl.errors import UsageError
 from etl.ping import ping
@@ -78,7 +78,7 @@ def values(exposed: str) -> dict[str, float]:
 
 
 def read(engine: Engine) -> dict[str, float]:
-    return values(generate_latest(metrics.registry(engine)).decode())
+    return values(generate_latest(prometheus.registry(engine)).decode())
 
 
 def names(found: dict[str, float]) -> set[str]:
@@ -90,7 +90,7 @@ def names(found: dict[str, float]) -> set[str]:
 
 def test_every_metric_is_there_with_its_meaning(archiver: Program, engine: Engine) -> None:
     archiver.call("ingest", "r1")
-    exposed = generate_latest(metrics.registry(engine)).decode()
+    exposed = generate_latest(prometheus.registry(engine)).decode()
     assert names(values(exposed)) == ALL_METRICS
     assert set(re.findall(r"^# HELP (\w+) .+\.$", exposed, re.MULTILINE)) == ALL_METRICS
 
@@ -192,7 +192,7 @@ def fetch(port: int) -> dict[str, float]:
 def test_the_endpoint_serves_the_metrics(archiver: Program, engine: Engine) -> None:
     archiver.call("ingest", "r1")
     port = free_port()
-    metrics.serve(engine, Telemetry(metrics_port=port))
+    prometheus.serve(engine, Telemetry(metrics_port=port))
     assert names(fetch(port)) == ALL_METRICS
 
 
@@ -203,7 +203,7 @@ def test_the_endpoint_tells_that_postgresql_went_away_and_came_back(
     name = make_url(postgresql_url).database or ""
     engine = database.connect(postgresql_url)
     port = free_port()
-    metrics.serve(engine, Telemetry(metrics_port=port))
+    prometheus.serve(engine, Telemetry(metrics_port=port))
     found = [fetch(port)]
     for is_there in (False, True):
         with postgresql.administer() as connection:
@@ -232,7 +232,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(sqlite_url: str, api: FakeApi)
     engine = database.connect(sqlite_url)
     port = int(api.url.rpartition(":")[2])
     with pytest.raises(UsageError, match=rf"^telemetry\.metrics_port: 127\.0\.0\.1:{port} .*use$"):
-        metrics.serve(engine, Telemetry(metrics_port=port))
+        prometheus.serve(engine, Telemetry(metrics_port=port))
 
 
 # --- pings ---

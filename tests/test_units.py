@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from etl import config, database, errors, metrics
+from etl import config, database, errors, prometheus
 from etl.config import Schedule
 from etl.sandbox.app import READ_KEY
 from etl.scheduler import make_trigger
@@ -341,7 +341,7 @@ def exported(database_url: str) -> set[str]:
     engine = database.connect(database_url)
     database.upgrade(engine)
     found = {
-        sample.name for metric in metrics.registry(engine).collect() for sample in metric.samples
+        sample.name for metric in prometheus.registry(engine).collect() for sample in metric.samples
     }
     engine.dispose()
     return found

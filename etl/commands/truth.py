@@ -59,7 +59,7 @@ class _Found:
 def verify(path: Path | None, *, as_json: bool) -> int:
     """Check all runs; 1 if anything is not as it should be."""
     session = _archive(path)
-    batches = rebuild.verify(session.engine, session.config.reporting_zone)
+    batches = rebuild.verify(session.engine, session.config.reporting_zone, session.config.rules)
     found = _work_through(session, batches, _say_nothing if as_json else _say_all)
     wrong = found.damage.count + found.differing.count
     if as_json:
@@ -83,7 +83,7 @@ def verify(path: Path | None, *, as_json: bool) -> int:
 def preview(path: Path | None, *, as_json: bool) -> int:
     """Say what `replay` would change."""
     session = _archive(path)
-    batches = rebuild.verify(session.engine, session.config.reporting_zone)
+    batches = rebuild.verify(session.engine, session.config.reporting_zone, session.config.rules)
     found = _work_through(session, batches, _say_nothing if as_json else _say_wrong)
     _sum_up(found, "would be changed", as_json=as_json)
     return 0
@@ -92,7 +92,7 @@ def preview(path: Path | None, *, as_json: bool) -> int:
 def replay(path: Path | None, *, as_json: bool) -> int:
     """Rebuild what differs; 1 if there is damage, which is left as it was."""
     session = _archive(path)
-    batches = rebuild.replay(session.engine, session.config.reporting_zone)
+    batches = rebuild.replay(session.engine, session.config.reporting_zone, session.config.rules)
     found = _work_through(session, batches, _say_nothing if as_json else _say_wrong)
     _sum_up(found, "changed", as_json=as_json)
     return 1 if found.damage.count else 0

@@ -1,0 +1,335 @@
+"""Keep what reports count: strips of outcomes, series, durations, and results by day and week.
+
+All of it but `aliases` follows from the payloads: after this migration, `db upgrade` replays an
+archive that has runs. `dates` is a calendar for BI tools, from 2010 to 2039.
+"""
+
+from datetime import date, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+TIMESTAMP = sa.DateTime(timezone=True)
+DAY = sa.Date().with_variant(sa.DateTime(), "sqlite")
+KEY = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+revision = "0003"
+down_revision = "0002"
+
+
+def _rates() -> list[sa.Column[float]]:
+    names = ("pass_rate", "pass_rate_strict", "decided_share", "pass_rate_low", "pass_rate_high")
+    return [sa.Column(name, sa.Double()) for name in names]
+
+
+def _counts(prefix: str = "") -> list[sa.Column[int]]:
+    names = ("failed", "passed", "aborted", "pending", "unresolved")
+    return [sa.Column(f"{prefix}{name}", sa.BigInteger(), nullable=False) for name in names]
+
+
+def upgrade() -> None:
+    _create_facts()
+    _create_aggregates()
+    _create_dates()
+    _create_rest()
+
+
+def _create_facts() -> None:
+    op.create_table(
+        "plan_variants",
+        sa.Column("variant_id", KEY, nullable=False),
+        sa.Column("plan_id", KEY, nullable=False),
+        sa.Column("application", sa.Text(), nullable=False),
+        sa.Column("plan", sa.Text(), nullable=False),
+        sa.Column("environment_signature", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("variant_id", name="pk_plan_variants"),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_plan_variants_plan_id", "plan_variants", ["plan_id"], unique=False)
+    op.create_table(
+        "rosters",
+        sa.Column("roster_id", KEY, nullable=False),
+        sa.Column("tests", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("roster_id", name="pk_rosters"),
+    )
+    op.create_table(
+        "outcomes",
+        sa.Column("run_id", KEY, nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("observed_at", TIMESTAMP, nullable=False),
+        sa.Column("superseded_at", TIMESTAMP),
+        sa.Column("variant_id", KEY, nullable=False),
+        sa.Column("roster_id", KEY, nullable=False),
+        sa.Column("outcomes", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text()),
+        sa.Column("started_at", TIMESTAMP),
+        sa.Column("started_on", DAY),
+        sa.Column("ended_at", TIMESTAMP),
+        sa.Column("duration_ms", sa.BigInteger()),
+        *_counts("checks_"),
+        sa.Column("check_pass_rate", sa.Double()),
+        *_counts("tests_"),
+        sa.Column("tests_unknown", sa.BigInteger(), nullable=False),
+        *_rates(),
+        sa.ForeignKeyConstraint(["roster_id"], ["rosters.roster_id"], name="fk_outcomes_rosters"),
+        sa.ForeignKeyConstraint(
+            ["run_id", "revision"],
+            ["revisions.run_id", "revisions.revision"],
+            name="fk_outcomes_revisions",
+            ondelete="CASCADE",
+        ),
+        sa.ForeignKeyConstraint(
+            ["variant_id"], ["plan_variants.variant_id"], name="fk_outcomes_plan_variants"
+        ),
+        sa.PrimaryKeyConstraint("run_id", "revision", name="pk_outcomes"),
+        sqlite_with_rowid=False,
+    )
+    op.create_index(
+        "ix_outcomes_variant_id_started_at_run_id",
+        "outcomes",
+        ["variant_id", "started_at", "run_id"],
+        unique=False,
+        sqlite_where=sa.text("superseded_at IS NULL"),
+        postgresql_where=sa.text("superseded_at IS NULL"),
+    )
+    op.create_table(
+        "status_changes",
+        sa.Column("run_id", KEY, nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        sa.Column("test", sa.Text()),
+        sa.Column("from_status", sa.Text()),
+        sa.Column("to_status", sa.Text()),
+        sa.Column("last_seen_at", TIMESTAMP, nullable=False),
+        sa.Column("changed_by", TIMESTAMP, nullable=False),
+        sa.Column("opened_at", TIMESTAMP),
+        sa.Column("resolution_min_ms", sa.BigInteger()),
+        sa.Column("resolution_max_ms", sa.BigInteger()),
+        sa.ForeignKeyConstraint(
+            ["run_id", "revision"],
+            ["revisions.run_id", "revisions.revision"],
+            name="fk_status_changes_revisions",
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("run_id", "revision", "position", name="pk_status_changes"),
+        sqlite_with_rowid=False,
+    )
+
+
+def _create_aggregates() -> None:
+    op.create_table(
+        "series",
+        sa.Column("series_id", KEY, nullable=False),
+        sa.Column("variant_id", KEY, nullable=False),
+        sa.Column("test_key", sa.Text(), nullable=False),
+        sa.Column("test", sa.Text()),
+        sa.Column("type", sa.Text()),
+        sa.Column("test_id", sa.Text()),
+        sa.Column("decided", sa.BigInteger(), nullable=False),
+        *_counts(),
+        *_rates(),
+        sa.Column("flips", sa.BigInteger(), nullable=False),
+        sa.Column("flip_rate", sa.Double()),
+        sa.Column("health", sa.Double()),
+        sa.Column("is_flaky", sa.Boolean(), nullable=False),
+        sa.Column("is_confirmed_flaky", sa.Boolean(), nullable=False),
+        sa.Column("is_regression", sa.Boolean(), nullable=False),
+        sa.Column("is_new_failure", sa.Boolean(), nullable=False),
+        sa.Column("is_always_failing", sa.Boolean(), nullable=False),
+        sa.Column("is_recovered", sa.Boolean(), nullable=False),
+        sa.Column("fail_streak", sa.BigInteger(), nullable=False),
+        sa.Column("streak_since", TIMESTAMP),
+        sa.Column("recent", sa.Text(), nullable=False),
+        sa.Column("last_status", sa.Text()),
+        sa.Column("last_run_id", sa.Text(), nullable=False),
+        sa.Column("last_started_at", TIMESTAMP, nullable=False),
+        sa.Column("window_starts_at", TIMESTAMP, nullable=False),
+        sa.ForeignKeyConstraint(
+            ["variant_id"], ["plan_variants.variant_id"], name="fk_series_plan_variants"
+        ),
+        sa.PrimaryKeyConstraint("series_id", name="pk_series"),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_series_variant_id", "series", ["variant_id"], unique=False)
+    op.create_table(
+        "durations",
+        sa.Column("variant_id", KEY, nullable=False),
+        sa.Column("measured", sa.BigInteger(), nullable=False),
+        sa.Column("p50_ms", sa.BigInteger(), nullable=False),
+        sa.Column("p95_ms", sa.BigInteger(), nullable=False),
+        sa.Column("p50_per_test_ms", sa.BigInteger()),
+        sa.Column("p50_last_7_days_ms", sa.BigInteger(), nullable=False),
+        sa.Column("p50_28_days_before_ms", sa.BigInteger()),
+        sa.Column("change", sa.Double()),
+        sa.Column("last_run_id", sa.Text(), nullable=False),
+        sa.Column("last_started_at", TIMESTAMP, nullable=False),
+        sa.Column("last_duration_ms", sa.BigInteger(), nullable=False),
+        sa.Column("p95_before_last_ms", sa.BigInteger()),
+        sa.Column("is_slow", sa.Boolean(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["variant_id"], ["plan_variants.variant_id"], name="fk_durations_plan_variants"
+        ),
+        sa.PrimaryKeyConstraint("variant_id", name="pk_durations"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "daily_results",
+        sa.Column("plan_id", KEY, nullable=False),
+        sa.Column("day", DAY, nullable=False),
+        sa.Column("application", sa.Text(), nullable=False),
+        sa.Column("plan", sa.Text(), nullable=False),
+        sa.Column("runs", sa.BigInteger(), nullable=False),
+        sa.Column("tests", sa.BigInteger(), nullable=False),
+        *_counts(),
+        sa.Column("unknown", sa.BigInteger(), nullable=False),
+        *_rates(),
+        *_counts("checks_"),
+        sa.Column("check_pass_rate", sa.Double()),
+        sa.PrimaryKeyConstraint("plan_id", "day", name="pk_daily_results"),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_daily_results_day", "daily_results", ["day"], unique=False)
+    op.create_table(
+        "weekly_results",
+        sa.Column("plan_id", KEY, nullable=False),
+        sa.Column("week_starts_on", DAY, nullable=False),
+        sa.Column("application", sa.Text(), nullable=False),
+        sa.Column("plan", sa.Text(), nullable=False),
+        sa.Column("runs", sa.BigInteger(), nullable=False),
+        sa.Column("tests", sa.BigInteger(), nullable=False),
+        *_counts(),
+        sa.Column("unknown", sa.BigInteger(), nullable=False),
+        *_rates(),
+        *_counts("checks_"),
+        sa.Column("check_pass_rate", sa.Double()),
+        sa.PrimaryKeyConstraint("plan_id", "week_starts_on", name="pk_weekly_results"),
+        sqlite_with_rowid=False,
+    )
+    op.create_index(
+        "ix_weekly_results_week_starts_on", "weekly_results", ["week_starts_on"], unique=False
+    )
+
+
+def _create_rest() -> None:
+    op.create_table(
+        "identities",
+        sa.Column("application", KEY, nullable=False),
+        sa.Column("compared", sa.BigInteger(), nullable=False),
+        sa.Column("repeated", sa.BigInteger(), nullable=False),
+        sa.Column("repeat_share", sa.Double()),
+        sa.Column("key_kind", sa.Text(), nullable=False),
+        sa.Column("measured_at", TIMESTAMP, nullable=False),
+        sa.CheckConstraint("key_kind IN ('id', 'name')", name=op.f("ck_identities_key_kind")),
+        sa.PrimaryKeyConstraint("application", name="pk_identities"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "aliases",
+        sa.Column("application", KEY, nullable=False),
+        sa.Column("plan", KEY, nullable=False),
+        sa.Column("old_name", KEY, nullable=False),
+        sa.Column("added_at", TIMESTAMP, nullable=False),
+        sa.Column("new_name", sa.Text(), nullable=False),
+        sa.Column("removed_at", TIMESTAMP),
+        sa.PrimaryKeyConstraint("application", "plan", "old_name", "added_at", name="pk_aliases"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "data_dictionary",
+        sa.Column("object_name", KEY, nullable=False),
+        sa.Column("column_name", KEY, nullable=False),
+        sa.Column("description", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("object_name", "column_name", name="pk_data_dictionary"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "health",
+        sa.Column("pass_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("measured_at", TIMESTAMP, nullable=False),
+        sa.Column("open_runs", sa.BigInteger(), nullable=False),
+        sa.Column("open_tests", sa.BigInteger(), nullable=False),
+        sa.Column("oldest_open_at", TIMESTAMP),
+        sa.Column("never_fetched", sa.BigInteger(), nullable=False),
+        sa.Column("failed", sa.BigInteger(), nullable=False),
+        sa.Column("gone", sa.BigInteger(), nullable=False),
+        sa.Column("poll_gap_p95_ms", sa.BigInteger()),
+        sa.Column("new_fields_7_days", sa.BigInteger(), nullable=False),
+        sa.Column("last_success_at", TIMESTAMP),
+        sa.PrimaryKeyConstraint("pass_id", name="pk_health"),
+        sqlite_with_rowid=False,
+    )
+
+
+def _create_dates() -> None:
+    op.create_table(
+        "dates",
+        sa.Column("day", DAY, nullable=False),
+        sa.Column("year", sa.BigInteger(), nullable=False),
+        sa.Column("quarter", sa.BigInteger(), nullable=False),
+        sa.Column("month", sa.BigInteger(), nullable=False),
+        sa.Column("month_starts_on", DAY, nullable=False),
+        sa.Column("day_of_month", sa.BigInteger(), nullable=False),
+        sa.Column("iso_year", sa.BigInteger(), nullable=False),
+        sa.Column("iso_week", sa.BigInteger(), nullable=False),
+        sa.Column("week_starts_on", DAY, nullable=False),
+        sa.Column("iso_weekday", sa.BigInteger(), nullable=False),
+        sa.Column("is_weekend", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("day", name="pk_dates"),
+        sqlite_with_rowid=False,
+    )
+    _fill_dates(op.get_bind())
+
+
+def _fill_dates(bind: sa.Connection) -> None:
+    """Write the days of 2010 to 2039, by each database's fastest way: tests make many archives."""
+    first, last = date(2010, 1, 1), date(2039, 12, 31)
+    days = [_date_row(first + timedelta(days=n)) for n in range((last - first).days + 1)]
+    if bind.dialect.name == "postgresql":
+        driver: Any = bind.connection.driver_connection
+        with driver.cursor() as cursor, cursor.copy("COPY dates FROM STDIN") as copy:
+            for row in days:
+                copy.write_row(row)
+        return
+    # Days are midnights there, as text.
+    as_text = [
+        tuple(f"{cell} 00:00:00.000" if isinstance(cell, date) else cell for cell in row)
+        for row in days
+    ]
+    bind.exec_driver_sql("INSERT INTO dates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", as_text)
+
+
+def _date_row(day: date) -> tuple[date | int, ...]:
+    iso = day.isocalendar()
+    return (
+        day,
+        day.year,
+        (day.month + 2) // 3,
+        day.month,
+        day.replace(day=1),
+        day.day,
+        iso.year,
+        iso.week,
+        day - timedelta(days=iso.weekday - 1),
+        iso.weekday,
+        iso.weekday > 5,
+    )
+
+
+def downgrade() -> None:
+    for name in (
+        "health",
+        "data_dictionary",
+        "aliases",
+        "identities",
+        "dates",
+        "weekly_results",
+        "daily_results",
+        "durations",
+        "series",
+        "status_changes",
+        "outcomes",
+        "rosters",
+        "plan_variants",
+    ):
+        op.drop_table(name)
