@@ -252,7 +252,9 @@ def hold(connection: Connection, plan_ids: Collection[str]) -> None:
     """
     if connection.dialect.name == "postgresql" and plan_ids:
         connection.execute(
-            text("SELECT pg_advisory_xact_lock(hashtextextended(id, 0)) FROM unnest(:ids) AS id"),
+            text(
+                "SELECT pg_advisory_xact_lock(hashtextextended(id, 0)) FROM unnest(CAST(:ids AS text[])) AS id"
+            ),
             {"ids": sorted(plan_ids)},
         )
 
