@@ -5,9 +5,8 @@ it touches, in its own transaction; `rebuild` computes them anew and holds them 
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import date
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import date, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from sqlalchemy import (
     Table,
     and_,
     delete,
+    or_,
     select,
     text,
     tuple_,
@@ -28,6 +28,7 @@ from etl import bulk
 from etl.metrics import (
     Counts,
     NamedTest,
+    Naming,
     Period,
     Plan,
     PlanRun,
@@ -35,6 +36,7 @@ from etl.metrics import (
     Rules,
     Series,
     as_period,
+    as_roster,
     days_of,
     digest,
     durations_of,
@@ -47,8 +49,10 @@ from etl.metrics import (
 from etl.schema import (
     COUNTERS,
     SERIES_CLASSES,
+    aliases,
     daily_results,
     durations,
+    identities,
     labels,
     outcomes,
     plan_variants,
@@ -103,7 +107,7 @@ def plan_runs(condition: ColumnElement[bool]) -> Select[Any]:
     )
 
 
-def as_plan_run(row: Sequence[Any], known: Mapping[str, Roster]) -> PlanRun:
+def as_plan_run(row: Sequence[Any], book: "RosterBook") -> PlanRun:
     """Return a row of the query `plan_runs` as `metrics` takes it."""
     run_id, variant_id, status, started_at, started_on, duration_ms, *rest = row
     *checks, strip, roster_id, commit = rest
@@ -116,9 +120,30 @@ def as_plan_run(row: Sequence[Any], known: Mapping[str, Roster]) -> PlanRun:
         duration_ms,
         Counts(*checks),
         strip,
-        known[roster_id],
+        book[roster_id],
         commit,
     )
+
+
+class RosterBook:
+    """The rosters of one plan that were read so far, by their ids."""
+
+    def __init__(self, connection: Connection, naming: Naming) -> None:
+        self._connection = connection
+        self._naming = naming
+        self._known: dict[str, Roster] = {}
+
+    def learn(self, roster_ids: Iterable[str]) -> None:
+        """Read those of the rosters that are not known yet."""
+        for chunk in chunks(sorted(set(roster_ids) - self._known.keys())):
+            query = select(rosters.c.roster_id, rosters.c.tests)
+            for row in self._connection.execute(query.where(rosters.c.roster_id.in_(chunk))):
+                self._known[row.roster_id] = as_roster(
+                    row.roster_id, _parsed(row.tests), self._naming
+                )
+
+    def __getitem__(self, roster_id: str) -> Roster:
+        return self._known[roster_id]
 
 
 @lru_cache(maxsize=64)
@@ -126,16 +151,46 @@ def _parsed(tests: str) -> tuple[NamedTest, ...]:
     return tuple(NamedTest(*each) for each in msgspec.json.decode(tests))
 
 
-def read_rosters(connection: Connection, roster_ids: Collection[str]) -> dict[str, Roster]:
-    """Return rosters by their ids."""
-    found: dict[str, Roster] = {}
-    for chunk in chunks(sorted(roster_ids)):
-        for roster_id, tests in connection.execute(
-            select(rosters.c.roster_id, rosters.c.tests).where(rosters.c.roster_id.in_(chunk))
-        ):
-            parsed = _parsed(tests)
-            found[roster_id] = Roster(roster_id, tuple(test.key for test in parsed), parsed)
-    return found
+class Namings:
+    """How the tests of each plan are known again, now or `at` a moment."""
+
+    def __init__(self, connection: Connection, at: datetime | None = None) -> None:
+        by_id = _ID_KEYED if at is None else _ID_KEYED.where(identities.c.decided_at <= at)
+        self._by_id = frozenset(connection.scalars(by_id))
+        self._renamed: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        query = select(aliases).where(_is_valid_alias(at)).order_by(aliases.c.added_at)
+        for row in connection.execute(query):
+            self._renamed[row.application, row.plan][row.old_name] = row.new_name
+
+    def of(self, plan: Plan) -> Naming:
+        """Return how the tests of `plan` are known again."""
+        renamed = {
+            **self._renamed.get((plan.application, ""), {}),
+            **self._renamed.get((plan.application, plan.plan), {}),
+        }
+        return Naming(plan.application in self._by_id, _followed(renamed))
+
+
+_ID_KEYED = select(identities.c.application).where(identities.c.key_kind == "id")
+
+
+def _is_valid_alias(at: datetime | None) -> ColumnElement[bool]:
+    if at is None:
+        return aliases.c.removed_at.is_(None)
+    is_removed_later = or_(aliases.c.removed_at.is_(None), aliases.c.removed_at > at)
+    return and_(aliases.c.added_at <= at, is_removed_later)
+
+
+def _followed(renamed: Mapping[str, str]) -> dict[str, str]:
+    """Lead each old name to the newest: a test can be renamed again, and even back."""
+    newest = {}
+    for old in renamed:
+        name, seen = old, {old}
+        while (following := renamed.get(name)) is not None and following not in seen:
+            name = following
+            seen.add(name)
+        newest[old] = name
+    return newest
 
 
 def chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -150,10 +205,10 @@ class NewestFirst:
     Can be gone through more than once; the first page is read once.
     """
 
-    def __init__(self, connection: Connection, variant_id: str, known: dict[str, Roster]) -> None:
+    def __init__(self, connection: Connection, variant_id: str, book: RosterBook) -> None:
         self._connection = connection
         self._variant_id = variant_id
-        self._known = known
+        self._book = book
         self._first_page: list[PlanRun] | None = None
 
     def __iter__(self) -> Iterator[PlanRun]:
@@ -176,73 +231,76 @@ class NewestFirst:
         rows = self._connection.execute(
             plan_runs(condition).order_by(*newest_first).limit(size)
         ).all()
-        unknown = {row.roster_id for row in rows} - self._known.keys()
-        self._known |= read_rosters(self._connection, unknown)
-        return [as_plan_run(row, self._known) for row in rows]
+        self._book.learn(row.roster_id for row in rows)
+        return [as_plan_run(row, self._book) for row in rows]
 
 
 # --- bringing up to date --------------------------------------------------------------------
 
 
-@dataclass
 class _Touched:
-    """What a batch touches of a plan."""
+    """What a batch touches of a plan: test keys by variant, and what its days gain and lose."""
 
-    tests: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """Test keys by variant."""
-    differences: list[Period] = field(default_factory=list)
-    """What its days gain and lose."""
+    def __init__(self, book: RosterBook) -> None:
+        self.book = book
+        self.tests: defaultdict[str, set[str]] = defaultdict(set)
+        self.differences: list[Period] = []
 
 
 def refresh(connection: Connection, run_ids: Sequence[str], rules: Rules) -> None:
     """Bring up to date what a new revision of each of `run_ids`, just stored, changes."""
-    known: dict[str, Roster] = {}
-    touched: defaultdict[Plan, _Touched] = defaultdict(_Touched)
-    for chunk in chunks(run_ids):
-        _note_touched(connection, chunk, known, touched)
+    touched = _touched(connection, run_ids)
     hold(connection, [plan.plan_id for plan in touched])
-    tests = {variant: keys for each in touched.values() for variant, keys in each.tests.items()}
-    _refresh_variants(connection, tests, known, rules)
+    for each in touched.values():
+        _refresh_variants(connection, each.tests, each.book, rules)
     days = {plan: summed(each.differences) for plan, each in touched.items()}
     _add_periods(connection, daily_results, days)
     weeks = {plan: weeks_of(differences) for plan, differences in days.items()}
     _add_periods(connection, weekly_results, weeks)
 
 
-def refresh_series(connection: Connection, variant_ids: Collection[str], rules: Rules) -> None:
-    """Compute all series and durations of variants anew: what a label or alias says has changed."""
-    for chunk in chunks(sorted(variant_ids)):
-        is_chosen = series.c.variant_id.in_(chunk)
-        connection.execute(delete(series).where(is_chosen))
-        _refresh_variants(connection, dict.fromkeys(chunk), {}, rules)
+def refresh_plan(connection: Connection, plan: Plan, rules: Rules) -> None:
+    """Compute all series and durations of a plan anew, after a label or an alias has changed."""
+    hold(connection, [plan.plan_id])
+    variant_ids = _variant_ids(connection, plan.plan_id)
+    connection.execute(delete(series).where(series.c.variant_id.in_(_in_plan(plan.plan_id))))
+    book = RosterBook(connection, Namings(connection).of(plan))
+    _refresh_variants(connection, dict.fromkeys(variant_ids), book, rules)
 
 
-def _note_touched(
-    connection: Connection,
-    run_ids: Sequence[str],
-    known: dict[str, Roster],
-    touched: defaultdict[Plan, _Touched],
-) -> None:
-    """Note which tests and days the newest revisions of `run_ids`, and those before, are of."""
-    newest = runs.c.revision
-    query = (
+def _touched(connection: Connection, run_ids: Sequence[str]) -> dict[Plan, _Touched]:
+    """Tell which tests and days the newest revisions of `run_ids`, and those before, are of."""
+    rows_by_plan: defaultdict[Plan, list[Any]] = defaultdict(list)
+    for chunk in chunks(run_ids):
+        for row in connection.execute(_newest_two(chunk)):
+            rows_by_plan[Plan(row.application, row.plan)].append(row)
+    namings = Namings(connection)
+    touched = {}
+    for plan, rows in rows_by_plan.items():
+        each = touched[plan] = _Touched(RosterBook(connection, namings.of(plan)))
+        each.book.learn(row.roster_id for row in rows)
+        for *row, _application, _plan, is_newest in rows:
+            run = as_plan_run(row, each.book)
+            each.tests[run.variant_id].update(run.roster.keys)
+            if run.started_on is not None:
+                period = as_period(run.started_on, run)
+                each.differences.append(period if is_newest else negative(period))
+    return touched
+
+
+def _newest_two(run_ids: Sequence[str]) -> Select[Any]:
+    """Return the query for the newest revision of runs and the one before, with their plan."""
+    return (
         plan_runs(outcomes.c.run_id.in_(run_ids))
         .add_columns(
-            plan_variants.c.application, plan_variants.c.plan, outcomes.c.revision == newest
+            plan_variants.c.application,
+            plan_variants.c.plan,
+            outcomes.c.revision == runs.c.revision,
         )
         .join(runs, runs.c.run_id == outcomes.c.run_id)
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
-        .where(outcomes.c.revision >= newest - 1)
+        .where(outcomes.c.revision >= runs.c.revision - 1)
     )
-    rows = connection.execute(query).all()
-    known |= read_rosters(connection, {row.roster_id for row in rows} - known.keys())
-    for *row, application, plan, is_newest in rows:
-        run = as_plan_run(row, known)
-        each = touched[Plan(application, plan)]
-        each.tests[run.variant_id].update(run.roster.keys)
-        if run.started_on is not None:
-            period = as_period(run.started_on, run)
-            each.differences.append(period if is_newest else negative(period))
 
 
 def hold(connection: Connection, plan_ids: Collection[str]) -> None:
@@ -251,18 +309,18 @@ def hold(connection: Connection, plan_ids: Collection[str]) -> None:
     In the order of their ids, so that two who hold several never wait for each other.
     """
     if connection.dialect.name == "postgresql" and plan_ids:
-        connection.execute(
-            text(
-                "SELECT pg_advisory_xact_lock(hashtextextended(id, 0)) FROM unnest(CAST(:ids AS text[])) AS id"
-            ),
-            {"ids": sorted(plan_ids)},
-        )
+        connection.execute(_LOCK, {"ids": sorted(plan_ids)})
+
+
+_LOCK = text(
+    "SELECT pg_advisory_xact_lock(hashtextextended(id, 0)) FROM unnest(CAST(:ids AS text[])) AS id"
+)
 
 
 def _refresh_variants(
     connection: Connection,
     tests: Mapping[str, Collection[str] | None],
-    known: dict[str, Roster],
+    book: RosterBook,
     rules: Rules,
 ) -> None:
     """Write the series (the given test keys, or all) and durations of variants anew."""
@@ -270,7 +328,7 @@ def _refresh_variants(
     duration_rows: list[Row] = []
     gone: list[Row] = []
     for variant_id, keys in tests.items():
-        newest_first = NewestFirst(connection, variant_id, known)
+        newest_first = NewestFirst(connection, variant_id, book)
         found = series_of(newest_first, rules, keys)
         series_rows += [series_row(variant_id, each) for each in found]
         lost = set(keys or ()) - {each.test_key for each in found}
@@ -380,17 +438,47 @@ def plan_ids(connection: Connection) -> list[str]:
     )
 
 
+def plan_ids_of(connection: Connection, application: str) -> list[str]:
+    """Return the plans of an application, in the order of their ids."""
+    query = select(plan_variants.c.plan_id).distinct().order_by(plan_variants.c.plan_id)
+    return list(connection.scalars(query.where(plan_variants.c.application == application)))
+
+
+def recommitted(connection: Connection, commits: Mapping[str, str]) -> list[Plan]:
+    """Return the plans of archived runs that have another commit label than `commits` says.
+
+    `commits` are by run ID.
+    """
+    changed: set[Plan] = set()
+    for chunk in chunks(sorted(commits)):
+        query = (
+            plan_runs(and_(outcomes.c.run_id.in_(chunk), IS_CURRENT))
+            .with_only_columns(
+                outcomes.c.run_id,
+                plan_variants.c.application,
+                plan_variants.c.plan,
+                labels.c.value,
+            )
+            .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
+        )
+        for run_id, *plan, commit in connection.execute(query):
+            if commit != commits[run_id]:
+                changed.add(Plan(*plan))
+    return sorted(changed)
+
+
 def expected(connection: Connection, plan_id: str, rules: Rules) -> dict[str, list[Row]]:
     """Return all rows that the aggregates should have of a plan, by table."""
     rows: dict[str, list[Row]] = {table.name: [] for table in AGGREGATES}
-    of_plan = plan_variants.c.plan_id == plan_id
-    columns = (plan_variants.c.variant_id, plan_variants.c.application, plan_variants.c.plan)
-    known: dict[str, Roster] = {}
+    names = select(plan_variants.c.application, plan_variants.c.plan)
+    found = connection.execute(names.where(plan_variants.c.plan_id == plan_id)).first()
+    if found is None:
+        return rows
+    plan = Plan(*found)
+    book = RosterBook(connection, Namings(connection).of(plan))
     periods: list[Period] = []
-    plan = Plan("", "")
-    for variant_id, *names in connection.execute(select(*columns).where(of_plan)).all():
-        plan = Plan(*names)
-        newest_first = NewestFirst(connection, variant_id, known)
+    for variant_id in _variant_ids(connection, plan_id):
+        newest_first = NewestFirst(connection, variant_id, book)
         rows["series"] += [series_row(variant_id, each) for each in series_of(newest_first, rules)]
         measured = durations_of(newest_first, rules)
         rows["durations"] += [(variant_id, *measured)] if measured else []
@@ -418,9 +506,8 @@ def stored(connection: Connection, plan_id: str) -> dict[str, list[Row]]:
 
 def replace(connection: Connection, plan_id: str, rows: Mapping[str, Sequence[Row]]) -> None:
     """Put `rows` in the place of all that the aggregates have of a plan."""
-    of_plan = select(plan_variants.c.variant_id).where(plan_variants.c.plan_id == plan_id)
     for table in (series, durations):
-        connection.execute(delete(table).where(table.c.variant_id.in_(of_plan)))
+        connection.execute(delete(table).where(table.c.variant_id.in_(_in_plan(plan_id))))
     for table in (daily_results, weekly_results):
         connection.execute(delete(table).where(table.c.plan_id == plan_id))
     for table in AGGREGATES:
@@ -428,5 +515,8 @@ def replace(connection: Connection, plan_id: str, rows: Mapping[str, Sequence[Ro
 
 
 def _variant_ids(connection: Connection, plan_id: str) -> list[str]:
-    query = select(plan_variants.c.variant_id).where(plan_variants.c.plan_id == plan_id)
-    return list(connection.scalars(query))
+    return list(connection.scalars(_in_plan(plan_id).order_by(plan_variants.c.variant_id)))
+
+
+def _in_plan(plan_id: str) -> Select[tuple[str]]:
+    return select(plan_variants.c.variant_id).where(plan_variants.c.plan_id == plan_id)

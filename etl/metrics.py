@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from itertools import pairwise
+from types import MappingProxyType
 from typing import NamedTuple
 
 LETTERS = {"passed": "P", "failed": "F", "aborted": "A", "unresolved": "U", "pending": "N"}
@@ -83,18 +84,6 @@ class Plan(NamedTuple):
         return digest([self.application, self.plan])
 
 
-class Roster(NamedTuple):
-    """The tests of a run, in their order.
-
-    `keys` make a test the same from run to run, and can be there more than once: an id where an
-    application's ids repeat, else the name and type. `tests` has what is known of each.
-    """
-
-    roster_id: str
-    keys: tuple[str, ...]
-    tests: tuple["NamedTest", ...]
-
-
 class NamedTest(NamedTuple):
     """A test as a roster lists it; `test_id` only where ids repeat from run to run."""
 
@@ -102,10 +91,42 @@ class NamedTest(NamedTuple):
     type: str | None
     test_id: str | None = None
 
-    @property
-    def key(self) -> str:
-        """What makes it the same test in another run of the same plan."""
-        return self.test_id or canonical([self.name, self.type])
+
+class Naming(NamedTuple):
+    """How the tests of a plan are known again in another run.
+
+    By their id where an application's ids repeat, else by name and type; `renamed` leads from
+    old names to new ones.
+    """
+
+    by_id: bool = False
+    renamed: Mapping[str, str] = MappingProxyType({})
+
+
+class Roster(NamedTuple):
+    """The tests of a run, in their order; `keys` are the same for the same test of another run.
+
+    A key can be there more than once.
+    """
+
+    roster_id: str
+    keys: tuple[str, ...]
+    tests: tuple[NamedTest, ...]
+
+
+def as_roster(roster_id: str, tests: Iterable[NamedTest], naming: Naming) -> Roster:
+    """Return a list of tests with what makes each the same from run to run."""
+    named = tuple(
+        test._replace(name=naming.renamed.get(test.name, test.name)) if test.name else test
+        for test in tests
+    )
+    return Roster(roster_id, tuple(_key(test, naming) for test in named), named)
+
+
+def _key(test: NamedTest, naming: Naming) -> str:
+    if naming.by_id and test.test_id:
+        return test.test_id
+    return canonical([test.name, test.type])
 
 
 class PlanRun(NamedTuple):

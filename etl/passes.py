@@ -9,10 +9,10 @@ from itertools import islice
 
 from sqlalchemy import Connection, Engine
 
-from etl import clock, database, ledger, lists, pipeline
+from etl import aggregates, clock, database, identity, ledger, lists, pipeline
 from etl.config import DEFAULT_SOURCE, Config
 from etl.keeper import Tally
-from etl.ledger import Tracked
+from etl.ledger import Entry, Tracked
 from etl.lists import Given
 from etl.log import get_logger
 from etl.ping import ping
@@ -58,7 +58,7 @@ class Pass:
         while batch := list(islice(runs, BATCH_RUNS)):
             entries = lists.entries(batch, vault)
             with database.writing(self._engine) as connection:
-                added = ledger.track(connection, entries, clock.now())
+                added = self._track(connection, entries)
                 then(connection, [entry.run_id for entry in entries])
             lacking.update(
                 entry.source or DEFAULT_SOURCE for entry in entries if entry.read_token is None
@@ -68,6 +68,16 @@ class Pass:
         if tracked.new:
             self._warn_of_missing_tokens(lacking)
         return tracked
+
+    def _track(self, connection: Connection, entries: list[Entry]) -> Tracked:
+        """Track a batch; the commit of an archived run may confirm that a test is flaky."""
+        label = aggregates.COMMIT_LABEL
+        commits = {each.run_id: each.labels[label] for each in entries if label in each.labels}
+        plans = aggregates.recommitted(connection, commits)
+        added = ledger.track(connection, entries, clock.now())
+        for plan in plans:
+            aggregates.refresh_plan(connection, plan, self._config.rules)
+        return added
 
     def _warn_of_missing_tokens(self, lacking: Counter[str]) -> None:
         """Say which sources' runs will fail for want of a token, while it may still be found."""
@@ -89,6 +99,7 @@ class Pass:
         settings = self._config.telemetry
         ping(settings, "/start")
         is_well = False
+        started_at = clock.now()
         try:
             self.track(lists.read_watched(self._config))
             bad_lines, self._bad_lines = self._bad_lines, 0
@@ -96,6 +107,10 @@ class Pass:
                 self._engine, self._config, Order(self._trigger, bad_lines), progress, interrupt
             )
             is_well = tally.exit_code == 0
+            if (tally.new or tally.changed) and interrupt.signal is None:
+                identity.settle(
+                    self._engine, started_at, self._config.reporting_zone, self._config.rules
+                )
         finally:
             if settings.metrics_file is not None:
                 from etl import prometheus  # noqa: PLC0415  a fifth of the start of a pass

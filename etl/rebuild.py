@@ -26,6 +26,7 @@ from etl.payload import COUNTERS, decode
 from etl.schema import (
     labels,
     metadata,
+    outcomes,
     payloads,
     plan_variants,
     rejects,
@@ -123,23 +124,61 @@ def replay(engine: Engine, zone: tzinfo, rules: Rules = DEFAULT_RULES) -> Iterat
     payloads are damaged, are left as they are.
     """
     for run_ids in _batches(engine):
-        with writing(engine) as connection:
-            _hold(connection, run_ids)
-            batch = _expected(connection, run_ids, zone)
-            misnamed = _compare_names(connection, batch)
-            _put_names(connection, batch)
-            differing = _compare(connection, batch)
-            _replace(connection, batch, {difference.run_id for difference in differing})
-        yield Checked(len(run_ids), batch.damage, [*differing, *misnamed], [])
+        yield _mend_runs(engine, run_ids, zone)
     for plan_id in _plan_ids(engine):
-        with writing(engine) as connection:
-            aggregates.hold(connection, [plan_id])
-            differing = _compare_plan(connection, plan_id, rules)
-            if differing:
-                wanted = aggregates.expected(connection, plan_id, rules)
-                aggregates.replace(connection, plan_id, wanted)
-        yield Checked(0, [], differing, [])
+        yield _mend_plan(engine, plan_id, rules)
     yield _loose_ends(engine)
+
+
+def replay_application(engine: Engine, application: str, zone: tzinfo, rules: Rules) -> None:
+    """Do the same for one application, whose tests are known by other keys than before."""
+    with reading(engine) as connection:
+        plans = aggregates.plan_ids_of(connection, application)
+    for plan_id in plans:
+        for run_ids in _batches_of_plan(engine, plan_id):
+            _mend_runs(engine, run_ids, zone)
+        _mend_plan(engine, plan_id, rules)
+
+
+def _mend_runs(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> Checked:
+    with writing(engine) as connection:
+        _hold(connection, run_ids)
+        batch = _expected(connection, run_ids, zone)
+        misnamed = _compare_names(connection, batch)
+        _put_names(connection, batch)
+        differing = _compare(connection, batch)
+        _replace(connection, batch, {difference.run_id for difference in differing})
+    return Checked(len(run_ids), batch.damage, [*differing, *misnamed], [])
+
+
+def _mend_plan(engine: Engine, plan_id: str, rules: Rules) -> Checked:
+    with writing(engine) as connection:
+        aggregates.hold(connection, [plan_id])
+        differing = _compare_plan(connection, plan_id, rules)
+        if differing:
+            wanted = aggregates.expected(connection, plan_id, rules)
+            aggregates.replace(connection, plan_id, wanted)
+    return Checked(0, [], differing, [])
+
+
+def _batches_of_plan(engine: Engine, plan_id: str) -> Iterator[list[str]]:
+    """Yield the runs that were ever of a plan, as many as are rebuilt at once."""
+    query = (
+        select(outcomes.c.run_id)
+        .distinct()
+        .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
+        .where(plan_variants.c.plan_id == plan_id)
+        .order_by(outcomes.c.run_id)
+        .limit(BATCH_RUNS)
+    )
+    following = query
+    while True:
+        with reading(engine) as connection:
+            run_ids = list(connection.scalars(following))
+        if not run_ids:
+            return
+        yield run_ids
+        following = query.where(outcomes.c.run_id > run_ids[-1])
 
 
 def _plan_ids(engine: Engine) -> list[str]:

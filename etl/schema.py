@@ -560,7 +560,9 @@ identities = Table(
     Column("repeated", BigInteger, nullable=False),
     Column("repeat_share", Double),
     Column("key_kind", Text, nullable=False),
+    Column("decided_at", Timestamp, nullable=False),
     Column("measured_at", Timestamp, nullable=False),
+    Column("is_applied", Boolean, nullable=False),
     CheckConstraint("key_kind IN ('id', 'name')", name="key_kind"),
     sqlite_with_rowid=False,
 )

@@ -121,6 +121,15 @@ SERIES = COUNTED | {
     "last_started_at": NOW,
     "window_starts_at": NOW,
 }
+IDENTITY = {
+    "application": "Shop",
+    "compared": 0,
+    "repeated": 0,
+    "key_kind": "name",
+    "decided_at": NOW,
+    "measured_at": NOW,
+    "is_applied": True,
+}
 DURATIONS = {
     "variant_id": "variant-1",
     "measured": 1,
@@ -192,7 +201,7 @@ ROWS_TO_REFUSE: list[tuple[str, Table, dict[str, Any]]] = [
     (
         "ck_identities_key_kind",
         identities,
-        {"application": "", "compared": 0, "repeated": 0, "key_kind": "no", "measured_at": NOW},
+        IDENTITY | {"key_kind": "no"},
     ),
 ]
 

@@ -1,0 +1,160 @@
+"""Find out whether a test's id is the same from run to run, and know tests by it where it is.
+
+The API does not say. It is measured for each application, in its newest runs, when a pass has
+changed something of it; the answer is kept in `identities` (docs/REPORTS.md).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import datetime, tzinfo
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Engine, Select, and_, select, update
+
+from etl import clock, rebuild
+from etl.bulk import upsert_into
+from etl.database import reading, writing
+from etl.log import get_logger
+from etl.metrics import Rules
+from etl.schema import identities, outcomes, plan_variants, runs, tests
+
+COMPARED_RUNS = 40
+LEAST_COMPARED = 20
+"""Fewer pairs of the same test in two runs decide nothing."""
+MOSTLY = 0.9
+"""Of so many pairs or more the id is the same: ids repeat."""
+HARDLY = 0.5
+"""Of fewer pairs than that: they do not. In between, what was decided stays."""
+LONGEST_APPLICATION_BYTES = 500
+"""A longer name does not fit in a key; its tests are known by their names."""
+
+log = get_logger()
+
+
+class ListedTest(NamedTuple):
+    """A test of a run, and the plan that it ran in."""
+
+    plan: str
+    name: str | None
+    type: str | None
+    test_id: str | None
+
+
+class Repeats(NamedTuple):
+    """Of how many pairs of a test in two runs that follow each other the ids are the same."""
+
+    compared: int
+    repeated: int
+
+
+def count_repeats(newest_first: Iterable[Sequence[ListedTest]]) -> Repeats:
+    """Compare the ids of tests with the same plan, name and type, from run to run.
+
+    A test that is in a run more than once, or has no id, tells nothing.
+    """
+    compared = repeated = 0
+    newer: dict[ListedTest, str] = {}
+    for listed in newest_first:
+        often = Counter(test._replace(test_id=None) for test in listed)
+        for test in listed:
+            name = test._replace(test_id=None)
+            if often[name] > 1 or not test.test_id:
+                continue
+            if name in newer:
+                compared += 1
+                repeated += newer[name] == test.test_id
+            newer[name] = test.test_id
+    return Repeats(compared, repeated)
+
+
+def key_kind(found: Repeats, before: str) -> str:
+    """Return 'id' or 'name': by what tests are known; `before` is what was decided before."""
+    if found.compared < LEAST_COMPARED:
+        return before
+    share = found.repeated / found.compared
+    if share >= MOSTLY:
+        return "id"
+    return "name" if share < HARDLY else before
+
+
+def settle(engine: Engine, since: datetime, zone: tzinfo, rules: Rules) -> None:
+    """Measure the applications that changed `since` then, and count anew where that tells more."""
+    with reading(engine) as connection:
+        applications = _changed(connection, since)
+    for application in applications:
+        with writing(engine) as connection:
+            _measure(connection, application)
+    with reading(engine) as connection:
+        undone = select(identities.c.application).where(identities.c.is_applied.is_(False))
+        unsettled = list(connection.scalars(undone.order_by(identities.c.application)))
+    for application in unsettled:
+        log.debug("tests are known by other keys now: counting anew", application=application)
+        rebuild.replay_application(engine, application, zone, rules)
+        with writing(engine) as connection:
+            is_it = identities.c.application == application
+            connection.execute(update(identities).where(is_it).values(is_applied=True))
+
+
+def _changed(connection: Connection, since: datetime) -> list[str]:
+    query = (
+        _runs_with_plan(plan_variants.c.application)
+        .distinct()
+        .where(runs.c.changed_at >= since)
+        .order_by(plan_variants.c.application)
+    )
+    return [
+        application
+        for application in connection.scalars(query)
+        if len(application.encode()) <= LONGEST_APPLICATION_BYTES
+    ]
+
+
+def _measure(connection: Connection, application: str) -> None:
+    found = count_repeats(_newest_tests(connection, application))
+    is_it = identities.c.application == application
+    before = connection.scalar(select(identities.c.key_kind).where(is_it)) or "name"
+    kind = key_kind(found, before)
+    now = clock.now()
+    measured = {
+        "application": application,
+        "compared": found.compared,
+        "repeated": found.repeated,
+        "repeat_share": found.repeated / found.compared if found.compared else None,
+        "measured_at": now,
+    }
+    decided = {"key_kind": kind, "decided_at": now, "is_applied": kind == before}
+    insert = upsert_into(connection, identities).values(measured | decided)
+    changes = measured | decided if kind != before else measured
+    connection.execute(
+        insert.on_conflict_do_update(
+            index_elements=[identities.c.application],
+            set_={name: insert.excluded[name] for name in changes if name != "application"},
+        )
+    )
+
+
+def _newest_tests(connection: Connection, application: str) -> list[list[ListedTest]]:
+    """Return the tests of the newest runs of an application, the newest run first."""
+    query = (
+        _runs_with_plan(runs.c.run_id, plan_variants.c.plan)
+        .where(plan_variants.c.application == application, runs.c.started_at.is_not(None))
+        .order_by(runs.c.started_at.desc(), runs.c.run_id.desc())
+        .limit(COMPARED_RUNS)
+    )
+    plans: dict[str, str] = dict(connection.execute(query).all())
+    listed: dict[str, list[ListedTest]] = {run_id: [] for run_id in plans}
+    columns = (tests.c.run_id, tests.c.name, tests.c.type, tests.c.test_id)
+    for run_id, *test in connection.execute(select(*columns).where(tests.c.run_id.in_(plans))):
+        listed[run_id].append(ListedTest(plans[run_id], *test))
+    return list(listed.values())
+
+
+def _runs_with_plan(*columns: Any) -> Select[Any]:
+    """Return a query for `columns` of runs and of the plans that they are of now."""
+    is_current = and_(outcomes.c.run_id == runs.c.run_id, outcomes.c.revision == runs.c.revision)
+    return (
+        select(*columns)
+        .select_from(runs)
+        .join(outcomes, is_current)
+        .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
+    )
