@@ -78,7 +78,7 @@ def delete(connection: Connection, table: Table, keys: Sequence[Row]) -> None:
 def replace(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
     """Add `rows`, each instead of the one with its primary key if there is one."""
     places = [list(table.columns).index(column) for column in table.primary_key]
-    delete(connection, table, [[row[place] for place in places] for row in rows])
+    delete(connection, table, [tuple(row[place] for place in places) for row in rows])
     insert(connection, table, rows)
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from bench.contenders.script import listed
 from etl import bulk, database, schema, store
-from etl.history import DERIVED, Owner, Stretch, derived
+from etl.history import DERIVED, Owner, Stretch, derived, roster_row, variant_row
 from etl.lifecycle import State
 from etl.normalize import normalize
 from etl.payload import decode
@@ -40,7 +40,9 @@ def tables_of(run_id: str, body: bytes, seen_at: datetime) -> Tables:
     )  # fmt: skip
     return {
         "tracked_runs": [tracked],
-        **derived(Owner(run_id, "default", None), [stretch]),
+        "plan_variants": [variant_row(rows)],
+        "rosters": [roster_row(rows, ())],
+        **derived(Owner(run_id, "default", None), [stretch], ()),
         "payloads": [payload_row],
     }
 
@@ -56,6 +58,13 @@ def merged(batch: Sequence[Tables]) -> Tables:
 
 def write(connection: Connection, tables: Tables) -> None:
     """Write rows that `prepared` made."""
+    for name in ("plan_variants", "rosters"):
+        table = schema.metadata.tables[name]
+        names = [column.name for column in table.columns]
+        named = {row[0]: dict(zip(names, row, strict=True)) for row in tables.get(name, [])}
+        if named:
+            insert = bulk.upsert_into(connection, table).on_conflict_do_nothing()
+            connection.execute(insert, list(named.values()))
     for name in ("tracked_runs", *DERIVED, "payloads"):
         table, rows = schema.metadata.tables[name], tables.get(name)
         if not rows:
