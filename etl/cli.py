@@ -28,6 +28,13 @@ db = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(db, name="db")
+aliases = typer.Typer(
+    help="Join the history of a renamed test, and take that back.",
+    epilog='Example: result-archiver alias add "Pays" "Pays by card" --application Shop',
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(aliases, name="alias")
 
 RunIds = Annotated[list[str] | None, typer.Argument(metavar="[RUN_ID]...", help="Run IDs.")]
 Lists = Annotated[
@@ -250,6 +257,49 @@ def retry(context: typer.Context, run_ids: RunIds = None, as_json: AsJson = Fals
     from etl.commands import archive
 
     return archive.retry(context.obj, run_ids or [], as_json=as_json)
+
+
+OldName = Annotated[str, typer.Argument(metavar="OLD", help="What the test was called before.")]
+OfApplication = Annotated[str, typer.Option(metavar="NAME", help="The application of the test.")]
+OfPlan = Annotated[
+    str, typer.Option(metavar="NAME", help="The plan; default: every plan of the application.")
+]
+
+
+@aliases.command(
+    "add", epilog='Example: result-archiver alias add "Pays" "Pays by card" --application Shop'
+)
+def alias_add(
+    context: typer.Context,
+    old: OldName,
+    new: Annotated[str, typer.Argument(metavar="NEW", help="What it is called now.")],
+    application: OfApplication,
+    plan: OfPlan = "",
+) -> int:
+    """Count the results of a test under its old name as those of the new one."""
+    from etl.commands import alias
+    from etl.naming import Renaming
+
+    return alias.add(context.obj, Renaming(application, plan, old, new))
+
+
+@aliases.command("remove", epilog='Example: result-archiver alias remove "Pays" --application Shop')
+def alias_remove(
+    context: typer.Context, old: OldName, application: OfApplication, plan: OfPlan = ""
+) -> int:
+    """Count the old name by itself again."""
+    from etl.commands import alias
+    from etl.naming import Renaming
+
+    return alias.remove(context.obj, Renaming(application, plan, old, ""))
+
+
+@aliases.command("list", epilog="Example: result-archiver alias list --json")
+def alias_list(context: typer.Context, as_json: AsJson = False) -> int:
+    """List the aliases that stand."""
+    from etl.commands import alias
+
+    return alias.show(context.obj, as_json=as_json)
 
 
 @app.command(epilog="Example: result-archiver replay --dry-run")

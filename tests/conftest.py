@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import fake_api
+from tests.fake_api import FakeApi
 from tests.postgres import Server, running_server
+from tests.program import Program, program
 
 # What would change what the program does or how its output looks, by the start of its name.
 OUTSIDE_INFLUENCES = (
@@ -48,6 +51,19 @@ def postgresql_url(request: pytest.FixtureRequest, postgresql: Server) -> Iterat
     request.node.user_properties.append(("database", f"PostgreSQL {postgresql.version}"))
     with postgresql.database() as url:
         yield url
+
+
+@pytest.fixture
+def api() -> Iterator[FakeApi]:
+    """An API that answers what the test says."""
+    with fake_api.serving() as api:
+        yield api
+
+
+@pytest.fixture
+def archiver(tmp_path: Path, database_url: str, api: FakeApi) -> Program:
+    """The program on each kind of database, with that API."""
+    return program(tmp_path, database_url, api.url)
 
 
 @pytest.fixture(scope="session")

@@ -61,18 +61,6 @@ def states(database_url: str) -> dict[str, int]:
     return dict(query(database_url, "SELECT state, count(*) FROM tracked_runs GROUP BY state"))
 
 
-@pytest.fixture
-def api() -> Iterator[FakeApi]:
-    with fake_api.serving() as api:
-        yield api
-
-
-@pytest.fixture
-def archiver(tmp_path: Path, database_url: str, api: FakeApi) -> Program:
-    """The program on each kind of database, with an API that answers what the test says."""
-    return program(tmp_path, database_url, api.url)
-
-
 # --- the sample answer ---
 
 

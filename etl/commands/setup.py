@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
-from etl import database, display
+from etl import database, display, rebuild
 from etl.commands.session import open_session
 from etl.config import DEFAULT_PATH
 from etl.errors import UsageError
+
+COUNTED_SINCE = "0003"
+"""Before this revision, an archive has nothing of what reports count."""
 
 
 def init(path: Path | None) -> int:
@@ -32,7 +35,13 @@ def example_config() -> Path:
 def upgrade(path: Path | None) -> int:
     """Bring the tables to this version's revision."""
     session = open_session(path)
-    database.upgrade(session.engine)
+    came_from = database.upgrade(session.engine)
+    if came_from is not None and came_from < COUNTED_SINCE:
+        display.note("counting what reports need from the archived answers")
+        for _ in rebuild.replay(
+            session.engine, session.config.reporting_zone, session.config.rules
+        ):
+            pass
     display.note(f"{database.shown_url(session.engine)}: at revision {database.HEAD}")
     return 0
 

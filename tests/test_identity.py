@@ -1,0 +1,127 @@
+"""Whether ids repeat is measured, and decides by what a test is known from run to run."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+
+from etl import rebuild
+from etl.database import connect, reading
+from etl.identity import ListedTest, Repeats, count_repeats, key_kind
+from etl.schema import identities, series
+from tests.dump import dump
+from tests.fake_api import FakeApi, result
+from tests.program import Program
+
+RUN_IDS = [f"r-{number}" for number in range(1, 13)]
+
+
+def listed(name: str, test_id: str | None, plan: str = "Nightly") -> ListedTest:
+    return ListedTest(plan, name, None, test_id)
+
+
+def test_ids_of_the_same_test_are_compared_from_run_to_run() -> None:
+    newest_first = [
+        [listed("a", "1"), listed("b", "2"), listed("c", "3")],
+        [listed("a", "1"), listed("b", "9")],
+        [listed("a", "1"), listed("c", "3"), listed("c", "3"), listed("b", None)],
+    ]
+    assert count_repeats(newest_first) == Repeats(compared=3, repeated=2)
+
+
+def test_the_same_name_in_another_plan_is_another_test() -> None:
+    assert count_repeats([[listed("a", "1")], [listed("a", "1", plan="Weekly")]]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("found", "before", "kind"),
+    [
+        (Repeats(19, 19), "name", "name"),
+        (Repeats(20, 18), "name", "id"),
+        (Repeats(20, 17), "name", "name"),
+        (Repeats(20, 17), "id", "id"),
+        (Repeats(20, 10), "id", "id"),
+        (Repeats(20, 9), "id", "name"),
+    ],
+)
+def test_what_was_decided_stays_until_there_is_reason_enough(
+    found: Repeats, before: str, kind: str
+) -> None:
+    assert key_kind(found, before) == kind
+
+
+def runs_of(ids_by_run: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return an answer for each run; its tests are A and B, and B is renamed in the last one."""
+    answers = {}
+    for number, ids in enumerate(ids_by_run):
+        names = ["A", "B" if number < len(ids_by_run) - 1 else "B, renamed"]
+        tests = [
+            {"id": test_id, "name": name, "status": "passed"}
+            for test_id, name in zip(ids, names, strict=True)
+        ]
+        started_at = f"2024-03-{number + 1:02}T12:00:00Z"
+        answers[RUN_IDS[number]] = [result(started_at=started_at, application="Shop", tests=tests)]
+    return answers
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = connect(database_url)
+    yield engine
+    engine.dispose()
+
+
+def known_tests(engine: Engine) -> list[tuple[str | None, str]]:
+    """Return each series by its test's name and its outcomes."""
+    with reading(engine) as connection:
+        rows = connection.execute(select(series.c.test, series.c.recent))
+        return sorted(tuple(row) for row in rows)
+
+
+def measured(engine: Engine) -> list[tuple[Any, ...]]:
+    columns = ("application", "compared", "repeated", "key_kind", "is_applied")
+    with reading(engine) as connection:
+        return [
+            tuple(row) for row in connection.execute(select(*[identities.c[c] for c in columns]))
+        ]
+
+
+def test_a_test_that_keeps_its_id_keeps_its_history_when_it_is_renamed(
+    api: FakeApi, archiver: Program, engine: Engine
+) -> None:
+    api.answers = runs_of([("id of a", "id of b")] * 12)
+    assert archiver.call("ingest", *RUN_IDS).exit_code == 0
+    assert measured(engine) == [("Shop", 21, 21, "id", True)]
+    assert known_tests(engine) == [("A", "P" * 10), ("B, renamed", "P" * 10)]
+    assert archiver.call("verify").exit_code == 0
+
+
+def test_a_test_whose_id_is_made_up_anew_is_known_by_its_name(
+    api: FakeApi, archiver: Program, engine: Engine
+) -> None:
+    api.answers = runs_of([(f"{number}-a", f"{number}-b") for number in range(12)])
+    assert archiver.call("ingest", *RUN_IDS).exit_code == 0
+    assert measured(engine) == [("Shop", 21, 0, "name", True)]
+    assert known_tests(engine) == [("A", "P" * 10), ("B", "P" * 10), ("B, renamed", "P")]
+
+
+def test_counting_anew_that_was_interrupted_is_made_up_for(
+    api: FakeApi, archiver: Program, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.answers = runs_of([("id of a", "id of b")] * 12)
+    with monkeypatch.context() as patched:
+        patched.setattr(rebuild, "replay_application", _stop)
+        archiver.call("ingest", *RUN_IDS[:-1])
+    assert measured(engine) == [("Shop", 20, 20, "id", False)]
+    archiver.call("ingest", RUN_IDS[-1])
+    assert measured(engine) == [("Shop", 21, 21, "id", True)]
+    with reading(engine) as connection:
+        before = dump(connection)
+    assert archiver.call("replay").stdout.startswith("12 runs read: 0 rows in 0 runs changed")
+    with reading(engine) as connection:
+        assert dump(connection) == before
+
+
+def _stop(*_arguments: Any) -> None:
+    raise KeyboardInterrupt
