@@ -49,6 +49,27 @@ Lists = Annotated[
 SourceName = Annotated[
     str | None, typer.Option(metavar="NAME", help="The account the runs belong to: [sources.NAME].")
 ]
+Application = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Only runs of this application.")
+]
+PlanName = Annotated[
+    str | None, typer.Option("--plan", metavar="NAME", help="Only runs of this plan.")
+]
+TestName = Annotated[
+    str | None, typer.Option("--test", metavar="NAME", help="Only tests of this name.")
+]
+LabelFilter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label", metavar="NAME=VALUE", help="Only runs with this label. Can be given repeatedly."
+    ),
+]
+AsOf = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="What the archive knew at this time, or at the end of this day."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
 
 
@@ -249,6 +270,53 @@ def show(
     from etl.commands import inspection
 
     return inspection.show(context.obj, run_id, as_json=as_json)
+
+
+@app.command(epilog="Example: result-archiver report flaky --application Storefront --rows 5")
+def report(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A report; without one, all are listed.")
+    ] = None,
+    application: Application = None,
+    plan: PlanName = None,
+    test: TestName = None,
+    label: LabelFilter = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="TIME",
+            help="Only runs that started then or later: a day or an ISO 8601 time, in"
+            " reporting.time_zone unless it says otherwise.",
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option("--to", metavar="TIME", help="Only runs before that; a day is included."),
+    ] = None,
+    as_of: AsOf = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="At most so many rows, 0 is all. Default: 20 for people, all for programs."
+        ),
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORM", help="table, csv, json or markdown.")
+    ] = "table",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="CSV: leave texts alone that a spreadsheet would run.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Answer a question about the archive, now or as of any moment (docs/REPORTS.md)."""
+    from etl.commands import reports
+
+    if name is None:
+        return reports.names()
+    options = reports.Options(application, plan, test, label or [], since, until, as_of, rows)
+    return reports.report(context.obj, name, options, "json" if as_json else form, raw=raw)
 
 
 @app.command(epilog="Example: result-archiver retry")

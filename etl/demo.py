@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Engine
 
-from etl import clock, database, display, ledger, log, pipeline, report
+from etl import clock, database, display, ledger, log, pipeline
 from etl.config import DEFAULT_SOURCE, Api, Config, Database, Log, Security, Source
 from etl.intake import read_list
 from etl.keeper import Tally
 from etl.ledger import Entry
 from etl.lifecycle import Polling
+from etl.metrics import DEFAULT_RULES
+from etl.reports import catalog, forms
+from etl.reports.model import Request
 from etl.sandbox import listing
 from etl.sandbox.app import READ_KEY
 from etl.sandbox.clock import Clock
@@ -23,16 +27,8 @@ from etl.sandbox.world import World
 
 # The made-up world stands still, so that the demo shows the same whenever it is run.
 TODAY = datetime(2026, 11, 2, 9, 0, tzinfo=UTC)
-REPORTS = {
-    "runs_by_status": "Runs by status",
-    "pass_rate_by_application": "Pass rate by application (tests, all time)",
-    "flaky_tests": "Most flaky tests (last 10 decided results of each)",
-    "unresolved_runs": "Unresolved: waiting for a person",
-}
-PARAMETERS = {
-    "flaky_tests": {"decided_results": 10, "rows": 5},
-    "unresolved_runs": {"rows": 5},
-}
+REPORTS = ("overview", "flaky", "unresolved", "durations")
+ROWS = 5
 
 
 def run(file: Path) -> int:
@@ -81,10 +77,10 @@ def _print_reports(connection: Connection, tally: Tally) -> None:
         f"{tally.new} runs archived, {tally.changed} changed, {tally.unchanged} asked again and"
         f" unchanged, {tally.failed + tally.rejected} failed"
     )
-    for name, title in REPORTS.items():
-        found = report.run(connection, name, PARAMETERS.get(name, {}))
-        display.say(f"\n{title}")
-        display.table([column.replace("_", " ") for column in found.columns], found.rows)
+    request = Request(TODAY, DEFAULT_RULES, ZoneInfo("UTC"), most_rows=ROWS)
+    for name in REPORTS:
+        display.say()
+        forms.show_table(catalog.run(connection, catalog.find(name), request))
 
 
 def _print_next_steps(file: Path) -> None:

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import typer
 
@@ -47,25 +47,40 @@ def note(text: str) -> None:
     typer.echo(safe(text), err=True)
 
 
+class Heading(NamedTuple):
+    """A column of a table: whether it stands to the right, and is never folded."""
+
+    text: str
+    is_number: bool
+    is_whole: bool
+
+
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table; numbers stand to the right, long texts are folded to fit the terminal."""
+    found = [tuple(row) for row in rows]
+    columns = list(zip(*found, strict=True)) or [()] * len(headings)
+    known = [
+        Heading(heading, _are_numbers(column), heading.replace(" ", "_").endswith(("_id", "_at")))
+        for heading, column in zip(headings, columns, strict=True)
+    ]
+    text_table(known, [[safe(value) for value in row] for row in found])
+
+
+def text_table(headings: Sequence[Heading], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table of texts that are safe; long ones are folded to fit the terminal."""
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415  only tables need it
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in headings]
-    texts = [[_cut(safe(value)) for value in column] for column in columns]
+    texts = [[_cut(text) for text in column] for column in columns]
     console = Console(file=sys.stdout, highlight=False, width=None if _on_terminal() else WIDTH)
     widths = _widths(headings, texts, console.width - GAP * (len(headings) - 1))
     grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
-    for heading, column, width in zip(headings, columns, widths, strict=True):
-        grid.add_column(
-            heading,
-            justify="right" if _are_numbers(column) else "left",
-            overflow="fold",
-            width=width,
-        )
+    for heading, width in zip(headings, widths, strict=True):
+        justify: Literal["right", "left"] = "right" if heading.is_number else "left"
+        grid.add_column(heading.text, justify=justify, overflow="fold", width=width)
     for row in zip(*texts, strict=True):
         grid.add_row(*map(Text, row))
     console.print(grid)
@@ -75,7 +90,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]}..."
 
 
-def _widths(headings: Sequence[str], texts: Sequence[Sequence[str]], room: int) -> list[int]:
+def _widths(headings: Sequence[Heading], texts: Sequence[Sequence[str]], room: int) -> list[int]:
     """Return the width of each column: the widest give way until all have room.
 
     The words of headings stay whole as long as that can be, and so do times and UUIDs.
@@ -84,11 +99,11 @@ def _widths(headings: Sequence[str], texts: Sequence[Sequence[str]], room: int) 
 
     widths, least = [], []
     for heading, column in zip(headings, texts, strict=True):
-        longest = max(map(cell_len, [heading, *column]))
-        is_whole = heading.replace(" ", "_").endswith(("_id", "_at"))
-        word = max(map(cell_len, heading.split()), default=1)
+        word = max(map(cell_len, heading.text.split()), default=1)
+        content = max(map(cell_len, column), default=0)
+        longest = max(word if heading.is_whole else cell_len(heading.text), content)
         widths.append(min(longest, room))
-        least.append(max(word, min(longest, UUID_LENGTH)) if is_whole else word)
+        least.append(max(word, min(content, UUID_LENGTH)) if heading.is_whole else word)
     while sum(widths) > room:
         roomy = [i for i, width in enumerate(widths) if width > least[i]] or range(len(widths))
         widths[max(roomy, key=widths.__getitem__)] -= 1

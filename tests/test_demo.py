@@ -59,7 +59,7 @@ def test_the_second_time_changes_nothing_but_the_ledger(demos: list[Demo]) -> No
 
 def test_it_shows_the_same_reports_each_time(demos: list[Demo]) -> None:
     first, second = (demo.done.stdout.partition("\n")[2] for demo in demos)
-    assert "Runs by status" in first
+    assert "Applications at a glance" in first
     assert second == first
 
 
@@ -76,6 +76,6 @@ def test_its_tables_fit_80_columns(demos: list[Demo]) -> None:
 
 def test_a_run_id_that_it_shows_can_be_copied(demos: list[Demo]) -> None:
     archived = {row["run_id"] for row in demos[0].tables["runs"]}
-    _, _, unresolved = demos[0].done.stdout.partition("Unresolved: ")
+    _, _, unresolved = demos[0].done.stdout.partition("Waiting for a person")
     shown = {line.split()[-1] for line in unresolved.splitlines() if line.strip()}
     assert len(shown & archived) == 5

@@ -26,7 +26,7 @@ def read(wanted: Wanted, config: Config) -> Given:
     Raises:
         UsageError: an argument is wrong, or a list cannot be read.
     """
-    labels = _labels(wanted.labels)
+    labels = read_labels(wanted.labels)
     if wanted.source is not None and wanted.source not in config.sources:
         raise UsageError(f"--source: {lists.stranger(wanted.source, config)}")
     arguments = [_argument(run_id) for run_id in wanted.run_ids]
@@ -44,7 +44,8 @@ def _argument(run_id: str) -> ListedRun:
         raise UsageError(f"run ID {run_id!r}: {error}") from None
 
 
-def _labels(given: Sequence[str]) -> dict[str, str]:
+def read_labels(given: Sequence[str]) -> dict[str, str]:
+    """Return labels given as NAME=VALUE. Raises UsageError for any other."""
     labels: dict[str, str] = {}
     for text in given:
         name, separator, value = text.partition("=")

@@ -1,0 +1,172 @@
+"""`unresolved` and `backlog`: what waits for a person, and for how long."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from itertools import groupby
+from typing import NamedTuple
+
+from sqlalchemy import Connection, func, or_, select
+
+from etl.aggregates import RosterBook
+from etl.metrics import Plan
+from etl.payload import OPEN_STATUS
+from etl.reports.columns import APPLICATION, PLAN, RUN_ID
+from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row
+from etl.reports.source import PAGE_ROWS, Shelf, is_valid, of_filters, places_of, within
+from etl.reports.spans import asked, told
+from etl.schema import outcomes, plan_variants
+
+MILLISECOND = timedelta(milliseconds=1)
+AGES = (
+    ("under_1_day", "under 1 day", timedelta(days=1)),
+    ("days_1_to_3", "1 to 3 days", timedelta(days=3)),
+    ("days_3_to_7", "3 to 7 days", timedelta(days=7)),
+    ("days_7_to_14", "7 to 14 days", timedelta(days=14)),
+    ("over_14_days", "over 14 days", timedelta.max),
+)
+"""Each age's column, its words, and where it ends."""
+
+
+class OpenRun(NamedTuple):
+    """A run that waits for a person since `opened_at`; `tests` are those that are unresolved."""
+
+    plan: Plan
+    run_id: str
+    status: str | None
+    started_at: datetime | None
+    opened_at: datetime
+    tests: int
+
+
+def open_runs(connection: Connection, request: Request) -> Iterator[OpenRun]:
+    """Yield the runs that are unresolved, or have a test that is."""
+    is_open = or_(outcomes.c.tests_unresolved > 0, outcomes.c.status == OPEN_STATUS)
+    statement = (
+        select(
+            plan_variants.c.application,
+            plan_variants.c.plan,
+            outcomes.c.run_id,
+            outcomes.c.status,
+            outcomes.c.started_at,
+            func.coalesce(outcomes.c.ended_at, outcomes.c.observed_at),
+            outcomes.c.tests_unresolved,
+            outcomes.c.outcomes,
+            outcomes.c.roster_id,
+        )
+        .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
+        .where(is_open, is_valid(request))
+        .where(*of_filters(request.filters), *within(asked(request)))
+        .execution_options(yield_per=PAGE_ROWS)
+    )
+    shelf = Shelf(connection, request)
+    test = request.filters.test
+    for page in connection.execute(statement).partitions():
+        if test is None:
+            yield from (_open_run(row) for row in page)
+            continue
+        for plan, rows in groupby(page, key=lambda row: Plan(row.application, row.plan)):
+            found = shelf.rows_of(plan, rows)
+            yield from (run for row in found if (run := _narrowed(row, shelf.book, test)).tests)
+
+
+def _open_run(row: Row) -> OpenRun:
+    application, plan, *rest, _, _ = row
+    return OpenRun(Plan(application, plan), *rest)
+
+
+def _narrowed(row: Row, book: RosterBook, test: str) -> OpenRun:
+    """Return a run with no other test counted than those of that name."""
+    *_, strip, roster_id = row
+    places = places_of(book[roster_id], test)
+    return _open_run(row)._replace(tests=sum(strip[place] == "U" for place in places))
+
+
+def age_ms(run: OpenRun, now: datetime) -> int:
+    """Return how long a run has waited."""
+    return max(now - run.opened_at, timedelta(0)) // MILLISECOND
+
+
+def age_place(run: OpenRun, now: datetime) -> int:
+    """Return in which of `AGES` a run is."""
+    return next(place for place, age in enumerate(AGES) if now - run.opened_at < age[2])
+
+
+def _unresolved(connection: Connection, request: Request) -> Answer:
+    rows = (
+        (
+            *run.plan,
+            run.run_id,
+            run.status,
+            run.started_at,
+            run.opened_at,
+            age_ms(run, request.now),
+            AGES[age_place(run, request.now)][1],
+            run.tests,
+        )
+        for run in open_runs(connection, request)
+    )
+    return Answer(rows, _window(request))
+
+
+def _backlog(connection: Connection, request: Request) -> Answer:
+    by_plan = sorted(open_runs(connection, request), key=lambda run: run.plan)
+    rows = (
+        (*plan, *_summed(list(runs), request.now))
+        for plan, runs in groupby(by_plan, key=lambda run: run.plan)
+    )
+    return Answer(rows, _window(request))
+
+
+def _summed(runs: Sequence[OpenRun], now: datetime) -> Row:
+    """Return runs, tests, tests by age, and since when and how long the oldest run waits."""
+    tests = [0] * len(AGES)
+    for run in runs:
+        tests[age_place(run, now)] += run.tests
+    oldest = min(runs, key=lambda run: run.opened_at)
+    return (len(runs), sum(tests), *tests, oldest.opened_at, age_ms(oldest, now))
+
+
+def _window(request: Request) -> str:
+    return told("runs", asked(request), request.zone)
+
+
+REPORTS = (
+    Definition(
+        "unresolved",
+        "Waiting for a person",
+        "a run that is unresolved, or has a test that is",
+        (
+            APPLICATION,
+            PLAN,
+            RUN_ID,
+            Column("status", Kind.TEXT, "The run's status"),
+            Column("started_at", Kind.MOMENT, "When it started"),
+            Column("opened_at", Kind.MOMENT, "When it ended, or else was first seen like this"),
+            Column("age_ms", Kind.MILLISECONDS, "How long it has waited"),
+            Column("age", Kind.TEXT, f"The same as one of: {', '.join(age[1] for age in AGES)}"),
+            Column("tests", Kind.INTEGER, "Its unresolved tests"),
+        ),
+        ("application", "plan", "opened_at", "tests", "run_id"),
+        ("opened_at", "run_id"),
+        EVERY_FILTER,
+        _unresolved,
+    ),
+    Definition(
+        "backlog",
+        "Waiting for a person, by age",
+        "a plan with runs that wait for a person",
+        (
+            APPLICATION,
+            PLAN,
+            Column("runs", Kind.INTEGER, "Runs that are unresolved, or have a test that is"),
+            Column("tests", Kind.INTEGER, "Their unresolved tests"),
+            *[Column(name, Kind.INTEGER, f"Those waiting for {age}") for name, age, _ in AGES],
+            Column("oldest_opened_at", Kind.MOMENT, "Since when the oldest run waits"),
+            Column("oldest_age_ms", Kind.MILLISECONDS, "How long that is"),
+        ),
+        ("application", "plan", "runs", "tests", *[age[0] for age in AGES], "oldest_age_ms"),
+        ("-tests", "-runs", "application", "plan"),
+        EVERY_FILTER,
+        _backlog,
+    ),
+)

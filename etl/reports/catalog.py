@@ -1,0 +1,73 @@
+"""All reports by name, and how one is asked for."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection
+
+from etl.errors import UsageError
+from etl.reports import (
+    backlog,
+    decisions,
+    durations,
+    environments,
+    health,
+    overview,
+    series,
+    statuses,
+    trends,
+)
+from etl.reports.model import Definition, Report, Request, Row
+
+REPORTS: dict[str, Definition] = {
+    report.name: report
+    for report in (
+        *overview.REPORTS,
+        *trends.REPORTS,
+        *series.REPORTS,
+        *durations.REPORTS,
+        *backlog.REPORTS,
+        *decisions.REPORTS,
+        *environments.REPORTS,
+        *statuses.REPORTS,
+        *health.REPORTS,
+    )
+}
+
+
+def find(name: str) -> Definition:
+    """Return the report called `name`. Raises UsageError when there is none."""
+    report = REPORTS.get(name)
+    if report is None:
+        raise UsageError(f"report {name}: there is none; there are {', '.join(REPORTS)}")
+    return report
+
+
+def run(connection: Connection, definition: Definition, request: Request) -> Report:
+    """Answer a report. Raises UsageError where a filter makes no sense for it."""
+    for misused in sorted(request.filters.used - definition.filters):
+        raise UsageError(f"report {definition.name}: cannot be limited by --{misused}")
+    if request.as_of and request.filters.labels:
+        raise UsageError("--label: labels have no history; leave it out, or --as-of")
+    answer = definition.answer(connection, request)
+    rows = _sorted(definition, answer.rows)
+    return Report(
+        definition, request, rows[: request.most_rows], len(rows), answer.window, answer.notes
+    )
+
+
+def _sorted(definition: Definition, rows: Iterable[Row]) -> list[Row]:
+    """Return `rows` in the definition's order, which is the same on every database."""
+    places = {column.name: place for place, column in enumerate(definition.columns)}
+    found = list(rows)
+    for name in reversed(definition.order):  # sorting is stable: the most important comes last
+        is_down = name.startswith("-")
+        found.sort(key=partial(_rank, places[name.removeprefix("-")], is_down), reverse=is_down)
+    return found
+
+
+def _rank(place: int, is_down: bool, row: Row) -> tuple[bool, Any]:  # noqa: FBT001
+    """Return what a row is sorted by: missing values are the last, whatever the direction."""
+    value = row[place]
+    return (value is None) != is_down, value if value is not None else 0

@@ -1,0 +1,51 @@
+"""Columns that several reports have, each described once."""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+
+from etl.reports.model import Column, Kind
+from etl.schema import COUNTERS
+
+APPLICATION = Column("application", Kind.TEXT, "The application's name")
+PLAN = Column("plan", Kind.TEXT, "The plan's name")
+TEST = Column("test", Kind.TEXT, "The test's name")
+ENVIRONMENTS = Column(
+    "environments", Kind.TEXT, "The run's environments: OS, browser, device and viewport of each"
+)
+RUN_ID = Column("run_id", Kind.TEXT, "The run")
+
+_COUNTED = {
+    "failed": "Results that are failed",
+    "passed": "Results that are passed",
+    "aborted": "Results that are aborted",
+    "pending": "Results that are pending",
+    "unresolved": "Results that wait for a person",
+}
+COUNTS = tuple(Column(name, Kind.INTEGER, _COUNTED[name]) for name in COUNTERS)
+UNKNOWN = Column("unknown", Kind.INTEGER, "Results with a word that is not documented")
+CHECKS = tuple(
+    Column(f"checks_{name}", Kind.INTEGER, f"The API's counter of checks: {name}")
+    for name in COUNTERS
+)
+CHECK_PASS_RATE = Column(
+    "check_pass_rate", Kind.RATE, "checks_passed / (checks_passed + checks_failed)"
+)
+RATES = (
+    Column("pass_rate", Kind.RATE, "passed / (passed + failed)"),
+    Column("pass_rate_strict", Kind.RATE, "passed / (passed + failed + aborted + unresolved)"),
+    Column("decided_share", Kind.RATE, "(passed + failed) / all results with a documented word"),
+    Column("pass_rate_low", Kind.RATE, "The pass rate if all that is open turns out failed"),
+    Column("pass_rate_high", Kind.RATE, "The pass rate if all that is open turns out passed"),
+)
+
+
+@lru_cache(maxsize=1024)
+def environments_text(signature: str) -> str:
+    """Return an environment signature for people: "Windows 10 / chrome / 1200x800; ..."."""
+    return "; ".join(environment_text(each) for each in json.loads(signature))
+
+
+def environment_text(identity: Sequence[str | None]) -> str:
+    """Return (OS, browser, device, viewport) for people, without what is not known."""
+    return " / ".join(part for part in identity if part) or "-"

@@ -1,0 +1,180 @@
+"""`changes` and `resolution`: what became of results later, and how long people took to decide."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Select, and_, select
+
+from etl.metrics import Plan, percentile
+from etl.payload import OPEN_STATUS
+from etl.reports.backlog import open_runs
+from etl.reports.columns import APPLICATION, PLAN, RUN_ID, TEST
+from etl.reports.model import (
+    EVERY_FILTER,
+    Answer,
+    Column,
+    Definition,
+    Kind,
+    Request,
+    Row,
+)
+from etl.reports.source import PAGE_ROWS, of_filters
+from etl.reports.spans import Span, asked_or_last, told
+from etl.schema import outcomes, plan_variants, status_changes
+
+OUTCOMES = ("passed", "failed", "aborted")
+_BOUNDS = (
+    "when somebody decided is known within bounds: between the last look before and the first after"
+)
+
+
+def _statement(request: Request, span: Span) -> Select[tuple[object, ...]]:
+    """Return the query for the changes that were seen in `span`, with the plan they are of."""
+    of_revision = and_(
+        outcomes.c.run_id == status_changes.c.run_id,
+        outcomes.c.revision == status_changes.c.revision,
+    )
+    return (
+        select(
+            plan_variants.c.application,
+            plan_variants.c.plan,
+            *[
+                column
+                for column in status_changes.columns
+                if column.name not in {"revision", "opened_at"}
+            ],
+        )
+        .join(outcomes, of_revision)
+        .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
+        .where(*of_filters(request.filters), *_seen_in(request, span))
+        .execution_options(yield_per=PAGE_ROWS)
+    )
+
+
+def _seen_in(request: Request, span: Span) -> Iterator[ColumnElement[bool]]:
+    changed_by = status_changes.c.changed_by
+    if span.since:
+        yield changed_by >= span.since
+    if span.until:
+        yield changed_by < span.until
+    if request.as_of:
+        yield changed_by <= request.as_of
+
+
+def _changes(connection: Connection, request: Request) -> Answer:
+    span = asked_or_last(request, request.rules.window_days)
+    rows = connection.execute(_statement(request, span))
+    return Answer(_of_test(request, rows), told("changes seen", span, request.zone))
+
+
+def _of_test(request: Request, rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield the rows of the test that is asked for, or all."""
+    test, place = request.filters.test, 4
+    for row in rows:
+        if test is None or (row[place] or "").strip() == test:
+            yield tuple(row)
+
+
+class _Decided(NamedTuple):
+    """An unresolved test that got another status: which, and after how long, within bounds."""
+
+    plan: Plan
+    to_status: str | None
+    shortest_ms: int
+    longest_ms: int
+
+
+def _resolution(connection: Connection, request: Request) -> Answer:
+    span = asked_or_last(request, request.rules.window_days)
+    of_tests = and_(status_changes.c.from_status == OPEN_STATUS, status_changes.c.position > 0)
+    changes = _of_test(request, connection.execute(_statement(request, span).where(of_tests)))
+    decided = sorted(
+        (_Decided(Plan(*row[:2]), row[6], *row[-2:]) for row in changes), key=lambda one: one.plan
+    )
+    found = {plan: list(each) for plan, each in groupby(decided, key=lambda one: one.plan)}
+    still_open = _still_open(connection, request)
+    rows = (
+        (*plan, *_summed(found.get(plan, []), still_open[plan]))
+        for plan in found.keys() | still_open.keys()
+    )
+    return Answer(rows, told("changes seen", span, request.zone), (_BOUNDS,))
+
+
+def _still_open(connection: Connection, request: Request) -> Counter[Plan]:
+    """Return how many tests are still unresolved, whenever their runs started."""
+    at_any_time = request.filters._replace(since=None, until=None)
+    found: Counter[Plan] = Counter()
+    for run in open_runs(connection, request._replace(filters=at_any_time)):
+        found[run.plan] += run.tests
+    return found
+
+
+def _summed(decided: Sequence[_Decided], still_open: int) -> Row:
+    by_status = Counter(one.to_status for one in decided)
+    judged = [one for one in decided if one.to_status in OUTCOMES]
+    bounds = [
+        percentile(values, percent) if values else None
+        for percent in (50, 95)
+        for values in ([one.shortest_ms for one in judged], [one.longest_ms for one in judged])
+    ]
+    counts = [by_status[status] for status in OUTCOMES]
+    return (len(judged), *counts, len(decided) - len(judged), still_open, *bounds)
+
+
+REPORTS = (
+    Definition(
+        "resolution",
+        "How long until somebody decides",
+        "a plan with tests that were unresolved; without those that are still open, it flatters",
+        (
+            APPLICATION,
+            PLAN,
+            Column("resolved", Kind.INTEGER, "Unresolved tests that somebody decided"),
+            *[
+                Column(f"to_{word}", Kind.INTEGER, f"Those that are {word} now")
+                for word in OUTCOMES
+            ],
+            Column("to_other", Kind.INTEGER, "Not counted: became pending, unknown, or left"),
+            Column("still_open", Kind.INTEGER, "Tests that wait now"),
+            Column("p50_min_ms", Kind.MILLISECONDS, "Half were decided in this time, at best"),
+            Column("p50_max_ms", Kind.MILLISECONDS, "Half were decided in this time, at worst"),
+            Column("p95_min_ms", Kind.MILLISECONDS, "95 % were decided in this time, at best"),
+            Column("p95_max_ms", Kind.MILLISECONDS, "95 % were decided in this time, at worst"),
+        ),
+        (
+            "application",
+            "plan",
+            *[f"to_{word}" for word in OUTCOMES],
+            "still_open",
+            "p50_min_ms",
+            "p50_max_ms",
+        ),
+        ("application", "plan"),
+        EVERY_FILTER,
+        _resolution,
+    ),
+    Definition(
+        "changes",
+        "Changes of status",
+        "a run, or a test of a run, that got another status",
+        (
+            APPLICATION,
+            PLAN,
+            RUN_ID,
+            Column("position", Kind.INTEGER, "The test's place in the run; 0 is the run itself"),
+            TEST,
+            Column("from_status", Kind.TEXT, "What it was; missing for a test that was not there"),
+            Column("to_status", Kind.TEXT, "What it is; missing for a test that left"),
+            Column("last_seen_at", Kind.MOMENT, "When it was last seen as it was"),
+            Column("changed_by", Kind.MOMENT, "When it was first seen changed"),
+            Column("resolution_min_ms", Kind.MILLISECONDS, "The least it was unresolved for"),
+            Column("resolution_max_ms", Kind.MILLISECONDS, "The longest it was unresolved for"),
+        ),
+        ("changed_by", "application", "plan", "test", "from_status", "to_status"),
+        ("-changed_by", "run_id", "position"),
+        EVERY_FILTER,
+        _changes,
+    ),
+)

@@ -1,0 +1,75 @@
+"""`durations`: how long the runs of each plan take."""
+
+from collections.abc import Iterator
+
+from sqlalchemy import Connection, select
+
+from etl.aggregates import Variant
+from etl.metrics import durations_of
+from etl.reports.columns import APPLICATION, ENVIRONMENTS, PLAN, environments_text
+from etl.reports.model import OF_RUNS, Answer, Column, Definition, Filter, Kind, Request, Row
+from etl.reports.source import of_variant, variants
+from etl.reports.spans import asked, told
+from etl.schema import durations, plan_variants
+
+STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN})
+_COLUMNS = (
+    APPLICATION,
+    PLAN,
+    ENVIRONMENTS,
+    Column("measured", Kind.INTEGER, "Runs in the window that passed, failed or are unresolved"),
+    Column("p50_ms", Kind.MILLISECONDS, "Half of them took no longer (nearest rank)"),
+    Column("p95_ms", Kind.MILLISECONDS, "95 % of them took no longer (nearest rank)"),
+    Column("p50_per_test_ms", Kind.MILLISECONDS, "The same, of duration / number of tests"),
+    Column("p50_last_7_days_ms", Kind.MILLISECONDS, "p50 of the last 7 days"),
+    Column("p50_28_days_before_ms", Kind.MILLISECONDS, "p50 of the 28 days before these"),
+    Column("change", Kind.CHANGE, "p50_last_7_days_ms / p50_28_days_before_ms - 1"),
+    Column("last_run_id", Kind.TEXT, "The last run that was measured"),
+    Column("last_started_at", Kind.MOMENT, "When it started"),
+    Column("last_duration_ms", Kind.MILLISECONDS, "How long it took"),
+    Column("p95_before_last_ms", Kind.MILLISECONDS, "p95 of the window without it, of 5 or more"),
+    Column("is_slow", Kind.FLAG, "It took longer than p95_before_last_ms"),
+)
+
+
+def _durations(connection: Connection, request: Request) -> Answer:
+    is_stored = request.as_of is None and request.filters.used <= STORED_FILTERS
+    found = _stored(connection, request) if is_stored else _streamed(connection, request)
+    rows = (
+        (variant.application, variant.plan, environments_text(variant.environment_signature), *row)
+        for variant, row in found
+    )
+    days = f"the {request.rules.window_days} days up to the last run of each"
+    return Answer(rows, f"{days}, in {told('runs', asked(request), request.zone)}")
+
+
+def _streamed(connection: Connection, request: Request) -> Iterator[tuple[Variant, Row]]:
+    for variant, runs in variants(connection, request, asked(request)):
+        found = durations_of(runs, request.rules)
+        if found:
+            yield variant, found
+
+
+def _stored(connection: Connection, request: Request) -> Iterator[tuple[Variant, Row]]:
+    statement = (
+        select(*plan_variants.columns, *list(durations.columns)[1:])
+        .join(plan_variants, plan_variants.c.variant_id == durations.c.variant_id)
+        .where(*of_variant(request.filters))
+    )
+    names = len(plan_variants.columns)
+    for row in connection.execute(statement):
+        yield Variant(*row[:names]), row[names:]
+
+
+REPORTS = (
+    Definition(
+        "durations",
+        "How long runs take",
+        "a plan under one set of environments",
+        _COLUMNS,
+        ("application", "plan", "measured", "p50_ms", "p95_ms", "change", "is_slow"),
+        ("-p95_ms", "application", "plan", "environments", "last_run_id"),
+        OF_RUNS,
+        _durations,
+    ),
+)

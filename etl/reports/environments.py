@@ -1,0 +1,131 @@
+"""`environments`: which are covered, how stale they are, and how tests fare in each."""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from etl.metrics import Counts, PlanRun, count, rates, total
+from etl.payload import FINAL_STATUSES, OPEN_STATUS
+from etl.reports.columns import APPLICATION, COUNTS, RATES, environment_text
+from etl.reports.model import OF_RUNS, Answer, Column, Definition, Kind, Request, Row
+from etl.reports.source import variants
+from etl.reports.spans import Span, asked_or_last, told
+from etl.schema import COUNTERS
+
+FINISHED = FINAL_STATUSES | {OPEN_STATUS}
+NOTHING = Counts()
+EXPECTED_DAYS = 90
+"""An environment is expected when it was seen within so many days."""
+MILLISECOND = timedelta(milliseconds=1)
+Identity = tuple[str, str | None, str | None, str | None, str | None]
+"""Application, OS, browser, device, viewport."""
+
+
+@dataclass
+class _Environment:
+    """What is known of an environment of an application."""
+
+    alone: int = 0
+    shared: int = 0
+    counts: Counts = NOTHING
+    last_ended_at: datetime | None = None
+
+    def add(self, run: PlanRun, *, is_alone: bool, is_in_window: bool) -> None:
+        """Take in a run that is over. What a run in several of them found is no one's."""
+        ended_at = run.started_at + timedelta(milliseconds=run.duration_ms or 0)
+        self.last_ended_at = max(ended_at, self.last_ended_at or ended_at)
+        if is_in_window and is_alone:
+            self.alone += 1
+            self.counts = total([self.counts, count(run.outcomes)])
+        elif is_in_window:
+            self.shared += 1
+
+
+def _environments(connection: Connection, request: Request) -> Answer:
+    window = asked_or_last(request, request.rules.window_days)
+    found = _found(connection, request, window)
+    covered = sum(each.alone + each.shared > 0 for each in found.values())
+    note = (
+        f"coverage: {covered} of the {len(found)} environments that a run ended in within"
+        f" {EXPECTED_DAYS} days have one in the window"
+    )
+    rows = (_row(*item, request.now) for item in found.items())
+    return Answer(rows, told("runs", window, request.zone), (note,))
+
+
+def _found(connection: Connection, request: Request, window: Span) -> dict[Identity, _Environment]:
+    """Return the environments in which runs ended, in the window or before it."""
+    seen = Span(window.since and min(window.since, _expected_since(request)), window.until)
+    found: defaultdict[Identity, _Environment] = defaultdict(_Environment)
+    for variant, runs in variants(connection, request, seen):
+        identities = json.loads(variant.environment_signature)
+        for run in runs:
+            if run.status not in FINISHED:
+                continue
+            is_in_window = window.since is None or run.started_at >= window.since
+            for identity in identities:
+                environment = found[(variant.application, *identity)]
+                environment.add(run, is_alone=len(identities) == 1, is_in_window=is_in_window)
+    return found
+
+
+def _expected_since(request: Request) -> datetime:
+    return (request.filters.until or request.now) - timedelta(days=EXPECTED_DAYS)
+
+
+def _row(identity: Identity, found: _Environment, now: datetime) -> Row:
+    application, *parts = identity
+    staleness = max(now - found.last_ended_at, timedelta(0)) if found.last_ended_at else None
+    return (
+        application,
+        environment_text(parts),
+        *parts,
+        found.alone + found.shared > 0,
+        found.alone,
+        found.shared,
+        *(getattr(found.counts, name) for name in COUNTERS),
+        *rates(found.counts),
+        found.last_ended_at,
+        None if staleness is None else staleness // MILLISECOND,
+    )
+
+
+REPORTS = (
+    Definition(
+        "environments",
+        "Environments: coverage, and results where they are one environment's",
+        "an environment of an application; its name does not count, since that can be made up",
+        (
+            APPLICATION,
+            Column("environment", Kind.TEXT, "OS, browser, device and viewport"),
+            Column("os", Kind.TEXT, "The operating system"),
+            Column("browser", Kind.TEXT, "The browser"),
+            Column("device", Kind.TEXT, "The device"),
+            Column("viewport", Kind.TEXT, "Width and height of what is seen"),
+            Column("is_covered", Kind.FLAG, "A run in it ended that started in the window"),
+            Column("runs", Kind.INTEGER, "Such runs in it alone: counts and rates are of these"),
+            Column(
+                "shared", Kind.INTEGER, "Such runs in several: the API does not tell whose is what"
+            ),
+            *COUNTS,
+            *RATES,
+            Column("last_ended_at", Kind.MOMENT, "When the last run in it ended"),
+            Column("staleness_ms", Kind.MILLISECONDS, "How long ago that is"),
+        ),
+        (
+            "application",
+            "environment",
+            "runs",
+            "shared",
+            "pass_rate",
+            "decided_share",
+            "staleness_ms",
+        ),
+        ("application", "environment"),
+        OF_RUNS,
+        _environments,
+    ),
+)

@@ -1,0 +1,169 @@
+"""The forms that a report is given in: text for people, CSV, JSON and Markdown for programs.
+
+Names come from the API: what could steer a terminal is made visible, what a spreadsheet would
+run or Markdown would render is disarmed.
+"""
+
+import csv
+import io
+import json
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date, datetime
+from itertools import pairwise
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from etl import display
+from etl.reports.model import Column, Kind, Report
+
+NUMBERS = frozenset({Kind.INTEGER, Kind.RATE, Kind.CHANGE, Kind.MILLISECONDS})
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+_MARKUP = re.compile(r"([\\`*_{}\[\]()#!|~:])|(?<=www)(\.)", re.IGNORECASE)
+_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000))
+
+
+def for_people(value: Any, kind: Kind, zone: ZoneInfo) -> str:
+    """Return a value with its unit; moments are shown in `zone`."""
+    if value is None:
+        return "-"
+    if kind is Kind.MOMENT:
+        return display.safe(value.astimezone(zone))
+    shown = _SHOWN.get(kind)
+    return shown(value) if shown else display.safe(value) or "-"
+
+
+def _duration(milliseconds: int) -> str:
+    """Return a duration in its two largest units, such as "3h 05m"."""
+    for (unit, size), (smaller, part) in pairwise(_UNITS):
+        if milliseconds >= size:
+            return f"{milliseconds // size}{unit} {milliseconds % size // part:02}{smaller}"
+    return f"{milliseconds / 1000:.1f}s" if milliseconds >= 1000 else f"{milliseconds}ms"
+
+
+_SHOWN: dict[Kind, Callable[[Any], str]] = {
+    Kind.RATE: "{:.1%}".format,
+    Kind.CHANGE: "{:+.1%}".format,
+    Kind.MILLISECONDS: _duration,
+    Kind.FLAG: {True: "yes", False: "no"}.__getitem__,
+}
+
+
+def context(report: Report) -> Iterator[str]:
+    """Yield what a person has to know to read the rows: what they cover, and what is left out."""
+    request = report.request
+    moment = f"as of {_moment(request.as_of)}: " if request.as_of else ""
+    yield f"{moment}{report.window}; times are {request.zone.key}"
+    yield from report.notes
+    if len(report.rows) < report.total:
+        yield f"the first {len(report.rows)} of {report.total} rows (--rows 0: all)"
+
+
+def brief(report: Report) -> tuple[list[Column], list[list[str]]]:
+    """Return the columns that there is room for, and their values for people."""
+    places = {column.name: place for place, column in enumerate(report.columns)}
+    chosen = [places[name] for name in report.definition.brief]
+    columns = [report.columns[place] for place in chosen]
+    zone = report.request.zone
+    rows = [
+        [for_people(row[place], report.columns[place].kind, zone) for place in chosen]
+        for row in report.rows
+    ]
+    return columns, rows
+
+
+def show_table(report: Report) -> None:
+    """Print a report as a table, with what one has to know to read it."""
+    columns, rows = brief(report)
+    display.say(report.definition.title)
+    display.text_table([_heading(column) for column in columns], rows)
+    for line in context(report):
+        display.say(textwrap.fill(line, display.WIDTH))
+
+
+def _heading(column: Column) -> display.Heading:
+    is_whole = column.kind not in {Kind.TEXT, Kind.STRIP} or column.name.endswith("_id")
+    return display.Heading(column.heading, column.kind in NUMBERS, is_whole)
+
+
+def as_markdown(report: Report) -> Iterator[str]:
+    """Yield the lines of a report in Markdown: what `brief` has, and its context."""
+    columns, rows = brief(report)
+    yield f"## {report.definition.title}"
+    yield ""
+    yield _markdown_row([column.heading for column in columns])
+    yield _markdown_row(["---:" if column.kind in NUMBERS else "---" for column in columns])
+    for row in rows:
+        yield _markdown_row([_disarmed(cell) for cell in row])
+    yield ""
+    for line in context(report):
+        yield f"- {_disarmed(line)}"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _disarmed(text: str) -> str:
+    """Return a text that Markdown renders as it is."""
+    without_tags = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKUP.sub(lambda found: f"\\{found[0]}", without_tags)
+
+
+def as_csv(report: Report, *, raw: bool) -> Iterator[str]:
+    """Yield the lines of a report as CSV; `raw` leaves texts as the API sent them."""
+    for row in ([column.name for column in report.columns], *report.rows):
+        line = io.StringIO()
+        csv.writer(line, lineterminator="").writerow([_csv_cell(value, raw=raw) for value in row])
+        yield line.getvalue()
+
+
+def _csv_cell(value: Any, *, raw: bool) -> Any:
+    if isinstance(value, str):
+        return value if raw else _no_formula(display.safe(value))
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _plain(value)
+
+
+def _no_formula(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+
+
+def as_json(report: Report) -> Iterator[str]:
+    """Yield the lines of a report as JSON, a row a line, in ASCII; times are ISO 8601 in UTC."""
+    request = report.request
+    head = {
+        "report": report.definition.name,
+        "title": report.definition.title,
+        "row": report.definition.row,
+        "window": report.window,
+        "notes": report.notes,
+        "time_zone": request.zone.key,
+        "as_of": request.as_of,
+        "now": request.now,
+        "rules": request.rules._asdict(),
+        "filters": request.filters._asdict() | {"labels": dict(request.filters.labels)},
+        "columns": [column._asdict() for column in report.columns],
+        "total": report.total,
+    }
+    names = [column.name for column in report.columns]
+    opened = json.dumps(head, default=_plain, indent=2).removesuffix("\n}")
+    yield f'{opened},\n  "rows": ['
+    last = len(report.rows) - 1
+    for place, row in enumerate(report.rows):
+        item = json.dumps(dict(zip(names, row, strict=True)), default=_plain)
+        yield f"    {item}{'' if place == last else ','}"
+    yield "  ]\n}"
+
+
+def _plain(value: Any) -> Any:
+    """Return times as text, and all else as it is."""
+    if isinstance(value, datetime):
+        return _moment(value)
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _moment(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,60 @@
+"""`health`: how the archive itself is, as its last pass measured it."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, select
+
+from etl.reports.model import Answer, Column, Definition, Kind, Request
+from etl.schema import health
+
+MILLISECOND = timedelta(milliseconds=1)
+_COLUMNS = (
+    Column("measured_at", Kind.MOMENT, "When a pass measured it, at its end"),
+    Column("open_runs", Kind.INTEGER, "Runs that wait for a person"),
+    Column("open_tests", Kind.INTEGER, "Tests that wait for a person"),
+    Column("oldest_open_at", Kind.MOMENT, "Since when the oldest of them waits"),
+    Column("never_fetched", Kind.INTEGER, "Runs that were tracked and have not been fetched yet"),
+    Column("failed", Kind.INTEGER, "Runs that were given up"),
+    Column("gone", Kind.INTEGER, "Runs that the API does not have any more"),
+    Column("poll_gap_p95_ms", Kind.MILLISECONDS, "95 % of the gaps between looks are no longer"),
+    Column("new_fields_7_days", Kind.INTEGER, "Fields that the API had not shown before"),
+    Column("last_success_at", Kind.MOMENT, "When the last pass ended that had no failure"),
+    Column("last_success_age_ms", Kind.MILLISECONDS, "How long ago that is"),
+)
+
+
+def _health(connection: Connection, request: Request) -> Answer:
+    columns = [health.c[column.name] for column in _COLUMNS[:-1]]
+    newest = select(*columns).order_by(health.c.measured_at.desc(), health.c.pass_id.desc())
+    if request.as_of:
+        newest = newest.where(health.c.measured_at <= request.as_of)
+    rows = [(*row, _age_ms(row[-1], request.now)) for row in connection.execute(newest.limit(1))]
+    return Answer(rows, "the last pass that measured it")
+
+
+def _age_ms(moment: datetime | None, now: datetime) -> int | None:
+    return None if moment is None else max(now - moment, timedelta(0)) // MILLISECOND
+
+
+REPORTS = (
+    Definition(
+        "health",
+        "The archive's health",
+        "the whole archive",
+        _COLUMNS,
+        (
+            "measured_at",
+            "open_runs",
+            "open_tests",
+            "never_fetched",
+            "failed",
+            "gone",
+            "poll_gap_p95_ms",
+            "new_fields_7_days",
+            "last_success_age_ms",
+        ),
+        ("measured_at",),
+        frozenset(),
+        _health,
+    ),
+)

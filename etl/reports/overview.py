@@ -1,0 +1,110 @@
+"""`overview`: how each application fares."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+
+from etl.metrics import LEAST_DECIDED, Counts, Period, rates, total
+from etl.reports import series, trends
+from etl.reports.backlog import open_runs
+from etl.reports.columns import APPLICATION, COUNTS, RATES, UNKNOWN
+from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row
+from etl.reports.spans import asked_or_last, told
+from etl.schema import COUNTERS
+
+
+def _overview(connection: Connection, request: Request) -> Answer:
+    window = asked_or_last(request, request.rules.window_days)
+    results: defaultdict[str, list[Period]] = defaultdict(list)
+    for plan, period in trends.periods(connection, request, window):
+        results[plan.application].append(period)
+    judged, flaky = _series(connection, request)
+    runs, tests = _open(connection, request)
+    applications = results.keys() | judged.keys() | runs.keys()
+    rows = (
+        (
+            application,
+            *_summed(results[application]),
+            judged[application],
+            flaky[application],
+            flaky[application] / judged[application] if judged[application] else None,
+            runs[application],
+            tests[application],
+        )
+        for application in applications
+    )
+    note = (
+        f"flaky and open count at any time; a test is judged with {LEAST_DECIDED} decided results"
+        f" or more among its last {request.rules.window_results}"
+    )
+    return Answer(rows, told("runs", window, request.zone), (note,))
+
+
+def _summed(periods: Sequence[Period]) -> Row:
+    counts = total([Counts(), *[period.counts for period in periods]])
+    return (
+        sum(period.runs for period in periods),
+        sum(period.tests for period in periods),
+        *(getattr(counts, name) for name in COUNTERS),
+        sum(period.unknown for period in periods),
+        *rates(counts),
+    )
+
+
+def _series(connection: Connection, request: Request) -> tuple[Counter[str], Counter[str]]:
+    """Return by application how many series have enough decided results, and are flaky."""
+    judged: Counter[str] = Counter()
+    flaky: Counter[str] = Counter()
+    for row in series.rows(connection, request):
+        application = row[0]
+        judged[application] += row[series.PLACES["decided"]] >= LEAST_DECIDED
+        flaky[application] += row[series.PLACES["is_flaky"]]
+    return judged, flaky
+
+
+def _open(connection: Connection, request: Request) -> tuple[Counter[str], Counter[str]]:
+    """Return by application how many runs and tests wait for a person."""
+    runs: Counter[str] = Counter()
+    tests: Counter[str] = Counter()
+    for run in open_runs(connection, request):
+        runs[run.plan.application] += 1
+        tests[run.plan.application] += run.tests
+    return runs, tests
+
+
+REPORTS = (
+    Definition(
+        "overview",
+        "Applications at a glance",
+        "an application",
+        (
+            APPLICATION,
+            Column("runs", Kind.INTEGER, "Runs that started in the window"),
+            Column("tests", Kind.INTEGER, "Results of tests of these runs"),
+            *COUNTS,
+            UNKNOWN,
+            *RATES,
+            Column("judged_series", Kind.INTEGER, "Tests with enough decided results to be flaky"),
+            Column("flaky_series", Kind.INTEGER, "Those that are"),
+            Column("flaky_rate", Kind.RATE, "flaky_series / judged_series"),
+            Column("open_runs", Kind.INTEGER, "Runs that wait for a person now"),
+            Column("open_tests", Kind.INTEGER, "Tests that wait for a person now"),
+        ),
+        (
+            "application",
+            "runs",
+            "passed",
+            "failed",
+            "pass_rate",
+            "pass_rate_low",
+            "pass_rate_high",
+            "decided_share",
+            "flaky_rate",
+            "open_tests",
+        ),
+        ("application",),
+        EVERY_FILTER,
+        _overview,
+    ),
+)

@@ -1,0 +1,175 @@
+"""`series`, `flaky` and `failures`: the last results of each test under its environments."""
+
+from collections.abc import Iterator
+
+from sqlalchemy import Connection, select
+
+from etl.aggregates import Variant, series_row
+from etl.metrics import series_of
+from etl.reports.columns import (
+    APPLICATION,
+    COUNTS,
+    ENVIRONMENTS,
+    PLAN,
+    RATES,
+    TEST,
+    environments_text,
+)
+from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Filter, Kind, Request, Row
+from etl.reports.source import PAGE_ROWS, of_variant, variants
+from etl.reports.spans import asked, told
+from etl.schema import plan_variants, series
+
+STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN, Filter.TEST})
+_FLAGS = (
+    Column("is_flaky", Kind.FLAG, "Changes between passed and failed so often that it is flaky"),
+    Column("is_confirmed_flaky", Kind.FLAG, "Both passed and failed with the same label `commit`"),
+    Column("is_regression", Kind.FLAG, "Failed, and passed before that"),
+    Column("is_new_failure", Kind.FLAG, "A regression, and the only failure in the window"),
+    Column("is_always_failing", Kind.FLAG, "Did not pass in the window"),
+    Column("is_recovered", Kind.FLAG, "Passed, and failed before that"),
+)
+_COLUMNS = (
+    APPLICATION,
+    PLAN,
+    ENVIRONMENTS,
+    TEST,
+    Column("type", Kind.TEXT, "The test's type"),
+    Column("test_id", Kind.TEXT, "The test's id, where ids stay the same from run to run"),
+    Column("decided", Kind.INTEGER, "Results in the window that are passed or failed"),
+    *COUNTS,
+    *RATES,
+    Column("flips", Kind.INTEGER, "Neighbours among the decided results that differ"),
+    Column("flip_rate", Kind.RATE, "flips / (decided - 1)"),
+    Column("health", Kind.RATE, "passed / decided * (1 - flip_rate)"),
+    *_FLAGS,
+    Column("fail_streak", Kind.INTEGER, "Decided results since the last one that passed"),
+    Column("streak_since", Kind.MOMENT, "When the first run of the streak started"),
+    Column("recent", Kind.STRIP, "The results in the window, the oldest first"),
+    Column("last_status", Kind.TEXT, "The last result, if its word is documented"),
+    Column("last_run_id", Kind.TEXT, "The run that it is from"),
+    Column("last_started_at", Kind.MOMENT, "When that run started"),
+    Column("window_starts_at", Kind.MOMENT, "When the first run in the window started"),
+    Column("series_id", Kind.TEXT, "The key of the series"),
+)
+PLACES = {column.name: place for place, column in enumerate(_COLUMNS)}
+_CLASS = Column(
+    "class", Kind.TEXT, "new_failure, regression, failing (for longer), always_failing, recovered"
+)
+
+
+def _series(connection: Connection, request: Request) -> Answer:
+    return Answer(rows(connection, request), _window(request))
+
+
+def _flaky(connection: Connection, request: Request) -> Answer:
+    found = (row for row in rows(connection, request) if row[PLACES["is_flaky"]])
+    rules = request.rules
+    threshold = (
+        f"flaky: {rules.flaky_min_results} decided results or more, {rules.flaky_min_flips} flips"
+        f" or more, and a flip rate of {rules.flaky_min_flip_rate:g} or more"
+    )
+    return Answer(found, _window(request), (threshold,))
+
+
+def _failures(connection: Connection, request: Request) -> Answer:
+    classed = ((failure_class(row), row) for row in rows(connection, request))
+    found = ((word, *row) for word, row in classed if word)
+    return Answer(found, _window(request))
+
+
+def failure_class(row: Row) -> str | None:
+    """Return what a row of `series` says of its failures, None where it has none to tell of."""
+    if row[PLACES["is_new_failure"]]:
+        return "new_failure"
+    if row[PLACES["is_always_failing"]]:
+        return "always_failing"
+    if row[PLACES["is_regression"]]:
+        return "regression"
+    if row[PLACES["fail_streak"]]:
+        return "failing"
+    return "recovered" if row[PLACES["is_recovered"]] else None
+
+
+def rows(connection: Connection, request: Request) -> Iterator[Row]:
+    """Yield a row of the report `series` for each series."""
+    is_stored = request.as_of is None and request.filters.used <= STORED_FILTERS
+    found = _stored(connection, request) if is_stored else _streamed(connection, request)
+    test = request.filters.test
+    for row in found:
+        if test is None or (row[PLACES["test"]] or "").strip() == test:
+            yield row
+
+
+def _streamed(connection: Connection, request: Request) -> Iterator[Row]:
+    for variant, runs in variants(connection, request, asked(request)):
+        for found in series_of(runs, request.rules):
+            row = _row(variant, series_row(variant.variant_id, found))
+            yield _without_labels(row) if request.as_of else row
+
+
+def _without_labels(row: Row) -> Row:
+    """Leave out what labels say: they have no history, so nobody knows what they said then."""
+    place = PLACES["is_confirmed_flaky"]
+    return (*row[:place], None, *row[place + 1 :])
+
+
+def _stored(connection: Connection, request: Request) -> Iterator[Row]:
+    statement = (
+        select(*plan_variants.columns, *series.columns)
+        .join(plan_variants, plan_variants.c.variant_id == series.c.variant_id)
+        .where(*of_variant(request.filters))
+        .execution_options(yield_per=PAGE_ROWS)
+    )
+    names = len(plan_variants.columns)
+    for row in connection.execute(statement):
+        yield _row(Variant(*row[:names]), row[names:])
+
+
+def _row(variant: Variant, stored: Row) -> Row:
+    """Return a row of the report from one of the table `series`."""
+    series_id, _, _, *rest = stored
+    environments = environments_text(variant.environment_signature)
+    return (variant.application, variant.plan, environments, *rest, series_id)
+
+
+def _window(request: Request) -> str:
+    results = f"the last {request.rules.window_results} decided results of each test"
+    return f"{results}, in {told('runs', asked(request), request.zone)}"
+
+
+_NAMES = ("application", "plan", "test", "environments", "series_id")
+_OF_A_SERIES = "a test of a plan under one set of environments"
+
+REPORTS = (
+    Definition(
+        "series",
+        "Tests and their last results",
+        _OF_A_SERIES,
+        _COLUMNS,
+        ("application", "plan", "test", "recent", "pass_rate", "decided_share", "health"),
+        ("health", *_NAMES),
+        EVERY_FILTER,
+        _series,
+    ),
+    Definition(
+        "flaky",
+        "Flaky tests",
+        f"{_OF_A_SERIES}, where it is flaky",
+        _COLUMNS,
+        ("application", "plan", "test", "recent", "decided", "flips", "flip_rate"),
+        ("-flip_rate", "-decided", *_NAMES),
+        EVERY_FILTER,
+        _flaky,
+    ),
+    Definition(
+        "failures",
+        "Tests that fail, and those that recovered",
+        f"{_OF_A_SERIES}, where it fails or has just recovered",
+        (_CLASS, *_COLUMNS),
+        ("class", "application", "plan", "test", "fail_streak", "streak_since"),
+        ("-streak_since", "class", *_NAMES),
+        EVERY_FILTER,
+        _failures,
+    ),
+)

@@ -1,0 +1,146 @@
+"""Where reports take their runs from: `outcomes`, as it is now or as it was at any moment."""
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, TextClause, and_, exists, or_, select, text
+
+from etl.aggregates import IS_CURRENT, Namings, RosterBook, Variant, as_plan_run, plan_runs
+from etl.metrics import Counts, Plan, PlanRun, Roster
+from etl.reports.model import Filters, Request
+from etl.reports.spans import Span
+from etl.schema import labels, outcomes, plan_variants
+
+FOLDER = Path(__file__).parent
+PAGE_ROWS = 1000
+MOST_ROSTERS = 2000
+"""So many lists of tests are held at a time: as many as there are runs, if names are made up."""
+
+
+@cache
+def query(name: str) -> TextClause:
+    """Return the query in the file `name`.sql."""
+    return text((FOLDER / f"{name}.sql").read_text(encoding="utf-8"))
+
+
+def variants(
+    connection: Connection, request: Request, span: Span
+) -> Iterator[tuple[Variant, Iterator[PlanRun]]]:
+    """Yield each variant with its runs that started in `span`, the newest first.
+
+    Reads as it goes: the runs of a variant are gone when the next one is asked for.
+    """
+    rows = _plan_runs(connection, request, span)
+    for variant, found in groupby(rows, key=lambda row: row[0]):
+        yield variant, (run for _, run in found)
+
+
+def _plan_runs(
+    connection: Connection, request: Request, span: Span
+) -> Iterator[tuple[Variant, PlanRun]]:
+    names = (
+        plan_variants.c.plan_id,
+        plan_variants.c.application,
+        plan_variants.c.plan,
+        plan_variants.c.environment_signature,
+    )
+    newest_first = (outcomes.c.started_at.desc(), outcomes.c.run_id.desc())
+    chosen = and_(is_valid(request), *of_filters(request.filters), *within(span))
+    statement = (
+        plan_runs(chosen)
+        .add_columns(*names)
+        .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
+        .order_by(plan_variants.c.plan_id, outcomes.c.variant_id, *newest_first)
+        .execution_options(yield_per=PAGE_ROWS)
+    )
+    shelf = Shelf(connection, request)
+    for page in connection.execute(statement).partitions():
+        for plan, rows in groupby(page, key=lambda row: Plan(row.application, row.plan)):
+            for *row, plan_id, _, _, signature in shelf.rows_of(plan, rows):
+                run = as_plan_run(row, shelf.book)
+                if request.as_of:
+                    run = run._replace(commit=None)  # labels have no history
+                yield Variant(run.variant_id, plan_id, *plan, signature), run
+
+
+class Shelf:
+    """The lists of tests that the rows of one plan after the other refer to."""
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        self._connection = connection
+        self._namings = Namings(connection, request.as_of)
+        self._plan = Plan("", "")
+        self._held: set[str] = set()
+        self.book = RosterBook(connection, self._namings.of(self._plan))
+
+    def rows_of(self, plan: Plan, rows: Iterable[Any]) -> list[Any]:
+        """Return `rows` of a plan, whose lists of tests are in `book` then."""
+        found = list(rows)
+        wanted = {row.roster_id for row in found}
+        if plan != self._plan or len(self._held | wanted) > MOST_ROSTERS:
+            self.book = RosterBook(self._connection, self._namings.of(plan))
+            self._plan, self._held = plan, set()
+        self._held |= wanted
+        self.book.learn(wanted)
+        return found
+
+
+def is_valid(request: Request) -> ColumnElement[bool]:
+    """Return which rows of `outcomes` say what runs are, or were at the moment asked for."""
+    if request.as_of is None:
+        return IS_CURRENT
+    return and_(outcomes.c.observed_at <= request.as_of, was_valid(request.as_of))
+
+
+def was_valid(moment: datetime) -> ColumnElement[bool]:
+    """Return which rows of `outcomes` had nothing newer at `moment`."""
+    return or_(IS_CURRENT, outcomes.c.superseded_at > moment)
+
+
+def of_filters(filters: Filters) -> Iterator[ColumnElement[bool]]:
+    """Yield what `filters` ask of `outcomes` and `plan_variants`, apart from times and test."""
+    yield from of_variant(filters)
+    for name, value in filters.labels:
+        found = labels.alias()
+        yield exists(
+            select(1).where(
+                found.c.run_id == outcomes.c.run_id, found.c.name == name, found.c.value == value
+            )
+        )
+
+
+def of_variant(filters: Filters) -> Iterator[ColumnElement[bool]]:
+    """Yield what `filters` ask of `plan_variants`."""
+    if filters.application is not None:
+        yield plan_variants.c.application == filters.application
+    if filters.plan is not None:
+        yield plan_variants.c.plan == filters.plan
+
+
+def within(span: Span) -> Iterator[ColumnElement[bool]]:
+    """Yield what `span` asks of the start of a run."""
+    if span.since:
+        yield outcomes.c.started_at >= span.since
+    if span.until:
+        yield outcomes.c.started_at < span.until
+
+
+def narrowed(runs: Iterator[PlanRun], test: str) -> Iterator[PlanRun]:
+    """Yield those runs that have a test of that name, with its results alone."""
+    places: dict[str, list[int]] = {}
+    for run in runs:
+        roster_id = run.roster.roster_id
+        if roster_id not in places:
+            places[roster_id] = places_of(run.roster, test)
+        if places[roster_id]:
+            strip = "".join(run.outcomes[place] for place in places[roster_id])
+            yield run._replace(outcomes=strip, checks=Counts())
+
+
+def places_of(roster: Roster, test: str) -> list[int]:
+    """Return where tests of that name stand in a roster."""
+    return [place for place, each in enumerate(roster.tests) if (each.name or "").strip() == test]

@@ -1,0 +1,89 @@
+"""`statuses`: all words that the API sent as a status, those too that nothing counts."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import BigInteger, Connection, Select, Text, and_, func, select
+
+from etl.metrics import LETTERS
+from etl.reports.model import OF_RUNS, Answer, Column, Definition, Kind, Request, Row
+from etl.reports.source import is_valid, of_filters, query, within
+from etl.reports.spans import asked, told
+from etl.schema import outcomes, plan_variants
+
+COUNTED_AS = {
+    "passed": "decided",
+    "failed": "decided",
+    "unresolved": "open",
+    "aborted": "broken off",
+    "pending": "unfinished",
+}
+
+
+def _statuses(connection: Connection, request: Request) -> Answer:
+    rows = (
+        (level, status, COUNTED_AS.get(status or ""), number)
+        for level, found in (("run", _of_runs), ("test", _of_tests))
+        for status, number in found(connection, request)
+    )
+    return Answer(rows, told("runs", asked(request), request.zone))
+
+
+def _of_runs(connection: Connection, request: Request) -> Iterator[Row]:
+    statement = _of_chosen(select(outcomes.c.status, func.count()), request)
+    yield from connection.execute(statement.group_by(outcomes.c.status))
+
+
+def _of_tests(connection: Connection, request: Request) -> Iterator[Row]:
+    sums = [func.sum(outcomes.c[f"tests_{word}"]) for word in LETTERS]
+    numbers = connection.execute(_of_chosen(select(*sums), request)).one()
+    yield from (
+        (word, int(number)) for word, number in zip(LETTERS, numbers, strict=True) if number
+    )
+    yield from connection.execute(_unknown(request))
+
+
+def _unknown(request: Request) -> Select[tuple[str | None, int]]:
+    words = (
+        query("unknown_words")
+        .columns(run_id=Text, revision=BigInteger, status=Text)
+        .subquery("words")
+    )
+    return (
+        _of_chosen(select(words.c.status, func.count()), request)
+        .join(
+            words,
+            and_(words.c.run_id == outcomes.c.run_id, words.c.revision == outcomes.c.revision),
+        )
+        .where(words.c.status.is_(None) | words.c.status.not_in(LETTERS))
+        .group_by(words.c.status)
+    )
+
+
+def _of_chosen(statement: Select[Any], request: Request) -> Select[Any]:
+    """Limit `statement` to the rows of `outcomes` that are asked for."""
+    of_plan = plan_variants.c.variant_id == outcomes.c.variant_id
+    return (
+        statement.select_from(outcomes)
+        .join(plan_variants, of_plan)
+        .where(is_valid(request), *of_filters(request.filters), *within(asked(request)))
+    )
+
+
+REPORTS = (
+    Definition(
+        "statuses",
+        "Words that the API sent as a status",
+        "a word, of runs or of tests",
+        (
+            Column("of", Kind.TEXT, "run or test"),
+            Column("status", Kind.TEXT, "The word, missing where there was none"),
+            Column("counted_as", Kind.TEXT, "decided, open, ...; missing: listed, never counted"),
+            Column("results", Kind.INTEGER, "How many have it"),
+        ),
+        ("of", "status", "counted_as", "results"),
+        ("of", "-results", "status"),
+        OF_RUNS,
+        _statuses,
+    ),
+)

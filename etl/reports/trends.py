@@ -1,0 +1,162 @@
+"""`trend` and `weekly`: results by day and by week, of each plan."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+
+from sqlalchemy import Connection, Table, select
+
+from etl.aggregates import period_row
+from etl.metrics import (
+    Counts,
+    Period,
+    Plan,
+    days_of,
+    monday,
+    summed,
+    weeks_of,
+)
+from etl.reports.columns import (
+    APPLICATION,
+    CHECK_PASS_RATE,
+    CHECKS,
+    COUNTS,
+    PLAN,
+    RATES,
+    UNKNOWN,
+)
+from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Filter, Kind, Request, Row
+from etl.reports.source import narrowed, variants
+from etl.reports.spans import ALWAYS, Days, Span, asked, asked_or_last, midnight, told, whole_days
+from etl.schema import daily_results, weekly_results
+
+WEEKS = 13
+"""How many weeks `weekly` shows unless it is told."""
+STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN, Filter.FROM, Filter.TO})
+_COUNTED = (
+    APPLICATION,
+    PLAN,
+    Column("runs", Kind.INTEGER, "Runs that started in it"),
+    Column("tests", Kind.INTEGER, "Results of tests of these runs"),
+    *COUNTS,
+    UNKNOWN,
+    *RATES,
+    *CHECKS,
+    CHECK_PASS_RATE,
+)
+_BRIEF = (
+    "application",
+    "plan",
+    "runs",
+    "pass_rate",
+    "pass_rate_low",
+    "pass_rate_high",
+    "decided_share",
+)
+
+
+def _trend(connection: Connection, request: Request) -> Answer:
+    span = asked_or_last(request, request.rules.window_days)
+    rows = (_row(request, *found) for found in periods(connection, request, span))
+    return Answer(rows, told("runs", span, request.zone))
+
+
+def _weekly(connection: Connection, request: Request) -> Answer:
+    span = asked(request)
+    if span == ALWAYS:
+        this_week = monday(request.now.astimezone(request.zone).date())
+        first, after = this_week - timedelta(weeks=WEEKS - 1), this_week + timedelta(weeks=1)
+        span = Span(midnight(first, request.zone), midnight(after, request.zone))
+    days = whole_days(span, request.zone)
+    found: Iterable[tuple[Plan, Period]]
+    if days and _is_stored(request) and _are_weeks(days):
+        found = _stored(connection, request, weekly_results, days)
+    else:
+        streamed = _streamed(connection, request, span).items()
+        found = ((plan, week) for plan, periods in streamed for week in weeks_of(periods))
+    rows = (_row(request, *each) for each in found)
+    return Answer(rows, told("runs", span, request.zone))
+
+
+def periods(connection: Connection, request: Request, span: Span) -> Iterable[tuple[Plan, Period]]:
+    """Yield each day of each plan that has runs in `span`."""
+    days = whole_days(span, request.zone)
+    if days and _is_stored(request):
+        return _stored(connection, request, daily_results, days)
+    streamed = _streamed(connection, request, span).items()
+    return ((plan, day) for plan, found in streamed for day in found)
+
+
+def _is_stored(request: Request) -> bool:
+    return request.as_of is None and request.filters.used <= STORED_FILTERS
+
+
+def _are_weeks(days: Days) -> bool:
+    begins_whole = days.first is None or days.first.isoweekday() == 1
+    return begins_whole and (days.last is None or days.last.isoweekday() == 7)
+
+
+def _stored(
+    connection: Connection, request: Request, table: Table, days: Days
+) -> Iterator[tuple[Plan, Period]]:
+    _, first_day = table.primary_key.columns
+    filters = request.filters
+    wanted = [
+        table.c.application == filters.application if filters.application is not None else None,
+        table.c.plan == filters.plan if filters.plan is not None else None,
+        first_day >= days.first if days.first else None,
+        first_day <= days.last if days.last else None,
+    ]
+    check_counts = [table.c[f"checks_{name}"] for name in Counts._fields]
+    numbers = [
+        table.c.runs,
+        table.c.tests,
+        *[table.c[name] for name in Counts._fields],
+        *check_counts,
+    ]
+    statement = select(table.c.application, table.c.plan, first_day, *numbers).where(
+        *[each for each in wanted if each is not None]
+    )
+    for application, plan, day, runs, tests, *counted in connection.execute(statement):
+        counts, checks = Counts(*counted[:5]), Counts(*counted[5:])
+        yield Plan(application, plan), Period(day, runs, tests, counts, checks)
+
+
+def _streamed(connection: Connection, request: Request, span: Span) -> dict[Plan, list[Period]]:
+    found: defaultdict[Plan, list[Period]] = defaultdict(list)
+    for variant, runs in variants(connection, request, span):
+        test = request.filters.test
+        chosen = runs if test is None else narrowed(runs, test)
+        found[Plan(variant.application, variant.plan)] += days_of(chosen)
+    return {plan: summed(days) for plan, days in found.items()}
+
+
+def _row(request: Request, plan: Plan, period: Period) -> Row:
+    _, *row = period_row(plan, period)
+    if request.filters.test is not None:  # checks are those of runs
+        row[-len(CHECKS) - 1 :] = [None] * (len(CHECKS) + 1)
+    return row
+
+
+REPORTS = (
+    Definition(
+        "trend",
+        "Results by day",
+        "a plan and a day on which runs of it started",
+        (Column("day", Kind.DAY, "The day, in the report's time zone"), *_COUNTED),
+        ("day", *_BRIEF),
+        ("-day", "application", "plan"),
+        EVERY_FILTER,
+        _trend,
+    ),
+    Definition(
+        "weekly",
+        "Results by week",
+        "a plan and a week in which runs of it started",
+        (Column("week_starts_on", Kind.DAY, "The Monday of the week (ISO 8601)"), *_COUNTED),
+        ("week_starts_on", *_BRIEF),
+        ("-week_starts_on", "application", "plan"),
+        EVERY_FILTER,
+        _weekly,
+    ),
+)
