@@ -12,7 +12,7 @@ from etl.metrics import Plan
 from etl.payload import OPEN_STATUS
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID
 from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row
-from etl.reports.source import PAGE_ROWS, Shelf, is_valid, of_filters, places_of, within
+from etl.reports.source import PAGE_ROWS, Places, Shelf, is_valid, of_filters, within
 from etl.reports.spans import asked, told
 from etl.schema import outcomes, plan_variants
 
@@ -59,14 +59,14 @@ def open_runs(connection: Connection, request: Request) -> Iterator[OpenRun]:
         .execution_options(yield_per=PAGE_ROWS)
     )
     shelf = Shelf(connection, request)
-    test = request.filters.test
+    places = None if request.filters.test is None else Places(request.filters.test)
     for page in connection.execute(statement).partitions():
-        if test is None:
+        if places is None:
             yield from (_open_run(row) for row in page)
             continue
         for plan, rows in groupby(page, key=lambda row: Plan(row.application, row.plan)):
             found = shelf.rows_of(plan, rows)
-            yield from (run for row in found if (run := _narrowed(row, shelf.book, test)).tests)
+            yield from (run for row in found if (run := _narrowed(row, shelf.book, places)).tests)
 
 
 def _open_run(row: Row) -> OpenRun:
@@ -74,11 +74,11 @@ def _open_run(row: Row) -> OpenRun:
     return OpenRun(Plan(application, plan), *rest)
 
 
-def _narrowed(row: Row, book: RosterBook, test: str) -> OpenRun:
-    """Return a run with no other test counted than those of that name."""
+def _narrowed(row: Row, book: RosterBook, places: Places) -> OpenRun:
+    """Return a run with no other test counted than those at `places`."""
     *_, strip, roster_id = row
-    places = places_of(book[roster_id], test)
-    return _open_run(row)._replace(tests=sum(strip[place] == "U" for place in places))
+    tests = sum(strip[place] == "U" for place in places.of(book[roster_id]))
+    return _open_run(row)._replace(tests=tests)
 
 
 def age_ms(run: OpenRun, now: datetime) -> int:

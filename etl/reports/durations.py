@@ -8,7 +8,7 @@ from etl.aggregates import Variant
 from etl.metrics import durations_of
 from etl.reports.columns import APPLICATION, ENVIRONMENTS, PLAN, environments_text
 from etl.reports.model import OF_RUNS, Answer, Column, Definition, Filter, Kind, Request, Row
-from etl.reports.source import of_variant, variants
+from etl.reports.source import of_variant, variants, within
 from etl.reports.spans import asked, told
 from etl.schema import durations, plan_variants
 
@@ -44,7 +44,7 @@ def _durations(connection: Connection, request: Request) -> Answer:
 
 
 def _streamed(connection: Connection, request: Request) -> Iterator[tuple[Variant, Row]]:
-    for variant, runs in variants(connection, request, asked(request)):
+    for variant, runs in variants(connection, request, *within(asked(request))):
         found = durations_of(runs, request.rules)
         if found:
             yield variant, found

@@ -11,7 +11,7 @@ from etl.metrics import Counts, PlanRun, count, rates, total
 from etl.payload import FINAL_STATUSES, OPEN_STATUS
 from etl.reports.columns import APPLICATION, COUNTS, RATES, environment_text
 from etl.reports.model import OF_RUNS, Answer, Column, Definition, Kind, Request, Row
-from etl.reports.source import variants
+from etl.reports.source import variants, within
 from etl.reports.spans import Span, asked_or_last, told
 from etl.schema import COUNTERS
 
@@ -60,7 +60,7 @@ def _found(connection: Connection, request: Request, window: Span) -> dict[Ident
     """Return the environments in which runs ended, in the window or before it."""
     seen = Span(window.since and min(window.since, _expected_since(request)), window.until)
     found: defaultdict[Identity, _Environment] = defaultdict(_Environment)
-    for variant, runs in variants(connection, request, seen):
+    for variant, runs in variants(connection, request, *within(seen)):
         identities = json.loads(variant.environment_signature)
         for run in runs:
             if run.status not in FINISHED:

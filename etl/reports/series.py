@@ -16,7 +16,7 @@ from etl.reports.columns import (
     environments_text,
 )
 from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Filter, Kind, Request, Row
-from etl.reports.source import PAGE_ROWS, of_variant, variants
+from etl.reports.source import PAGE_ROWS, of_variant, variants, within
 from etl.reports.spans import asked, told
 from etl.schema import plan_variants, series
 
@@ -102,7 +102,7 @@ def rows(connection: Connection, request: Request) -> Iterator[Row]:
 
 
 def _streamed(connection: Connection, request: Request) -> Iterator[Row]:
-    for variant, runs in variants(connection, request, asked(request)):
+    for variant, runs in variants(connection, request, *within(asked(request))):
         for found in series_of(runs, request.rules):
             row = _row(variant, series_row(variant.variant_id, found))
             yield _without_labels(row) if request.as_of else row

@@ -5,7 +5,7 @@ from datetime import datetime
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, TextClause, and_, exists, or_, select, text
 
@@ -28,19 +28,20 @@ def query(name: str) -> TextClause:
 
 
 def variants(
-    connection: Connection, request: Request, span: Span
+    connection: Connection, request: Request, *conditions: ColumnElement[bool]
 ) -> Iterator[tuple[Variant, Iterator[PlanRun]]]:
-    """Yield each variant with its runs that started in `span`, the newest first.
+    """Yield each variant with those of its runs that are asked for, the newest first.
 
-    Reads as it goes: the runs of a variant are gone when the next one is asked for.
+    Leaves times and test to `conditions` and the caller. Reads as it goes: the runs of a variant
+    are gone when the next one is asked for.
     """
-    rows = _plan_runs(connection, request, span)
+    rows = _plan_runs(connection, request, conditions)
     for variant, found in groupby(rows, key=lambda row: row[0]):
         yield variant, (run for _, run in found)
 
 
 def _plan_runs(
-    connection: Connection, request: Request, span: Span
+    connection: Connection, request: Request, conditions: Iterable[ColumnElement[bool]]
 ) -> Iterator[tuple[Variant, PlanRun]]:
     names = (
         plan_variants.c.plan_id,
@@ -49,7 +50,7 @@ def _plan_runs(
         plan_variants.c.environment_signature,
     )
     newest_first = (outcomes.c.started_at.desc(), outcomes.c.run_id.desc())
-    chosen = and_(is_valid(request), *of_filters(request.filters), *within(span))
+    chosen = and_(is_valid(request), *of_filters(request.filters), *conditions)
     statement = (
         plan_runs(chosen)
         .add_columns(*names)
@@ -129,18 +130,75 @@ def within(span: Span) -> Iterator[ColumnElement[bool]]:
         yield outcomes.c.started_at < span.until
 
 
-def narrowed(runs: Iterator[PlanRun], test: str) -> Iterator[PlanRun]:
-    """Yield those runs that have a test of that name, with its results alone."""
-    places: dict[str, list[int]] = {}
+class Places:
+    """Where tests of one name stand in runs."""
+
+    def __init__(self, test: str) -> None:
+        self._test = test
+        self._known: dict[str, list[int]] = {}
+
+    def of(self, roster: Roster) -> list[int]:
+        """Return where they stand in a roster."""
+        if roster.roster_id not in self._known:
+            self._known[roster.roster_id] = [
+                place
+                for place, test in enumerate(roster.tests)
+                if (test.name or "").strip() == self._test
+            ]
+        return self._known[roster.roster_id]
+
+
+def narrowed(runs: Iterable[PlanRun], places: Places) -> Iterator[PlanRun]:
+    """Yield those runs that have such a test, with its results alone."""
     for run in runs:
-        roster_id = run.roster.roster_id
-        if roster_id not in places:
-            places[roster_id] = places_of(run.roster, test)
-        if places[roster_id]:
-            strip = "".join(run.outcomes[place] for place in places[roster_id])
+        if found := places.of(run.roster):
+            strip = "".join(run.outcomes[place] for place in found)
             yield run._replace(outcomes=strip, checks=Counts())
 
 
-def places_of(roster: Roster, test: str) -> list[int]:
-    """Return where tests of that name stand in a roster."""
-    return [place for place, each in enumerate(roster.tests) if (each.name or "").strip() == test]
+class FoundRun(NamedTuple):
+    """A run by itself; `started_at` can be missing."""
+
+    run_id: str
+    variant_id: str
+    plan: Plan
+    status: str | None
+    started_at: datetime | None
+    outcomes: str
+    roster: Roster
+
+
+def find_run(
+    connection: Connection, request: Request, *conditions: ColumnElement[bool]
+) -> FoundRun | None:
+    """Return the newest of the runs that are asked for."""
+    statement = (
+        select(
+            outcomes.c.run_id,
+            outcomes.c.variant_id,
+            plan_variants.c.application,
+            plan_variants.c.plan,
+            outcomes.c.status,
+            outcomes.c.started_at,
+            outcomes.c.outcomes,
+            outcomes.c.roster_id,
+        )
+        .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
+        .where(is_valid(request), *of_filters(request.filters), *conditions)
+        .order_by(outcomes.c.started_at.desc(), outcomes.c.run_id.desc())
+        .limit(1)
+    )
+    for row in connection.execute(statement):
+        plan = Plan(row.application, row.plan)
+        shelf = Shelf(connection, request)
+        shelf.rows_of(plan, [row])
+        return FoundRun(
+            row.run_id,
+            row.variant_id,
+            plan,
+            row.status,
+            row.started_at,
+            row.outcomes,
+            shelf.book[row.roster_id],
+        )
+    return None

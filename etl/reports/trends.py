@@ -26,7 +26,7 @@ from etl.reports.columns import (
     UNKNOWN,
 )
 from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Filter, Kind, Request, Row
-from etl.reports.source import narrowed, variants
+from etl.reports.source import Places, narrowed, variants, within
 from etl.reports.spans import ALWAYS, Days, Span, asked, asked_or_last, midnight, told, whole_days
 from etl.schema import daily_results, weekly_results
 
@@ -124,9 +124,9 @@ def _stored(
 
 def _streamed(connection: Connection, request: Request, span: Span) -> dict[Plan, list[Period]]:
     found: defaultdict[Plan, list[Period]] = defaultdict(list)
-    for variant, runs in variants(connection, request, span):
-        test = request.filters.test
-        chosen = runs if test is None else narrowed(runs, test)
+    places = None if request.filters.test is None else Places(request.filters.test)
+    for variant, runs in variants(connection, request, *within(span)):
+        chosen = narrowed(runs, places) if places else runs
         found[Plan(variant.application, variant.plan)] += days_of(chosen)
     return {plan: summed(days) for plan, days in found.items()}
 
