@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from etl import __version__
-from etl.errors import ArchiverError
+from etl.errors import ArchiverError, UsageError
 
 app = typer.Typer(
     name="result-archiver",
@@ -263,13 +263,92 @@ def status(context: typer.Context, as_json: AsJson = False) -> int:
 @app.command(epilog="Example: result-archiver show ac247a18-75d5-4094-8ab3-56788d6d2ff9")
 def show(
     context: typer.Context,
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A run ID.")],
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN_ID]", help="A run ID.")] = None,
+    test: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Instead of a run: a test's history.")
+    ] = None,
+    application: Application = None,
+    plan: PlanName = None,
+    as_of: AsOf = None,
     as_json: AsJson = False,
 ) -> int:
-    """Show one run with its environments, tests and history."""
-    from etl.commands import inspection
+    """Show one run with its environments, tests and history; or all results of a test."""
+    from etl.commands import histories, inspection
+    from etl.commands.reports import Options
 
+    if (run_id is None) == (test is None):
+        raise UsageError("show: give a run ID, or --test NAME")
+    if run_id is None:
+        options = Options(application, plan, test, as_of=as_of)
+        return histories.show(context.obj, options, as_json=as_json)
+    if application or plan or as_of:
+        raise UsageError("show RUN_ID: --application, --plan and --as-of go with --test")
     return inspection.show(context.obj, run_id, as_json=as_json)
+
+
+@app.command(epilog="Example: result-archiver compare RUN_A RUN_B --json")
+def compare(
+    context: typer.Context,
+    before: Annotated[str, typer.Argument(metavar="RUN_A", help="The run before.")],
+    after: Annotated[str, typer.Argument(metavar="RUN_B", help="The run after.")],
+    as_json: AsJson = False,
+) -> int:
+    """Show what became of each test from one run to another."""
+    from etl.commands import comparison
+
+    return comparison.compare_runs(context.obj, (before, after), as_json=as_json)
+
+
+@app.command(
+    epilog="Example: result-archiver gate --application Storefront --plan Nightly"
+    " --min-pass-rate 0.95 --max-new-failures 0"
+)
+def gate(
+    context: typer.Context,
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN_ID]", help="A run ID.")] = None,
+    application: Application = None,
+    plan: PlanName = None,
+    label: LabelFilter = None,
+    min_pass_rate: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, metavar="SHARE", help="passed / (passed + failed)."),
+    ] = None,
+    min_decided_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, metavar="SHARE", help="Tests that passed or failed, of all."),
+    ] = None,
+    max_failed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Failed tests.")
+    ] = None,
+    max_new_failures: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Failed tests that passed the time before, or are new."
+        ),
+    ] = None,
+    max_unresolved: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Tests that wait for a person.")
+    ] = None,
+    max_aborted: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Tests that were broken off.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Fail (exit code 1) when a run, or the newest of a plan, is not good enough or not over."""
+    from etl.commands import comparison
+    from etl.commands.reports import Options
+    from etl.reports.gate import Limits
+
+    limits = Limits(
+        min_pass_rate,
+        min_decided_share,
+        max_failed,
+        max_new_failures,
+        max_unresolved,
+        max_aborted,
+    )
+    options = Options(application, plan, labels=label or [])
+    return comparison.gate(context.obj, run_id, options, limits, as_json=as_json)
 
 
 @app.command(epilog="Example: result-archiver report flaky --application Storefront --rows 5")

@@ -8,14 +8,12 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from etl.metrics import Counts, PlanRun, count, rates, total
-from etl.payload import FINAL_STATUSES, OPEN_STATUS
 from etl.reports.columns import APPLICATION, COUNTS, RATES, environment_text
 from etl.reports.model import OF_RUNS, Answer, Column, Definition, Kind, Request, Row
-from etl.reports.source import variants, within
+from etl.reports.source import FINISHED, variants, within
 from etl.reports.spans import Span, asked_or_last, told
 from etl.schema import COUNTERS
 
-FINISHED = FINAL_STATUSES | {OPEN_STATUS}
 NOTHING = Counts()
 EXPECTED_DAYS = 90
 """An environment is expected when it was seen within so many days."""

@@ -11,10 +11,13 @@ from sqlalchemy import ColumnElement, Connection, TextClause, and_, exists, or_,
 
 from etl.aggregates import IS_CURRENT, Namings, RosterBook, Variant, as_plan_run, plan_runs
 from etl.metrics import Counts, Plan, PlanRun, Roster
+from etl.payload import FINAL_STATUSES, OPEN_STATUS
 from etl.reports.model import Filters, Request
 from etl.reports.spans import Span
 from etl.schema import labels, outcomes, plan_variants
 
+FINISHED = FINAL_STATUSES | {OPEN_STATUS}
+"""What a run's status is when it is over. `unresolved` is, though people can still change it."""
 FOLDER = Path(__file__).parent
 PAGE_ROWS = 1000
 MOST_ROSTERS = 2000

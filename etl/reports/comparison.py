@@ -1,0 +1,99 @@
+"""What became of each test from one run to another."""
+
+from collections import defaultdict
+from enum import StrEnum
+from itertools import zip_longest
+from typing import NamedTuple
+
+from etl.metrics import WORDS, Roster
+
+
+class Class(StrEnum):
+    """What became of a test; together they have each test of both runs once."""
+
+    NEW_FAILURE = "new_failure"
+    """Passed, and failed."""
+    STILL_FAILING = "still_failing"
+    FIXED = "fixed"
+    """Failed, and passed."""
+    BECAME_OPEN = "became_open"
+    """Is unresolved, and was not."""
+    CLOSED = "closed"
+    """Was unresolved, and passed, failed or was aborted."""
+    ADDED = "added"
+    REMOVED = "removed"
+    OTHER = "other"
+    """Anything else, such as a test that is pending, or that was aborted and passed."""
+    STILL_PASSING = "still_passing"
+
+
+_DECIDED = {
+    "PF": Class.NEW_FAILURE,
+    "FF": Class.STILL_FAILING,
+    "FP": Class.FIXED,
+    "PP": Class.STILL_PASSING,
+}
+
+
+class Compared(NamedTuple):
+    """A test of two runs; its words are missing where it is not in the run."""
+
+    what: Class
+    test: str | None
+    type: str | None
+    from_status: str | None
+    to_status: str | None
+
+
+def classify(before: str | None, after: str | None) -> Class:
+    """Return what became of a test by its letters in two runs, None where it is not in one."""
+    if before is None:
+        return Class.ADDED
+    if after is None:
+        return Class.REMOVED
+    if after == "U" and before != "U":
+        return Class.BECAME_OPEN
+    if before == "U" and after in {"P", "F", "A"}:
+        return Class.CLOSED
+    return _DECIDED.get(before + after, Class.OTHER)
+
+
+def compare(before: tuple[Roster, str], after: tuple[Roster, str]) -> list[Compared]:
+    """Compare two runs, each its tests and a letter for each; what is new stands first.
+
+    Tests are the same by their key; where a key is there more than once, by their order.
+    """
+    old, new = _by_key(*before), _by_key(*after)
+    keys = [*new, *(key for key in old if key not in new)]
+    found = [
+        _compared(*pair) for key in keys for pair in zip_longest(old.get(key, []), new.get(key, []))
+    ]
+    order = list(Class)
+    return sorted(found, key=lambda each: order.index(each.what))
+
+
+class _Place(NamedTuple):
+    """A test in a run, with its letter."""
+
+    name: str | None
+    type: str | None
+    letter: str
+
+
+def _by_key(roster: Roster, outcomes: str) -> dict[str, list[_Place]]:
+    places: defaultdict[str, list[_Place]] = defaultdict(list)
+    for key, test, letter in zip(roster.keys, roster.tests, outcomes, strict=True):
+        places[key].append(_Place(test.name, test.type, letter))
+    return dict(places)
+
+
+def _compared(old: _Place | None, new: _Place | None) -> Compared:
+    before, after = old and old.letter, new and new.letter
+    test = new or old
+    return Compared(
+        classify(before, after),
+        test and test.name,
+        test and test.type,
+        before and WORDS.get(before, "unknown"),
+        after and WORDS.get(after, "unknown"),
+    )

@@ -1,0 +1,87 @@
+"""Whether a run is good enough to go on: what it has, against limits."""
+
+from collections.abc import Iterator
+from itertools import dropwhile, islice
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+from etl.metrics import PlanRun, count, rates, series_of
+from etl.reports.model import Request
+from etl.reports.source import FoundRun, variants
+from etl.schema import outcomes
+
+
+class Limits(NamedTuple):
+    """The least share or the most tests that a run may have; None is no limit."""
+
+    min_pass_rate: float | None = None
+    min_decided_share: float | None = None
+    max_failed: int | None = None
+    max_new_failures: int | None = None
+    max_unresolved: int | None = None
+    max_aborted: int | None = None
+
+
+class Measured(NamedTuple):
+    """What a run has of what limits are about, in their order."""
+
+    pass_rate: float | None
+    decided_share: float | None
+    failed: int
+    new_failures: int
+    unresolved: int
+    aborted: int
+
+
+def measure(connection: Connection, request: Request, run: FoundRun) -> Measured:
+    """Return what `run` has."""
+    counts = count(run.outcomes)
+    found = rates(counts)
+    return Measured(
+        found.pass_rate,
+        found.decided_share,
+        counts.failed,
+        _new_failures(connection, request, run),
+        counts.unresolved,
+        counts.aborted,
+    )
+
+
+def _new_failures(connection: Connection, request: Request, run: FoundRun) -> int:
+    """Count the failed tests that passed in the decided result before, or have none before."""
+    failed = [
+        key for key, letter in zip(run.roster.keys, run.outcomes, strict=True) if letter == "F"
+    ]
+    if not failed or run.started_at is None:
+        return len(failed)
+    earlier = (
+        outcomes.c.variant_id == run.variant_id,
+        outcomes.c.started_at <= run.started_at,
+    )
+    failing = {
+        series.test_key
+        for _, runs in variants(connection, request, *earlier)
+        for series in series_of(_before(runs, run), request.rules, frozenset(failed))
+        if series.fail_streak
+    }
+    return sum(key not in failing for key in failed)
+
+
+def _before(runs: Iterator[PlanRun], run: FoundRun) -> Iterator[PlanRun]:
+    """Yield the runs that come after `run` in `runs`: those that started before it."""
+    return islice(dropwhile(lambda each: each.run_id != run.run_id, runs), 1, None)
+
+
+def broken(limits: Limits, measured: Measured) -> Iterator[str]:
+    """Yield a line for each limit that is broken."""
+    for name, limit, value in zip(Limits._fields, limits, measured, strict=True):
+        if limit is None:
+            continue
+        what = name.partition("_")[2].replace("_", " ")
+        if value is None:
+            yield f"{what}: nothing is decided, and {limit:.2%} or more is wanted"
+        elif name.startswith("min_") and value < limit:
+            yield f"{what}: {value:.2%}, and {limit:.2%} or more is wanted"
+        elif name.startswith("max_") and value > limit:
+            yield f"{what}: {value}, and at most {limit} are allowed"
