@@ -107,7 +107,7 @@ def test_without_a_command_the_help_is_on_stderr(bare: Program, arguments: list[
     [
         ("statsu", "No such command 'statsu'. Did you mean 'status'? (see --help)"),
         ("track --form x", "No such option: --form (Possible options: --from) (see --help)"),
-        ("show", "Missing argument 'RUN_ID'. (see --help)"),
+        ("show", "show: give a run ID, or --test NAME"),
         (
             "sandbox --port x",
             (
