@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/set-up
 BENCH_SETUP := .venv-bench/set-up
 
-.PHONY: help demo test soak fuzz month polling bench bench-growth check lock clean
+.PHONY: help demo test soak chaos fuzz month polling bench bench-growth check lock clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -19,6 +19,10 @@ test: $(SETUP) ## run all tests, on SQLite and PostgreSQL, and all checks
 soak: $(SETUP) ## run the service for ten minutes, with outages
 	.ci/setup postgresql
 	$(BIN)/pytest -m soak -s
+
+chaos: $(SETUP) ## kill, cut off and starve the archiver, and fail its API, for a quarter of an hour
+	.ci/setup postgresql
+	$(BIN)/pytest -m chaos -s
 
 fuzz: $(SETUP) ## throw odd answers at the decoder for ten minutes
 	FUZZ_SECONDS=600 $(BIN)/pytest tests/test_fuzz.py -s
