@@ -11,7 +11,9 @@ from etl import cli  # noqa: E402  hundreds of thousands of objects are made by 
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    sys.exit(cli.main())
+    exit_code = cli.main()
+    gc.freeze()  # the last collections need not look at all that goes anyway
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

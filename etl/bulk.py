@@ -7,23 +7,29 @@ They go past the columns' types, whose rules for times are therefore applied her
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from itertools import chain
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import JSON, Column, Connection, Table
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
 from etl.schema import Day, Timestamp, day_to_text, to_milliseconds, to_text
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
 
 Row = tuple[Any, ...]
 VALUES_AT_ONCE = 2_500
 """With many more to a statement, SQLite is no faster; it takes 32,766 at most."""
 
 
-def upsert_into(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
+def upsert_into(connection: Connection, table: Table) -> "sqlite.Insert | postgresql.Insert":
     """Return the database's own INSERT, which knows ON CONFLICT."""
     if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects import postgresql  # noqa: PLC0415  only where it is in use
+
         return postgresql.insert(table)
+    from sqlalchemy.dialects import sqlite  # noqa: PLC0415
+
     return sqlite.insert(table)
 
 

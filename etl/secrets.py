@@ -8,13 +8,15 @@ from contextlib import suppress
 from functools import lru_cache
 from html.entities import codepoint2name
 from pathlib import Path
-
-from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from typing import TYPE_CHECKING
 
 from etl.config import API_KEY_ENV, DEFAULT_SOURCE, Config, Source
 from etl.errors import ConfigError
 
 MASK = "***"
+
+if TYPE_CHECKING:  # a tenth of what a process takes without it, and most have no tokens
+    from cryptography.fernet import MultiFernet
 
 _known: set[str] = set()
 
@@ -161,6 +163,8 @@ class TokenVault:
         Raises:
             ConfigError: the key file is missing, or has another key.
         """
+        from cryptography.fernet import InvalidToken  # noqa: PLC0415
+
         try:
             return Secret(self._opened().decrypt(kept.encode()).decode())
         except InvalidToken:
@@ -169,7 +173,7 @@ class TokenVault:
                 " one it was tracked with; bring that key back, or track the run again"
             ) from None
 
-    def _opened(self) -> MultiFernet:
+    def _opened(self) -> "MultiFernet":
         if self._fernet is None:
             self._fernet = _load_keys(self._key_file)
         return self._fernet
@@ -189,6 +193,8 @@ def open_vault(config: Config) -> TokenVault:
 
 def _ensure_key_file(path: Path) -> None:
     """Write a new key whole and at once: two processes never see half a file, or two keys."""
+    from cryptography.fernet import Fernet  # noqa: PLC0415
+
     try:
         if path.exists():
             return
@@ -205,7 +211,9 @@ def _ensure_key_file(path: Path) -> None:
         ) from None
 
 
-def _load_keys(path: Path) -> MultiFernet:
+def _load_keys(path: Path) -> "MultiFernet":
+    from cryptography.fernet import Fernet, MultiFernet  # noqa: PLC0415
+
     try:
         if path.stat().st_mode & 0o077:
             raise ConfigError(

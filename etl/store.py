@@ -5,6 +5,7 @@ after another, the later one fetched later.
 """
 
 import hashlib
+import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -129,7 +130,13 @@ class Saved(NamedTuple):
 
 def compress(body: bytes, sha256: str) -> Body:
     """Return `body` as it is kept; `sha256` is that of the bytes that were received."""
-    return Body(zstandard.compress(body, 3), len(body), sha256)
+    with _compressing:
+        return Body(_COMPRESSOR.compress(body), len(body), sha256)
+
+
+# To make one takes longer than to compress a small answer; it serves one thread at a time.
+_COMPRESSOR = zstandard.ZstdCompressor(level=3)
+_compressing = threading.Lock()
 
 
 def decompress(compressed: bytes, encoding: str) -> bytes:
