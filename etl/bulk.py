@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
 
 Row = tuple[Any, ...]
-VALUES_AT_ONCE = 2_500
-"""With many more to a statement, SQLite is no faster; it takes 32,766 at most."""
+HEIGHTS = (64, 16, 4, 1)
+"""How many rows one statement of SQLite's has. Few sizes, since it keeps what it has compiled."""
 
 
 def upsert_into(connection: Connection, table: Table) -> "sqlite.Insert | postgresql.Insert":
@@ -125,20 +125,19 @@ def _sql_type(connection: Connection, column: Column[Any]) -> str:
 
 
 def _many_at_once(connection: Connection, statement: str, rows: Sequence[Row]) -> None:
-    """Run `statement` with the values of as many rows as one may have, again and again.
+    """Run `statement` with the values of as many rows as it may have, again and again.
 
     SQLite works outside of Python's lock: with a statement for each row, the writing thread
     would have to wait for its turn after each of them.
     """
-    width = len(rows[0])
-    height = max(VALUES_AT_ONCE // width, 1)
-    marks = f"({', '.join('?' * width)})"
-    for start in range(0, len(rows), height):
-        chunk = rows[start : start + height]
-        connection.exec_driver_sql(
-            statement.format(values=", ".join([marks] * len(chunk))),
-            tuple(chain.from_iterable(chunk)),
-        )
+    marks = f"({', '.join('?' * len(rows[0]))})"
+    start = 0
+    for height in HEIGHTS:
+        text = statement.format(values=", ".join([marks] * height))
+        while len(rows) - start >= height:
+            values = tuple(chain.from_iterable(rows[start : start + height]))
+            connection.exec_driver_sql(text, values)
+            start += height
 
 
 def _copy(connection: Connection, statement: str, rows: Sequence[Row]) -> None:

@@ -5,10 +5,16 @@ import sys
 from collections.abc import MutableMapping
 from typing import Any
 
-import structlog
-
 from etl.config import Log
+from etl.lean import without
 from etl.secrets import mask
+
+with without("rich"):  # a tenth of the start, for tracebacks that nobody is shown
+    import structlog
+
+bind_context = structlog.contextvars.bind_contextvars
+bound_context = structlog.contextvars.bound_contextvars
+context = structlog.contextvars.get_contextvars
 
 
 def configure(settings: Log) -> None:

@@ -19,7 +19,7 @@ from etl.ping import ping
 from etl.pipeline import Interrupt, Order, Progress
 from etl.secrets import open_vault
 
-BATCH_RUNS = 2000
+BATCH_RUNS = 500
 
 log = get_logger()
 

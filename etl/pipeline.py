@@ -17,7 +17,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import Engine
-from structlog.contextvars import bind_contextvars, bound_contextvars, get_contextvars
 
 from etl import clock
 from etl.config import Config
@@ -26,7 +25,7 @@ from etl.errors import ArchiverError, DatabaseError
 from etl.exchange import Batch, Exchange
 from etl.fetcher import Clients, Fetcher
 from etl.keeper import Keeper, Tally
-from etl.log import get_logger
+from etl.log import bind_context, bound_context, context, get_logger
 
 if TYPE_CHECKING:
     from etl.ledger import Claim
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-CLAIM_AT_LEAST = 1000
+CLAIM_AT_LEAST = 500
 FLUSH_EVERY_S = 1.0
 TICK_S = 0.1
 """How often signals are heeded and the database thread is looked after, at the least."""
@@ -94,7 +93,7 @@ def run_pass(
     patience = _Patience()
     keeper.open_ingest(order.trigger)
     tally = keeper.tally
-    with bound_contextvars(pass_id=tally.pass_id):
+    with bound_context(pass_id=tally.pass_id):
         try:
             clients = Clients(config)
             clients.require(keeper.due_sources())
@@ -148,8 +147,8 @@ class _Pass:
     def run(self, progress: Progress, interrupt: Interrupt) -> None:
         total = self._keeper.due_now()
         tally = self._keeper.tally
-        logged = get_contextvars()  # which no thread inherits
-        with ThreadPoolExecutor(1, initializer=partial(bind_contextvars, **logged)) as executor:
+        logged = context()  # which no thread inherits
+        with ThreadPoolExecutor(1, initializer=partial(bind_context, **logged)) as executor:
             writer = _Writer(
                 do_later=lambda task: executor.submit(self._patience.do, task),
                 wake=self._exchange.news.set,

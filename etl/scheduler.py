@@ -9,7 +9,6 @@ import time
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.combining import OrTrigger
@@ -20,7 +19,7 @@ from sqlalchemy import Engine
 from etl import clock, pipeline, prometheus
 from etl.config import Config, Schedule
 from etl.errors import ArchiverError, ConfigError
-from etl.log import get_logger
+from etl.log import bound_context, get_logger
 from etl.passes import Pass
 from etl.pipeline import Interrupt
 
@@ -60,7 +59,7 @@ def serve(engine: Engine, config: Config, interrupt: Interrupt) -> None:
 
 def _sweep(the_pass: Pass, interrupt: Interrupt) -> None:
     """Do one pass; whatever happens is logged here, and the next pass comes all the same."""
-    with structlog.contextvars.bound_contextvars(pass_started=clock.now().isoformat()):
+    with bound_context(pass_started=clock.now().isoformat()):
         try:
             tally = the_pass.run(lambda _done, _total: None, interrupt)
         except ArchiverError as error:
