@@ -10,11 +10,15 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection, Engine, Table, delete, select
 
 from etl import ledger, store
+from etl.config import load
 from etl.database import reading, writing
+from etl.intake import ListedRun
 from etl.ledger import Entry, Recorded
 from etl.lifecycle import Standing, State
+from etl.lists import Given
 from etl.metrics import DEFAULT_RULES, Rules
 from etl.normalize import normalize
+from etl.passes import Pass
 from etl.payload import decode
 from etl.schema import metadata, plan_variants
 from tests.dump import FIXED, Row
@@ -74,11 +78,13 @@ def _received(run_id: str, answer: Mapping[str, Any], at: datetime, zone: tzinfo
     return store.Answer(run_id, "default", at, packed, payload.content_hash, rows)
 
 
-def label(engine: Engine, at: datetime, commits: Mapping[str, str]) -> None:
+def label(engine: Engine, commits: Mapping[str, str], rules: Rules = DEFAULT_RULES) -> None:
     """Track runs, again or for the first time, with the commit that they are of."""
-    entries = [Entry(run_id, None, None, {"commit": commit}) for run_id, commit in commits.items()]
-    with writing(engine) as connection:
-        ledger.track(connection, entries, at)
+    settings = {
+        f"RESULT_ARCHIVER__REPORTING__{k.upper()}": str(v) for k, v in rules._asdict().items()
+    }
+    listed = [ListedRun(run_id, labels={"commit": commit}) for run_id, commit in commits.items()]
+    Pass(engine, load(None, settings), "track").track(Given(listed))
 
 
 def forget_all(engine: Engine) -> None:

@@ -433,11 +433,11 @@ def test_a_commit_that_passed_and_failed_confirms_that_a_test_is_flaky(
     }
     labels = {run_id: commit for run_id, commit in zip(runs, commits, strict=True) if commit}
     if is_labelled_first:
-        label(engine, NOW, labels)
+        label(engine, labels)
         see(engine, NOW, runs)
     else:
         see(engine, NOW, runs)
-        label(engine, NOW, labels)
+        label(engine, labels)
     assert the(named_rows(engine, series), "test", "is_confirmed_flaky") == [
         ("fine", False),
         ("home", is_confirmed),
@@ -445,10 +445,10 @@ def test_a_commit_that_passed_and_failed_confirms_that_a_test_is_flaky(
 
 
 def test_a_commit_that_is_told_anew_is_believed(engine: Engine) -> None:
-    label(engine, NOW, {"run-1": "c1", "run-2": "c2"})
+    label(engine, {"run-1": "c1", "run-2": "c2"})
     see(engine, NOW, {f"run-{day}": a_run(noon(day), {"home": " PF"[day]}) for day in (1, 2)})
     for commit, is_confirmed in (("c1", True), ("c3", False), ("c1", True)):
-        label(engine, NOW, {"run-2": commit})
+        label(engine, {"run-2": commit})
         [row] = named_rows(engine, series)
         assert row["is_confirmed_flaky"] is is_confirmed
 

@@ -156,7 +156,7 @@ def test_whatever_happens_the_tables_say_what_metrics_says(engine: Engine) -> No
         for number, (seen, labelled) in zip(count(), history, strict=False):
             at = FIRST_LOOK + timedelta(hours=7 * number, milliseconds=number)
             if labelled:
-                label(engine, at, labelled)
+                label(engine, labelled, rules)
                 model.commits |= labelled
             see(engine, at, seen, rules=rules)
             model.see(at, seen)
