@@ -139,7 +139,7 @@ def comparable(rows: Sequence[Row]) -> list[list[tuple[str, Any]]]:
 
 
 def test_whatever_happens_the_tables_say_what_metrics_says(engine: Engine) -> None:
-    few = 40 if engine.dialect.name == "sqlite" else 25
+    few = 25 if engine.dialect.name == "sqlite" else 12
 
     @settings(
         max_examples=HISTORIES or few,
