@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/set-up
 BENCH_SETUP := .venv-bench/set-up
 
-.PHONY: help demo test soak chaos fuzz month polling bench bench-growth check lock clean
+.PHONY: help demo test soak chaos fuzz month polling bench bench-growth views check lock clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench: $(SETUP) $(BENCH_SETUP) ## compare the speed with scripts and dlt (25 min
 bench-growth: $(SETUP) ## grow an archive to 10 million test rows, and time it (40 minutes)
 	.ci/setup postgresql
 	$(BIN)/python -m bench.growth
+
+views: $(SETUP) ## write docs/VIEWS.md anew from what the migrations say of the views
+	$(BIN)/python -m tests.views_page
 
 check: $(SETUP) ## run the linter, the formatter, the type checker and the import rules
 	$(BIN)/ruff check

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     Date,
     DateTime,
     Dialect,
@@ -25,6 +26,8 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    and_,
+    literal_column,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -187,6 +190,12 @@ def _rates() -> list[Column[float]]:
     return [Column(name, Double) for name in RATES]
 
 
+def _partial(column: Column[Any], condition: ColumnElement[bool]) -> None:
+    """Index `column` in the rows for which `condition` holds."""
+    name = f"ix_{column.table.name}_{column.name}"
+    Index(name, column, sqlite_where=condition, postgresql_where=condition)
+
+
 def _run_of(parent: str) -> ForeignKeyConstraint:
     return ForeignKeyConstraint(["run_id"], [f"{parent}.run_id"], ondelete="CASCADE")
 
@@ -212,6 +221,10 @@ tracked_runs = Table(
     CheckConstraint("(lease_owner IS NULL) = (lease_until IS NULL)", name="lease"),
 )
 Index("ix_tracked_runs_due_at", tracked_runs.c.due_at)
+HAS_FAILED = tracked_runs.c.state == literal_column("'failed'")
+"""What marks a run that was given up. Spelled out, since a parameter finds no partial index."""
+_partial(tracked_runs.c.state, HAS_FAILED)
+_partial(tracked_runs.c.gone_at, tracked_runs.c.gone_at.is_not(None))
 
 # What reports need of a run, as of any moment: a row for each revision, valid from observed_at
 # until superseded_at. Names and environments are kept once, in plan_variants and rosters.
@@ -342,6 +355,7 @@ revisions = Table(
     CheckConstraint("(last_seen_at IS NULL) = (superseded_at IS NULL)", name="stretch"),
     sqlite_with_rowid=False,
 )
+_partial(revisions.c.superseded_at, revisions.c.superseded_at.is_not(None))
 
 test_revisions = Table(
     "test_revisions",
@@ -399,6 +413,9 @@ Index(
     sqlite_where=_IS_CURRENT,
     postgresql_where=_IS_CURRENT,
 )
+IS_OPEN = and_(_IS_CURRENT, outcomes.c.tests_unresolved > literal_column("0"))
+"""What marks a run that waits for a person now."""
+_partial(outcomes.c.ended_at, IS_OPEN)
 
 status_changes = Table(
     "status_changes",
@@ -421,6 +438,8 @@ status_changes = Table(
     ),
     sqlite_with_rowid=False,
 )
+
+Index("ix_status_changes_changed_by", status_changes.c.changed_by)
 
 payloads = Table(
     "payloads",

@@ -1,12 +1,22 @@
--- run_results: one row per archived run, with its own counters (checks, not tests). Times are UTC;
--- started_on is the day in reporting.time_zone. Runs still going are in it: see status. Names are as
--- the API sent them, leading spaces included: compare them trimmed.
+-- run_results: one row per archived run, as it is now. Read by: all that counts runs. tests_... and
+-- the rates count tests, checks_... checks: the run's own counters, as sent. Durations are
+-- milliseconds, rates from 0 to 1. Times are UTC; started_on is the day in reporting.time_zone.
+-- Nothing is left out: runs still going are in it (see status), and so are those that are gone.
 CREATE VIEW {reporting}run_results AS
-SELECT runs.run_id, runs.source, runs.application, runs.name AS plan, runs.status,
+SELECT runs.run_id, runs.source, plan_variants.application, plan_variants.plan, runs.status,
        runs.started_at, runs.started_on, runs.duration_ms, runs.ended_at,
        runs.environment_count, runs.environment_signature, runs.test_count,
+       outcomes.tests_failed, outcomes.tests_passed, outcomes.tests_aborted,
+       outcomes.tests_pending, outcomes.tests_unresolved, outcomes.tests_unknown,
+       outcomes.pass_rate, outcomes.pass_rate_strict, outcomes.decided_share,
+       outcomes.pass_rate_low, outcomes.pass_rate_high,
        counts.failed AS checks_failed, counts.passed AS checks_passed,
        counts.aborted AS checks_aborted, counts.pending AS checks_pending,
-       counts.unresolved AS checks_unresolved, counts.total AS checks_total, runs.revision, runs.archived_at, runs.changed_at, runs.gone_at
+       counts.unresolved AS checks_unresolved, counts.total AS checks_total,
+       outcomes.check_pass_rate,
+       runs.revision, runs.archived_at, runs.changed_at, runs.gone_at,
+       plan_variants.plan_id, plan_variants.variant_id
   FROM runs
   JOIN counts ON counts.run_id = runs.run_id AND counts.test_position = 0
+  JOIN outcomes ON outcomes.run_id = runs.run_id AND outcomes.superseded_at IS NULL
+  JOIN plan_variants ON plan_variants.variant_id = outcomes.variant_id

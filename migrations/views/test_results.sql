@@ -1,13 +1,18 @@
--- test_results: one row per test of an archived run, with its run and its counters (checks). Times
--- are the run's, UTC: the API tells none for a test.
+-- test_results: one row per test of an archived run, as it is now, with its run and its counters
+-- (checks, as sent). Read by: all that counts tests. Times are the run's, UTC: the API tells none
+-- for a test; started_on is the day in reporting.time_zone. Nothing is left out. With variant_id,
+-- test and type it joins series_health.
 CREATE VIEW {reporting}test_results AS
-SELECT tests.run_id, tests.position, runs.application, runs.name AS plan, tests.name AS test,
-       tests.type, tests.status, tests.test_id, tests.results_url,
+SELECT tests.run_id, tests.position, plan_variants.application, plan_variants.plan,
+       tests.name AS test, tests.type, tests.status, tests.test_id, tests.results_url,
        runs.started_at, runs.started_on, runs.environment_count, runs.environment_signature,
        runs.status AS run_status,
        counts.failed AS checks_failed, counts.passed AS checks_passed,
        counts.aborted AS checks_aborted, counts.pending AS checks_pending,
-       counts.unresolved AS checks_unresolved, counts.total AS checks_total
+       counts.unresolved AS checks_unresolved, counts.total AS checks_total,
+       runs.changed_at, plan_variants.plan_id, plan_variants.variant_id
   FROM tests
   JOIN runs ON runs.run_id = tests.run_id
   JOIN counts ON counts.run_id = tests.run_id AND counts.test_position = tests.position
+  JOIN outcomes ON outcomes.run_id = tests.run_id AND outcomes.superseded_at IS NULL
+  JOIN plan_variants ON plan_variants.variant_id = outcomes.variant_id

@@ -1,0 +1,38 @@
+"""Find what waits, failed, is gone or has changed, without reading all runs.
+
+For the views `unresolved_backlog` and `status_history`, and for the row of `health` that each pass
+writes. All but the last have only the few rows that they are asked for, so that a run that is
+archived and never changes costs nothing here.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+
+PARTIAL = (
+    ("outcomes", "ended_at", "superseded_at IS NULL AND tests_unresolved > 0"),
+    ("revisions", "superseded_at", "superseded_at IS NOT NULL"),
+    ("tracked_runs", "state", "state = 'failed'"),
+    ("tracked_runs", "gone_at", "gone_at IS NOT NULL"),
+)
+
+
+def upgrade() -> None:
+    for table, column, condition in PARTIAL:
+        op.create_index(
+            f"ix_{table}_{column}",
+            table,
+            [column],
+            unique=False,
+            sqlite_where=sa.text(condition),
+            postgresql_where=sa.text(condition),
+        )
+    op.create_index("ix_status_changes_changed_by", "status_changes", ["changed_by"], unique=False)
+
+
+def downgrade() -> None:
+    op.drop_index("ix_status_changes_changed_by", "status_changes")
+    for table, column, _ in reversed(PARTIAL):
+        op.drop_index(f"ix_{table}_{column}", table)

@@ -1,0 +1,10 @@
+-- archive_health: one row per pass that came to its end: how the archive stood then. Read by:
+-- whoever runs the archiver. Gaps are milliseconds; times are UTC. Passes that were killed are left
+-- out.
+CREATE VIEW {reporting}archive_health AS
+SELECT health.pass_id, health.measured_at, ingests.trigger, ingests.started_at, ingests.exit_code,
+       health.open_runs, health.open_tests, health.oldest_open_at, health.never_fetched,
+       health.failed, health.gone, health.poll_gap_p95_ms, health.new_fields_7_days,
+       health.last_success_at
+  FROM health
+  JOIN ingests ON ingests.id = health.pass_id

@@ -1,0 +1,22 @@
+-- environment_results: one row per environment of an archived run. Read by: coverage of browsers,
+-- devices and viewports. The API does not tell which environment a test failed in: status,
+-- duration, counts and rates are the whole run's, and an environment's own only where
+-- environment_count is 1. Never sum them over a run's environments. Times are UTC; started_on is
+-- the day in reporting.time_zone; viewports are pixels. Runs that list no environment are left out.
+CREATE VIEW {reporting}environment_results AS
+SELECT environments.run_id, environments.position, plan_variants.application, plan_variants.plan,
+       environments.name AS environment, environments.os, environments.browser,
+       environments.device, environments.viewport,
+       environments.viewport_width, environments.viewport_height,
+       runs.environment_count, runs.environment_signature,
+       runs.status, runs.started_at, runs.started_on, runs.ended_at, runs.duration_ms,
+       runs.test_count,
+       outcomes.tests_failed, outcomes.tests_passed, outcomes.tests_aborted,
+       outcomes.tests_pending, outcomes.tests_unresolved, outcomes.tests_unknown,
+       outcomes.pass_rate, outcomes.pass_rate_strict, outcomes.decided_share,
+       outcomes.pass_rate_low, outcomes.pass_rate_high,
+       runs.changed_at, plan_variants.plan_id, plan_variants.variant_id
+  FROM environments
+  JOIN runs ON runs.run_id = environments.run_id
+  JOIN outcomes ON outcomes.run_id = environments.run_id AND outcomes.superseded_at IS NULL
+  JOIN plan_variants ON plan_variants.variant_id = outcomes.variant_id

@@ -1,0 +1,16 @@
+-- series_health: one row per test of a plan under one set of environments, by its last results (the
+-- window: reporting.window_results decided ones, and what lies between). Read by: lists of flaky,
+-- failing and recovered tests. Counts are of the test's results, rates from 0 to 1. Times are UTC.
+-- Tests that no run with a known start has are left out.
+CREATE VIEW {reporting}series_health AS
+SELECT series.series_id, plan_variants.application, plan_variants.plan, series.test, series.type,
+       series.test_id, series.test_key, plan_variants.environment_signature,
+       series.decided, series.failed, series.passed, series.aborted, series.pending,
+       series.unresolved, series.pass_rate, series.pass_rate_strict, series.decided_share,
+       series.pass_rate_low, series.pass_rate_high, series.flips, series.flip_rate, series.health,
+       series.is_flaky, series.is_confirmed_flaky, series.is_regression, series.is_new_failure,
+       series.is_always_failing, series.is_recovered, series.fail_streak, series.streak_since,
+       series.recent, series.last_status, series.last_run_id, series.last_started_at,
+       series.window_starts_at, plan_variants.plan_id, plan_variants.variant_id
+  FROM series
+  JOIN plan_variants ON plan_variants.variant_id = series.variant_id

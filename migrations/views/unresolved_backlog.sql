@@ -1,0 +1,16 @@
+-- unresolved_backlog: one row per run that has unresolved tests now. Read by: whoever has to decide
+-- them. Counts are of tests, rates from 0 to 1. Times are UTC. An age would depend on when it is
+-- asked for: now - opened_at, and at least last_seen_at - opened_at. Runs without such a test are
+-- left out.
+CREATE VIEW {reporting}unresolved_backlog AS
+SELECT outcomes.run_id, runs.source, plan_variants.application, plan_variants.plan, outcomes.status,
+       outcomes.started_at, outcomes.started_on, outcomes.ended_at AS opened_at,
+       outcomes.observed_at, tracked_runs.last_fetched_at AS last_seen_at, runs.test_count,
+       outcomes.tests_unresolved, outcomes.tests_failed, outcomes.tests_passed,
+       outcomes.pass_rate_low, outcomes.pass_rate_high, runs.environment_signature, runs.gone_at,
+       plan_variants.plan_id, plan_variants.variant_id
+  FROM outcomes
+  JOIN runs ON runs.run_id = outcomes.run_id
+  JOIN tracked_runs ON tracked_runs.run_id = outcomes.run_id
+  JOIN plan_variants ON plan_variants.variant_id = outcomes.variant_id
+ WHERE outcomes.superseded_at IS NULL AND outcomes.tests_unresolved > 0
