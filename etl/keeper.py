@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, select, update
 
-from etl import clock, ledger, lifecycle, store
+from etl import clock, health, ledger, lifecycle, store
 from etl.database import reading, writing
 from etl.dispatch import Halt
 from etl.errors import DatabaseError
@@ -115,14 +115,16 @@ class Keeper:
         return max(0.0, (until - clock.now()).total_seconds()) if until else 0.0
 
     def close_ingest(self) -> None:
-        """Note how the pass ended."""
+        """Note how the pass ended, and how the archive stands."""
         tally, now = self.tally, clock.now()
         values: dict[str, Any] = {name: getattr(tally, name) for name in OUTCOMES}
         values |= {"finished_at": now, "exit_code": tally.exit_code}
         if tally.asked_wait_s:
             values["wait_until"] = now + timedelta(seconds=tally.asked_wait_s)
+        of_pass = update(ingests).where(ingests.c.id == tally.pass_id)
         with writing(self._engine) as connection:
-            connection.execute(update(ingests).where(ingests.c.id == tally.pass_id).values(values))
+            ended = connection.execute(of_pass.values(values).returning(ingests.c.id))
+            health.note(connection, ended.scalar_one(), now)
 
     def due_sources(self) -> set[str]:
         """Return the sources of the runs that are due."""

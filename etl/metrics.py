@@ -512,5 +512,9 @@ def percentile(values: Collection[int], percent: int) -> int:
 
     As PostgreSQL's `percentile_disc`. Raises IndexError when there are no values.
     """
-    rank = -(-percent * len(values) // 100)
-    return sorted(values)[max(rank, 1) - 1]
+    return sorted(values)[rank(len(values), percent) - 1]
+
+
+def rank(values: int, percent: int) -> int:
+    """Return which one of so many sorted values the percentile is, counted from 1."""
+    return max(-(-percent * values // 100), 1)
