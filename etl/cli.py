@@ -191,6 +191,17 @@ def db_current(context: typer.Context, as_json: AsJson = False) -> int:
     return setup.current(context.obj, as_json=as_json)
 
 
+@db.command("grant-reader", epilog="Example: result-archiver db grant-reader bi")
+def db_grant_reader(
+    context: typer.Context,
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="A role of PostgreSQL.")],
+) -> int:
+    """Let a role read the views for BI, those of later versions too, and nothing else."""
+    from etl.commands import setup
+
+    return setup.grant_reader(context.obj, role)
+
+
 @app.command(epilog="Example: result-archiver track --from runs.csv --label branch=main")
 def track(
     context: typer.Context,

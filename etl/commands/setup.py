@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from etl import database, display, rebuild
+from etl import database, display, reader, rebuild
 from etl.commands.session import open_session
 from etl.config import DEFAULT_PATH
 from etl.errors import UsageError
@@ -52,6 +52,14 @@ def downgrade(path: Path | None, revision: str) -> int:
     database.downgrade(session.engine, revision)
     current_revision = database.current_revision(session.engine) or "base (no tables)"
     display.note(f"{database.shown_url(session.engine)}: at revision {current_revision}")
+    return 0
+
+
+def grant_reader(path: Path | None, role: str) -> int:
+    """Let a role of PostgreSQL read the views, and nothing else. Raises UsageError."""
+    session = open_session(path)
+    reader.grant(session.engine, role)
+    display.note(f"{database.shown_url(session.engine)}: {role} reads the views in reporting")
     return 0
 
 
