@@ -65,8 +65,9 @@ def open_runs(connection: Connection, request: Request) -> Iterator[OpenRun]:
             yield from (_open_run(row) for row in page)
             continue
         for plan, rows in groupby(page, key=lambda row: Plan(row.application, row.plan)):
-            found = shelf.rows_of(plan, rows)
-            yield from (run for row in found if (run := _narrowed(row, shelf.book, places)).tests)
+            found = list(rows)
+            book = shelf.learned(plan, found)
+            yield from (run for row in found if (run := _narrowed(row, book, places)).tests)
 
 
 def _open_run(row: Row) -> OpenRun:

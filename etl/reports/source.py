@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from functools import cache
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, TextClause, and_, exists, or_, select, text
 
 from etl.aggregates import IS_CURRENT, Namings, RosterBook, Variant, as_plan_run, plan_runs
-from etl.metrics import Counts, Plan, PlanRun, Roster
+from etl.metrics import Counts, Naming, Plan, PlanRun, Roster
 from etl.payload import FINAL_STATUSES, OPEN_STATUS
 from etl.reports.model import Filters, Request
 from etl.reports.spans import Span
@@ -20,6 +20,7 @@ FINISHED = FINAL_STATUSES | {OPEN_STATUS}
 """What a run's status is when it is over. `unresolved` is, though people can still change it."""
 FOLDER = Path(__file__).parent
 PAGE_ROWS = 1000
+BATCH_ROWS = 50
 MOST_ROSTERS = 2000
 """So many lists of tests are held at a time: as many as there are runs, if names are made up."""
 
@@ -38,59 +39,54 @@ def variants(
     Leaves times and test to `conditions` and the caller. Reads as it goes: the runs of a variant
     are gone when the next one is asked for.
     """
-    rows = _plan_runs(connection, request, conditions)
-    for variant, found in groupby(rows, key=lambda row: row[0]):
-        yield variant, (run for _, run in found)
-
-
-def _plan_runs(
-    connection: Connection, request: Request, conditions: Iterable[ColumnElement[bool]]
-) -> Iterator[tuple[Variant, PlanRun]]:
-    names = (
-        plan_variants.c.plan_id,
-        plan_variants.c.application,
-        plan_variants.c.plan,
-        plan_variants.c.environment_signature,
-    )
-    newest_first = (outcomes.c.started_at.desc(), outcomes.c.run_id.desc())
+    wanted = select(plan_variants).where(*of_variant(request.filters))
+    known = {row.variant_id: Variant(*row) for row in connection.execute(wanted)}
+    # All down: so the index of what is current has them in this order.
+    columns = (outcomes.c.variant_id, outcomes.c.started_at, outcomes.c.run_id)
     chosen = and_(is_valid(request), *of_filters(request.filters), *conditions)
     statement = (
         plan_runs(chosen)
-        .add_columns(*names)
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
-        .order_by(plan_variants.c.plan_id, outcomes.c.variant_id, *newest_first)
+        .order_by(*[column.desc() for column in columns])
         .execution_options(yield_per=PAGE_ROWS)
     )
     shelf = Shelf(connection, request)
-    for page in connection.execute(statement).partitions():
-        for plan, rows in groupby(page, key=lambda row: Plan(row.application, row.plan)):
-            for *row, plan_id, _, _, signature in shelf.rows_of(plan, rows):
-                run = as_plan_run(row, shelf.book)
-                if request.as_of:
-                    run = run._replace(commit=None)  # labels have no history
-                yield Variant(run.variant_id, plan_id, *plan, signature), run
+    rows = connection.execute(statement)
+    for variant_id, found in groupby(rows, key=lambda row: row.variant_id):
+        yield known[variant_id], _as_plan_runs(found, known[variant_id], shelf)
+
+
+def _as_plan_runs(rows: Iterator[Any], variant: Variant, shelf: "Shelf") -> Iterator[PlanRun]:
+    while batch := list(islice(rows, BATCH_ROWS)):
+        book = shelf.learned(Plan(variant.application, variant.plan), batch)
+        for row in batch:
+            run = as_plan_run(row, book)
+            yield run if shelf.has_labels else run._replace(commit=None)
 
 
 class Shelf:
-    """The lists of tests that the rows of one plan after the other refer to."""
+    """The lists of tests that the rows of one plan after the other refer to.
+
+    As of a moment, nobody knows what labels said: they have no history.
+    """
 
     def __init__(self, connection: Connection, request: Request) -> None:
+        self.has_labels = request.as_of is None
         self._connection = connection
         self._namings = Namings(connection, request.as_of)
-        self._plan = Plan("", "")
+        self._plan: Plan | None = None
         self._held: set[str] = set()
-        self.book = RosterBook(connection, self._namings.of(self._plan))
+        self._book = RosterBook(connection, Naming())
 
-    def rows_of(self, plan: Plan, rows: Iterable[Any]) -> list[Any]:
-        """Return `rows` of a plan, whose lists of tests are in `book` then."""
-        found = list(rows)
-        wanted = {row.roster_id for row in found}
+    def learned(self, plan: Plan, rows: Iterable[Any]) -> RosterBook:
+        """Return a book that has the lists of tests of `rows`, which are of `plan`."""
+        wanted = {row.roster_id for row in rows}
         if plan != self._plan or len(self._held | wanted) > MOST_ROSTERS:
-            self.book = RosterBook(self._connection, self._namings.of(plan))
+            self._book = RosterBook(self._connection, self._namings.of(plan))
             self._plan, self._held = plan, set()
         self._held |= wanted
-        self.book.learn(wanted)
-        return found
+        self._book.learn(wanted)
+        return self._book
 
 
 def is_valid(request: Request) -> ColumnElement[bool]:
@@ -193,8 +189,7 @@ def find_run(
     )
     for row in connection.execute(statement):
         plan = Plan(row.application, row.plan)
-        shelf = Shelf(connection, request)
-        shelf.rows_of(plan, [row])
+        book = Shelf(connection, request).learned(plan, [row])
         return FoundRun(
             row.run_id,
             row.variant_id,
@@ -202,6 +197,6 @@ def find_run(
             row.status,
             row.started_at,
             row.outcomes,
-            shelf.book[row.roster_id],
+            book[row.roster_id],
         )
     return None
