@@ -484,6 +484,19 @@ def verify(context: typer.Context, as_json: AsJson = False) -> int:
     return truth.verify(context.obj, as_json=as_json)
 
 
+@app.command(epilog="Example: result-archiver export --sqlite /srv/results/results.db")
+def export(
+    context: typer.Context,
+    sqlite: Annotated[
+        Path, typer.Option(metavar="FILE", help="The copy to make, or to replace, at once.")
+    ],
+) -> int:
+    """Write a finished copy of an archive in SQLite, for BI tools; without tokens."""
+    from etl.commands import export as exporting
+
+    return exporting.to_sqlite(context.obj, sqlite)
+
+
 @app.command(epilog="Example: result-archiver sandbox --port 8642 --speed 60")
 def sandbox(
     port: Annotated[int, typer.Option(help="The port on loopback; 0 is any free one.")] = 8642,
