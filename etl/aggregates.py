@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -38,17 +39,15 @@ from etl.metrics import (
     as_period,
     as_roster,
     days_of,
-    digest,
     durations_of,
     negative,
     rates,
     series_of,
+    short_hash,
     summed,
     weeks_of,
 )
 from etl.schema import (
-    COUNTERS,
-    SERIES_CLASSES,
     aliases,
     daily_results,
     durations,
@@ -332,13 +331,16 @@ def _refresh_variants(
         found = series_of(newest_first, rules, keys)
         series_rows += [series_row(variant_id, each) for each in found]
         lost = set(keys or ()) - {each.test_key for each in found}
-        gone += [(series_id(variant_id, key),) for key in lost]
+        gone += [(variant_id, series_id(variant_id, key)) for key in lost]
         measured = durations_of(newest_first, rules)
         duration_rows += [(variant_id, *measured)] if measured else []
     bulk.delete(connection, series, gone)
     bulk.delete(connection, durations, [(variant_id,) for variant_id in tests])
-    bulk.replace(connection, series, series_rows)
+    bulk.replace(connection, series, sorted(series_rows, key=_KEY_OF_SERIES))
     bulk.insert(connection, durations, duration_rows)
+
+
+_KEY_OF_SERIES = itemgetter(0, 1)
 
 
 def _add_periods(
@@ -382,23 +384,33 @@ def _read_periods(
 
 def series_id(variant_id: str, test_key: str) -> str:
     """Return the key of a series."""
-    return digest([variant_id, test_key])
+    return short_hash(f"{variant_id}{test_key}")
+
+
+def _in_columns(counts: Counts) -> tuple[int, ...]:
+    """Return counts in the order of `schema.COUNTERS`."""
+    return counts.failed, counts.passed, counts.aborted, counts.pending, counts.unresolved
 
 
 def series_row(variant_id: str, found: Series) -> Row:
     """Return the row of `series`."""
     return (
-        series_id(variant_id, found.test_key),
         variant_id,
+        series_id(variant_id, found.test_key),
         found.test_key,
         *found.test,
         found.counts.decided,
-        *(getattr(found.counts, name) for name in COUNTERS),
+        *_in_columns(found.counts),
         *rates(found.counts),
         found.flips,
         found.flip_rate,
         found.health,
-        *(getattr(found, name) for name in SERIES_CLASSES),
+        found.is_flaky,
+        found.is_confirmed_flaky,
+        found.is_regression,
+        found.is_new_failure,
+        found.is_always_failing,
+        found.is_recovered,
         found.fail_streak,
         found.streak_since,
         found.recent,
@@ -418,10 +430,10 @@ def period_row(plan: Plan, period: Period) -> Row:
         plan.plan,
         period.runs,
         period.tests,
-        *(getattr(period.counts, name) for name in COUNTERS),
+        *_in_columns(period.counts),
         period.unknown,
         *rates(period.counts),
-        *(getattr(period.checks, name) for name in COUNTERS),
+        *_in_columns(period.checks),
         rates(period.checks).pass_rate,
     )
 

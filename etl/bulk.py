@@ -37,13 +37,31 @@ def insert(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
     """Add `rows`. Raises sqlalchemy's IntegrityError where one is there already."""
     if not rows:
         return
-    storable_rows = storable(connection, table.columns, rows)
-    columns = ", ".join(f'"{column.name}"' for column in table.columns)
     if connection.dialect.name == "postgresql":
-        _copy(connection, f"COPY {table.name} ({columns}) FROM STDIN", storable_rows)
+        _copy(connection, table, rows)
+    else:
+        _values(connection, "INSERT INTO", table, rows)
+
+
+def replace(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+    """Add `rows`, each instead of the one with its primary key if there is one."""
+    if not rows:
         return
-    statement = f"INSERT INTO {table.name} ({columns}) VALUES {{values}}"  # noqa: S608  our names
-    _many_at_once(connection, statement, storable_rows)
+    if connection.dialect.name == "postgresql":
+        places = [list(table.columns).index(column) for column in table.primary_key]
+        delete(connection, table, [tuple(row[place] for place in places) for row in rows])
+        _copy(connection, table, rows)
+    else:
+        _values(connection, "INSERT OR REPLACE INTO", table, rows)
+
+
+def _values(connection: Connection, verb: str, table: Table, rows: Sequence[Row]) -> None:
+    statement = f"{verb} {table.name} ({_columns(table)}) VALUES {{values}}"
+    _many_at_once(connection, statement, storable(connection, table.columns, rows))
+
+
+def _columns(table: Table) -> str:
+    return ", ".join(f'"{column.name}"' for column in table.columns)
 
 
 def read(
@@ -79,13 +97,6 @@ def delete(connection: Connection, table: Table, keys: Sequence[Row]) -> None:
         return
     statement = f"DELETE FROM {table.name} WHERE ({names}) IN (VALUES {{values}})"  # noqa: S608  our names
     _many_at_once(connection, statement, storable_keys)
-
-
-def replace(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
-    """Add `rows`, each instead of the one with its primary key if there is one."""
-    places = [list(table.columns).index(column) for column in table.primary_key]
-    delete(connection, table, [tuple(row[place] for place in places) for row in rows])
-    insert(connection, table, rows)
 
 
 def update(
@@ -140,13 +151,15 @@ def _many_at_once(connection: Connection, statement: str, rows: Sequence[Row]) -
             start += height
 
 
-def _copy(connection: Connection, statement: str, rows: Sequence[Row]) -> None:
+def _copy(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
     """Send `rows` past sqlalchemy; what the driver raises comes as sqlalchemy's all the same."""
+    statement = f"COPY {table.name} ({_columns(table)}) FROM STDIN"
+    storable_rows = storable(connection, table.columns, rows)
     driver: Any = connection.connection.driver_connection
     driver_error = connection.dialect.loaded_dbapi.Error
     try:
         with driver.cursor() as cursor, cursor.copy(statement) as copy:
-            for row in rows:
+            for row in storable_rows:
                 copy.write_row(row)
     except driver_error as error:
         known = DBAPIError.instance(statement, None, error, driver_error)

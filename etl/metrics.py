@@ -7,10 +7,10 @@ BI tools, `reports` prints them, now or as of any moment. The definitions are in
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
-from itertools import pairwise
+from functools import lru_cache
+from itertools import chain, groupby, islice, pairwise
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -151,7 +151,12 @@ def canonical(parts: Sequence[str | None]) -> str:
 
 def digest(parts: Sequence[str | None]) -> str:
     """Return a key of 32 hexadecimal digits for `parts`."""
-    return hashlib.sha256(canonical(parts).encode()).hexdigest()[:32]
+    return short_hash(canonical(parts))
+
+
+def short_hash(text: str) -> str:
+    """Return 32 hexadecimal digits that stand for `text`."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def as_plan(application: str | None, name: str | None) -> Plan:
@@ -170,6 +175,7 @@ def count(outcomes: str) -> Counts:
     return Counts(*[outcomes.count(letter) for letter in "PFAUN"])
 
 
+@lru_cache(maxsize=4096)
 def rates(counts: Counts) -> Rates:
     """Return the rates of `counts`. Over groups, sum the counts first: rates are never averaged."""
     known = counts.decided + counts.aborted + counts.unresolved
@@ -232,35 +238,83 @@ class Series(NamedTuple):
     window_starts_at: datetime
 
 
-@dataclass(slots=True)
+class Verdict(NamedTuple):
+    """What a window of results says, whichever runs they are of."""
+
+    counts: Counts
+    flips: int
+    flip_rate: float | None
+    health: float | None
+    is_flaky: bool
+    is_regression: bool
+    is_new_failure: bool
+    is_always_failing: bool
+    is_recovered: bool
+
+
+@lru_cache(maxsize=4096)  # most tests have one of a few windows: all passed
+def judge(recent: str, rules: Rules) -> Verdict:
+    """Judge a window of results, the oldest first (docs/REPORTS.md)."""
+    counts = count(recent)
+    decided = [letter for letter in recent if letter in DECIDED]
+    flips = sum(before != after for before, after in pairwise(decided))
+    flip_rate = flips / (len(decided) - 1) if len(decided) > 1 else None
+    last, before = [*reversed(decided), "", ""][:2]
+    is_regression = (before, last) == ("P", "F")
+    is_judged = len(decided) >= LEAST_DECIDED
+    return Verdict(
+        counts,
+        flips,
+        flip_rate,
+        health=None if flip_rate is None else counts.passed / len(decided) * (1 - flip_rate),
+        is_flaky=flip_rate is not None
+        and len(decided) >= rules.flaky_min_results
+        and flips >= rules.flaky_min_flips
+        and flip_rate >= rules.flaky_min_flip_rate,
+        is_regression=is_regression,
+        is_new_failure=is_regression and is_judged and counts.failed == 1,
+        is_always_failing=is_judged and counts.passed == 0,
+        is_recovered=(before, last) == ("F", "P"),
+    )
+
+
+class _Part(NamedTuple):
+    """Runs that follow each other, the newest first, each with so many results of a test."""
+
+    runs: Sequence[PlanRun]
+    results: int
+
+
 class _Tail:
     """The newest results of a series, gathered from the newest on until they say all."""
 
-    test: NamedTest
-    letters: list[str] = field(default_factory=list)
-    runs: list[PlanRun] = field(default_factory=list)
-    decided: int = 0
-    window: int | None = None
-    """How many of the results are in the window; None until it is full."""
-    fail_streak: int = 0
-    streak_run: PlanRun | None = None
-    has_passed: bool = False
+    __slots__ = ("letters", "parts", "test")
 
-    def add(self, letter: str, run: PlanRun, rules: Rules) -> bool:
-        """Take the next older result; tell whether older ones cannot matter any more."""
-        if self.window is None:
-            self.letters.append(letter)
-            self.runs.append(run)
-        if letter in DECIDED:
-            self.decided += 1
-            self.has_passed |= letter == "P"
-            if not self.has_passed:
-                self.fail_streak += 1
-                self.streak_run = run
-        is_full = self.decided == rules.window_results or len(self.letters) == LONGEST_WINDOW
-        if is_full and self.window is None:
-            self.window = len(self.letters)
-        return self.window is not None and self.has_passed
+    def __init__(self, test: NamedTest) -> None:
+        self.test = test
+        self.letters = ""
+        self.parts: list[_Part] = []
+
+    def window(self, results: int) -> int | None:
+        """Return how many of the letters the window has, None if it needs older ones, too."""
+        head = self.letters[:results]
+        if len(head) == results and not head.strip("PF"):
+            return results
+        decided = 0
+        for index, letter in enumerate(self.letters[:LONGEST_WINDOW], start=1):
+            decided += letter in DECIDED
+            if decided == results or index == LONGEST_WINDOW:
+                return index
+        return None
+
+    def run(self, index: int) -> PlanRun:
+        """Return the run that a result is of; the newest is number 0."""
+        for part in self.parts:
+            size = len(part.runs) * part.results
+            if index < size:
+                return part.runs[index // part.results]
+            index -= size
+        raise IndexError(index)
 
 
 def series_of(
@@ -274,19 +328,34 @@ def series_of(
     tails: dict[str, _Tail] = {}
     done: set[str] = set()
     open_places: dict[str, dict[str, list[int]]] = {}
-    for run in runs:
-        roster = run.roster
+    for part in _parts(runs, rules.window_results + 2):
+        roster = part[0].roster
         if roster.roster_id not in open_places:
             open_places[roster.roster_id] = _places(roster, wanted)
         places = open_places[roster.roster_id]
-        for key, positions in list(places.items()):
-            if key not in done and not _extend(tails, key, run, positions, rules):
-                continue
-            done.add(key)
+        columns = list(zip(*[run.outcomes for run in part], strict=True))
+        for key in [key for key in places if key in done]:
             del places[key]
+        for key, positions in places.items():
+            tail = tails.get(key)
+            if tail is None:
+                tail = tails[key] = _Tail(roster.tests[positions[0]])
+            tail.letters += _interleaved([columns[position] for position in positions])
+            tail.parts.append(_Part(part, len(positions)))
+            # Once a pass is seen, no older failure belongs to the streak.
+            if "P" in tail.letters and tail.window(rules.window_results) is not None:
+                done.add(key)
         if wanted is not None and len(done) == len(wanted):
             break
     return [_series(key, tail, rules) for key, tail in tails.items()]
+
+
+def _parts(runs: Iterable[PlanRun], size: int) -> Iterator[list[PlanRun]]:
+    """Yield runs that follow each other and have the same roster, ever more of them at once."""
+    for _, group in groupby(runs, key=lambda run: run.roster.roster_id):
+        while part := list(islice(group, size)):
+            yield part
+            size = min(2 * size, 1000)
 
 
 def _places(roster: Roster, wanted: Collection[str] | None) -> dict[str, list[int]]:
@@ -298,58 +367,49 @@ def _places(roster: Roster, wanted: Collection[str] | None) -> dict[str, list[in
     return places
 
 
-def _extend(
-    tails: dict[str, _Tail], key: str, run: PlanRun, positions: list[int], rules: Rules
-) -> bool:
-    """Add a run's results to a series; tell whether older runs cannot matter any more."""
-    tail = tails.get(key)
-    if tail is None:
-        tail = tails[key] = _Tail(run.roster.tests[positions[0]])
-    return any(tail.add(run.outcomes[position], run, rules) for position in positions)
+def _interleaved(columns: Sequence[Sequence[str]]) -> str:
+    """Join the results of a test that is in each run as often as there are columns."""
+    if len(columns) == 1:
+        return "".join(columns[0])
+    return "".join(chain.from_iterable(zip(*columns, strict=True)))
 
 
 def _series(key: str, tail: _Tail, rules: Rules) -> Series:
-    recent = "".join(reversed(tail.letters))
-    decided = [letter for letter in recent if letter in DECIDED]
-    counts = count(recent)
-    flips = sum(before != after for before, after in pairwise(decided))
-    flip_rate = flips / (len(decided) - 1) if len(decided) > 1 else None
-    last, before = [*reversed(decided), "", ""][:2]
-    is_regression = (before, last) == ("P", "F")
-    is_judged = len(decided) >= LEAST_DECIDED
-    newest = tail.runs[0]
+    recent = tail.letters[: tail.window(rules.window_results)][::-1]
+    verdict = judge(recent, rules)
+    since_pass = tail.letters.partition("P")[0]
+    first_failed = since_pass.rfind("F")
+    newest = tail.run(0)
     return Series(
         key,
         tail.test,
-        counts,
-        flips,
-        flip_rate,
-        health=None if flip_rate is None else counts.passed / len(decided) * (1 - flip_rate),
-        is_flaky=flip_rate is not None
-        and len(decided) >= rules.flaky_min_results
-        and flips >= rules.flaky_min_flips
-        and flip_rate >= rules.flaky_min_flip_rate,
-        is_confirmed_flaky=_is_confirmed(tail),
-        is_regression=is_regression,
-        is_new_failure=is_regression and is_judged and counts.failed == 1,
-        is_always_failing=is_judged and counts.passed == 0,
-        is_recovered=(before, last) == ("F", "P"),
-        fail_streak=tail.fail_streak,
-        streak_since=tail.streak_run.started_at if tail.streak_run else None,
-        recent=recent,
-        last_status=WORDS.get(recent[-1]),
-        last_run_id=newest.run_id,
-        last_started_at=newest.started_at,
-        window_starts_at=tail.runs[-1].started_at,
+        verdict.counts,
+        verdict.flips,
+        verdict.flip_rate,
+        verdict.health,
+        verdict.is_flaky,
+        verdict.flips > 0 and _is_confirmed(tail, len(recent)),
+        verdict.is_regression,
+        verdict.is_new_failure,
+        verdict.is_always_failing,
+        verdict.is_recovered,
+        since_pass.count("F"),
+        tail.run(first_failed).started_at if first_failed >= 0 else None,
+        recent,
+        WORDS.get(recent[-1]),
+        newest.run_id,
+        newest.started_at,
+        tail.run(len(recent) - 1).started_at,
     )
 
 
-def _is_confirmed(tail: _Tail) -> bool:
+def _is_confirmed(tail: _Tail, window: int) -> bool:
     """Tell whether a commit both passed and failed: no change of the code explains that."""
     seen: defaultdict[str, set[str]] = defaultdict(set)
-    for letter, run in zip(tail.letters, tail.runs, strict=True):
-        if run.commit is not None and letter in DECIDED:
-            seen[run.commit].add(letter)
+    for index, letter in enumerate(tail.letters[:window]):
+        commit = tail.run(index).commit
+        if commit is not None and letter in DECIDED:
+            seen[commit].add(letter)
     return any(letters == DECIDED for letters in seen.values())
 
 

@@ -485,8 +485,9 @@ drift = Table(
 series = Table(
     "series",
     metadata,
+    # The rows of a variant lie together: they are written together.
+    Column("variant_id", Key, primary_key=True),
     Column("series_id", Key, primary_key=True),
-    Column("variant_id", Key, nullable=False),
     Column("test_key", Text, nullable=False),
     Column("test", Text),
     Column("type", Text),
@@ -508,7 +509,6 @@ series = Table(
     ForeignKeyConstraint(["variant_id"], ["plan_variants.variant_id"]),
     sqlite_with_rowid=False,
 )
-Index("ix_series_variant_id", series.c.variant_id)
 
 durations = Table(
     "durations",

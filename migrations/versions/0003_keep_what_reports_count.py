@@ -120,8 +120,8 @@ def _create_facts() -> None:
 def _create_aggregates() -> None:
     op.create_table(
         "series",
-        sa.Column("series_id", KEY, nullable=False),
         sa.Column("variant_id", KEY, nullable=False),
+        sa.Column("series_id", KEY, nullable=False),
         sa.Column("test_key", sa.Text(), nullable=False),
         sa.Column("test", sa.Text()),
         sa.Column("type", sa.Text()),
@@ -148,10 +148,9 @@ def _create_aggregates() -> None:
         sa.ForeignKeyConstraint(
             ["variant_id"], ["plan_variants.variant_id"], name="fk_series_plan_variants"
         ),
-        sa.PrimaryKeyConstraint("series_id", name="pk_series"),
+        sa.PrimaryKeyConstraint("variant_id", "series_id", name="pk_series"),
         sqlite_with_rowid=False,
     )
-    op.create_index("ix_series_variant_id", "series", ["variant_id"], unique=False)
     op.create_table(
         "durations",
         sa.Column("variant_id", KEY, nullable=False),
