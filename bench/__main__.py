@@ -120,7 +120,8 @@ def _show(given: argparse.Namespace, measured: Measured) -> None:
         return
     tables = []
     if measured.cells:
-        tables += [figures.ratio_table(measured.cells), figures.memory_table(measured.cells)]
+        makers = (figures.ratio_table, figures.cpu_table, figures.memory_table)
+        tables += [make(measured.cells) for make in makers]
     if measured.alone:
         tables.append(figures.figure_table("The archiver alone", measured.alone))
     for table in tables:

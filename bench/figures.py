@@ -42,6 +42,10 @@ class Result(NamedTuple):
         """Return the median of the wall clock times."""
         return median(sample.elapsed_s for sample in self.samples[contender])
 
+    def cpu_s(self, contender: str) -> float:
+        """Return the median of the CPU times."""
+        return median(sample.cpu_s for sample in self.samples[contender])
+
     def peak_mib(self, contender: str) -> float:
         """Return the median of the peaks."""
         return median(sample.peak_mib for sample in self.samples[contender])
@@ -62,7 +66,7 @@ class Result(NamedTuple):
         contenders = {
             name: {
                 "elapsed_s": round(self.elapsed_s(name), 4),
-                "cpu_s": round(median(sample.cpu_s for sample in samples), 4),
+                "cpu_s": round(self.cpu_s(name), 4),
                 "runs_per_s": round(self.cell.runs / self.elapsed_s(name), 1),
                 "peak_mib": round(self.peak_mib(name), 1),
                 "archiver_is_faster": _rounded(self.ratio(name)),
@@ -117,11 +121,7 @@ class Table(NamedTuple):
 
 def ratio_table(results: Sequence[Result]) -> Table:
     """Return a row for each cell: the archiver's rate, and its ratio to each of the others."""
-    others = [
-        name
-        for name in ("bare", "script", "threads", "dlt", "limit")
-        if any(name in result.samples for result in results)
-    ]
+    others = _measured(results, ("bare", "script", "threads", "dlt", "limit"))
     rows = [
         [
             _name(result.cell),
@@ -134,13 +134,27 @@ def ratio_table(results: Sequence[Result]) -> Table:
     return Table(heading, ["runs", "runs/s", *others], rows)
 
 
+def cpu_table(results: Sequence[Result]) -> Table:
+    """Return the ratios of the CPU that the processes took, which neighbours hardly change."""
+    others = _measured(results, ("bare", "script", "threads", "dlt"))
+    rows = [
+        [
+            _name(result.cell),
+            *(
+                f"{result.cpu_s(name) / result.cpu_s(ARCHIVER):.2f}"
+                if {name, ARCHIVER} <= result.samples.keys()
+                else ""
+                for name in others
+            ),
+        ]
+        for result in results
+    ]
+    return Table("The same by CPU (a database server's is left out):", ["runs", *others], rows)
+
+
 def memory_table(results: Sequence[Result]) -> Table:
     """Return a row for each cell with the peak of each process."""
-    names = [
-        name
-        for name in (ARCHIVER, "bare", "script", "threads", "dlt")
-        if any(name in result.samples for result in results)
-    ]
+    names = _measured(results, (ARCHIVER, "bare", "script", "threads", "dlt"))
     rows = [
         [
             _name(result.cell),
@@ -149,6 +163,10 @@ def memory_table(results: Sequence[Result]) -> Table:
         for result in results
     ]
     return Table("Peak memory in MiB / at most:", ["runs", *names], rows)
+
+
+def _measured(results: Sequence[Result], names: Sequence[str]) -> list[str]:
+    return [name for name in names if any(name in result.samples for result in results)]
 
 
 def figure_table(heading: str, figures: Sequence[Figure]) -> Table:

@@ -12,7 +12,7 @@ import pytest
 
 from bench import compare, content
 from bench.content import PROFILES, Offer, Profile
-from bench.figures import Cell, Result, against, below, memory_table, ratio_table
+from bench.figures import Cell, Result, against, below, cpu_table, memory_table, ratio_table
 from bench.process import FailedError, Sample, measure
 from bench.states import SqliteStates
 from etl.normalize import normalize
@@ -81,6 +81,7 @@ def test_what_misses_its_target_is_marked() -> None:
 
 def test_the_tables_say_it_all_in_80_columns() -> None:
     assert ratio_table([RESULT]).rows == [["small, cold, PG", "500", "0.75/0.7", "2.00/1.9"]]
+    assert cpu_table([RESULT]).rows == [["small, cold, PG", "0.47", "1.00"]]
     assert memory_table([RESULT]).rows == [["small, cold, PG", "81/80!", "30", "60"]]
     wide = Result(
         Cell("medium", "changed", "postgresql", 1000),
