@@ -105,6 +105,8 @@ def environment_of(state: State, task: Task | None = None) -> Mapping[str, str]:
         "RESULT_ARCHIVER__API__BASE_URL": task.api.url,
         "RESULT_ARCHIVER__API__CONNECTIONS": str(task.connections),
         "RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND": "0",
+        # What is unresolved must not become due again while this is going on.
+        "RESULT_ARCHIVER__POLLING__WATCH_EVERY": "7d",
     }
 
 

@@ -1,7 +1,8 @@
 """What the bench's API answers: plausible runs, the same ones each time, whoever asks.
 
 Plans recur: each has its tests and environments, and every run of it has them again. Test ids
-recur in half of the applications and are new with every run in the others. Most tests pass.
+recur in half of the applications and are new with every run in the others. Most tests pass; of
+what people have to decide about, only the newest is open.
 """
 
 import random
@@ -12,12 +13,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-PLANS = 20
+PLANS = 21
 APPLICATIONS = 4
 CHANGED_EVERY = 20
-"""Where 5 % of the runs changed, it is every twentieth."""
-FIRST_RUN_AT = datetime(2023, 10, 1, tzinfo=UTC)
-HISTORY = timedelta(days=3 * 365)
+"""Where 5 % of the runs changed, it is every twentieth: with 21 plans, one of each in turn."""
+NEWEST = 0.03
+"""In this share of the runs, the last month's, tests are still unresolved."""
+YEARS = timedelta(days=3 * 365)
 
 COUNTERS = ("failed", "passed", "aborted", "pending", "unresolved")
 STATUSES = ("passed", "failed", "unresolved", "aborted")
@@ -61,10 +63,26 @@ PROFILES = {
 }
 
 
+class History(NamedTuple):
+    """Three years until `ends_at`, over which so many runs are spread."""
+
+    ends_at: datetime = datetime(2026, 10, 1, tzinfo=UTC)
+    runs: int = 100_000
+
+    def started_at(self, index: int) -> datetime:
+        """Return when run number `index` started; beyond the last run it begins anew."""
+        return self.ends_at - YEARS * (1 - index % self.runs / self.runs)
+
+    def is_newest(self, index: int) -> bool:
+        """Tell whether the run is so new that people have not looked at all of it."""
+        return index % self.runs >= (1 - NEWEST) * self.runs
+
+
 class Offer(NamedTuple):
     """The runs that an API has: `runs` of them from number `first` on, every so many.
 
-    In `content` "changed", every twentieth is different from what it is in "unchanged".
+    In `content` "changed", every twentieth is different from what it is in "unchanged": somebody
+    has decided about its first test.
     """
 
     profile: Profile
@@ -72,6 +90,7 @@ class Offer(NamedTuple):
     content: str = "unchanged"
     first: int = 0
     every: int = 1
+    history: History = History()
 
     def indexes(self) -> range:
         """Return the runs' numbers."""
@@ -83,8 +102,41 @@ class Offer(NamedTuple):
 
     def answer(self, index: int) -> bytes:
         """Return what the API says of one run."""
-        is_changed = self.content == "changed" and index % CHANGED_EVERY == 0
-        return answer(self.profile, index, is_changed=is_changed)
+        plan = _plan(self.profile, index % PLANS)
+        dice = random.Random(f"{self.profile.name} run {index}")
+        statuses = self._statuses(dice, index)
+        tests: list[dict[str, Any]] = [
+            {
+                "id": test_id if plan.keeps_test_ids else _uuid(dice),
+                "name": name,
+                "status": status,
+                "type": "custom_test",
+                "sitemap": "",
+                "results": _checks(status, checks),
+            }
+            for (test_id, name, checks), status in zip(plan.tests, statuses, strict=True)
+        ]
+        result = {
+            "id": run_id(index),
+            "name": plan.name,
+            "application": plan.application,
+            "status": _worst(statuses),
+            "environments": plan.environments,
+            "started_at": _json_time(self.history.started_at(index)),
+            "duration": 20_000 + 900 * self.profile.tests + dice.randrange(9_000),
+            "results": {name: sum(test["results"][name] for test in tests) for name in COUNTERS},
+            "tests": tests,
+        }
+        return msgspec.json.encode({"result": result})
+
+    def _statuses(self, dice: random.Random, index: int) -> list[str]:
+        statuses = dice.choices(STATUSES, STATUS_WEIGHTS, k=self.profile.tests)
+        if not self.history.is_newest(index):
+            statuses = ["passed" if each == "unresolved" else each for each in statuses]
+        if index % CHANGED_EVERY == 0:
+            decision = "failed" if index % (3 * CHANGED_EVERY) == 0 else "passed"
+            statuses[0] = decision if self.content == "changed" else "unresolved"
+        return statuses
 
 
 class Totals(NamedTuple):
@@ -100,38 +152,6 @@ class Totals(NamedTuple):
 def run_id(index: int) -> str:
     """Return the ID of run number `index`."""
     return _uuid(random.Random(f"run {index}"))
-
-
-def answer(profile: Profile, index: int, *, is_changed: bool = False) -> bytes:
-    """Return the API's answer for run number `index`, of which the first test may have changed."""
-    plan = _plan(profile, index % PLANS)
-    dice = random.Random(f"{profile.name} run {index}")
-    statuses = dice.choices(STATUSES, STATUS_WEIGHTS, k=profile.tests)
-    if is_changed:
-        statuses[0] = "failed" if statuses[0] == "passed" else "passed"
-    tests: list[dict[str, Any]] = [
-        {
-            "id": test_id if plan.keeps_test_ids else _uuid(dice),
-            "name": name,
-            "status": status,
-            "type": "custom_test",
-            "sitemap": "",
-            "results": _checks(status, checks),
-        }
-        for (test_id, name, checks), status in zip(plan.tests, statuses, strict=True)
-    ]
-    result = {
-        "id": run_id(index),
-        "name": plan.name,
-        "application": plan.application,
-        "status": _worst(statuses),
-        "environments": plan.environments,
-        "started_at": _started_at(dice, index),
-        "duration": 20_000 + 900 * profile.tests + dice.randrange(9_000),
-        "results": {name: sum(test["results"][name] for test in tests) for name in COUNTERS},
-        "tests": tests,
-    }
-    return msgspec.json.encode({"result": result})
 
 
 def totals(bodies: Iterable[bytes]) -> Totals:
@@ -201,11 +221,8 @@ def _worst(statuses: list[str]) -> str:
     return next((status for status in worst_first if status in statuses), "passed")
 
 
-def _started_at(dice: random.Random, index: int) -> str:
-    """Spread runs over three years; where there are more than 100,000, some share a moment."""
-    step = HISTORY / 100_000
-    started_at = FIRST_RUN_AT + step * (index % 100_000) + timedelta(seconds=dice.randrange(600))
-    return started_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _json_time(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _uuid(dice: random.Random) -> str:

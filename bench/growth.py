@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -19,13 +20,14 @@ from typing import Any
 
 import psycopg
 
-from bench import about, compare
+from bench import about, compare, content
 from bench.compare import Task, offered, run
-from bench.content import CHANGED_EVERY, PROFILES, Offer
+from bench.content import CHANGED_EVERY, PROFILES, History, Offer
 from bench.figures import ARCHIVER, LABELS, Figure, figure_table
 from bench.process import FailedError, Sample, measure
 from bench.states import DATABASES, State, States, states
 from etl import database, store
+from etl.reports.catalog import REPORTS
 
 PROFILE = PROFILES["growth"]
 PROBE = PROFILES["medium"]
@@ -42,6 +44,9 @@ class Grown:
     """The archive that grows, on one kind of database, and what is measured of it."""
 
     def __init__(self, place: States, folder: Path, kind: str, runs: int) -> None:
+        today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        # Reports look back from today. Of the runs made at midnight, none is still watched.
+        self._history = History(today, runs)
         self._place = place
         self._folder = folder
         self._kind = kind
@@ -53,14 +58,16 @@ class Grown:
         """Ingest all runs, then a changed answer of every twentieth; tell the rate of each step."""
         each = self._runs // steps
         for step in range(steps):
-            with self._offered(Offer(PROFILE, each, first=step * each)) as task:
+            with self._offered(
+                Offer(PROFILE, each, first=step * each, history=self._history)
+            ) as task:
                 sample = run(ARCHIVER, task, self._state)
             rows = (step + 1) * each * PROFILE.tests
             name = f"{self._label}, up to {rows:,} test rows"
             yield Figure(f"{name}: rate", each / sample.elapsed_s, "runs/s")
             yield Figure(f"{name}: peak", sample.peak_mib, "MiB")
         changed = Offer(
-            PROFILE, each * steps // CHANGED_EVERY, content="changed", every=CHANGED_EVERY
+            PROFILE, each * steps // CHANGED_EVERY, "changed", 0, CHANGED_EVERY, self._history
         )
         with self._offered(changed) as task:
             sample = run(ARCHIVER, task, self._state, is_again=True)
@@ -82,7 +89,7 @@ class Grown:
         wanted = (runs, runs * PROFILE.environments, runs * PROFILE.tests)
         if found[:3] != wanted:
             raise FailedError(f"the archive has {found}, and should have {wanted}")
-        offer = Offer(PROFILE, runs, content="changed")
+        offer = Offer(PROFILE, runs, content="changed", history=self._history)
         for index in range(0, runs, max(runs // SAMPLES, 1)):
             if self._newest_body(offer.run_ids()[index]) != offer.answer(index):
                 raise FailedError(f"run number {index} is not archived as the API has it")
@@ -111,7 +118,7 @@ class Grown:
         for repeat in range(repeats):
             fresh = self._place.new()
             self._prepare(fresh)
-            offer = Offer(PROBE, runs, first=FIRST_PROBE + repeat * runs)
+            offer = Offer(PROBE, runs, first=FIRST_PROBE + repeat * runs, history=self._history)
             with self._offered(offer) as task:
                 for where, state in (("empty", fresh), ("full", self._state)):
                     for is_again in (False, True):
@@ -144,17 +151,17 @@ class Grown:
             elapsed_s = time.perf_counter() - began
             yield Figure(f"{self._label}, view {name}: {rows:,} rows", elapsed_s, "s")
 
-    def reports(self, repeats: int) -> Iterator[Figure]:
-        """Tell how long each report takes as a whole process, and how many rows it has."""
+    def questions(self, repeats: int) -> Iterator[Figure]:
+        """Tell how long each answer takes, as a whole process, and how many lines it has."""
         environment = compare.environment_of(self._state)
-        for name, arguments in report_commands().items():
+        for name, arguments in questions().items():
             command = [sys.executable, "-m", "etl", *arguments]
-            times = [
-                measure(command, environment, self._state.folder).elapsed_s for _ in range(repeats)
-            ]
-            rows = (self._state.folder / "output").read_text().count("\n") - 1
-            label = f"{self._label}, report {name}: {rows:,} rows"
-            yield Figure(label, median(times), "s", at_most=REPORT_S[self._kind])
+            samples = [measure(command, environment, self._state.folder) for _ in range(repeats)]
+            lines = (self._state.folder / "output").read_text().count("\n")
+            label = f"{self._label}, {name}: {lines:,} lines"
+            elapsed_s = median(sample.elapsed_s for sample in samples)
+            yield Figure(label, elapsed_s, "s", at_most=REPORT_S[self._kind])
+            yield Figure(f"{self._label}, {name}: CPU", median(each.cpu_s for each in samples), "s")
 
 
 SIZES = {
@@ -174,9 +181,15 @@ def view_names() -> list[str]:
     return sorted(path.stem for path in (database.migrations_folder() / "views").glob("*.sql"))
 
 
-def report_commands() -> dict[str, Sequence[str]]:
-    """Return each report with the arguments that print it as CSV."""
-    return {}
+def questions() -> dict[str, Sequence[str]]:
+    """Return what people ask of an archive, and how: each report, and what is asked of a run."""
+    before, after = content.run_id(0), content.run_id(content.PLANS)
+    return {
+        **{f"report {name}": ("report", name, "--format", "csv") for name in REPORTS},
+        "compare": ("compare", before, after),
+        "show": ("show", before),
+        "gate": ("gate", before, "--min-pass-rate", "0"),
+    }
 
 
 def _connected(state: State) -> Any:
@@ -240,7 +253,7 @@ def _figures(given: argparse.Namespace, kind: str) -> Iterator[Figure]:
             grown.size(),
             grown.probe(given.probe_runs, given.repeats),
             grown.views(),
-            grown.reports(given.repeats),
+            grown.questions(given.repeats),
         ):
             print(f"{figure.name}: {figure.shown} {figure.unit}", file=sys.stderr)
             yield figure

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 from typing import Any, NamedTuple
 
+import msgspec
+
 from bench import content
 from bench.content import Offer, Totals
 
@@ -54,9 +56,8 @@ class Api(NamedTuple):
 @contextmanager
 def serving(offer: Offer, latency_ms: float = 0) -> Iterator[Api]:
     """Serve runs from another process for as long as the context lasts."""
-    profile, *rest = offer
-    command = [sys.executable, "-m", "bench.server", profile.name, *map(str, rest)]
-    command.append(str(latency_ms))
+    given = [msgspec.json.encode(offer).decode(), str(latency_ms)]
+    command = [sys.executable, "-m", "bench.server", *given]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -161,13 +162,13 @@ def _on_demand(offer: Offer) -> Callable[[bytes], bytes | None]:
 
 def main() -> None:
     """Serve until killed."""
-    profile, runs, kind, first, every, latency_ms = sys.argv[1:]
-    offer = Offer(content.PROFILES[profile], int(runs), kind, int(first), int(every))
+    offer = msgspec.json.decode(sys.argv[1], type=Offer)
+    latency_ms = float(sys.argv[2])
     find, totals = _on_demand(offer), None
     if offer.runs * offer.profile.tests <= MOST_PREPARED_TESTS:
         find, totals = _prepared(offer)
     announcement = {"totals": totals._asdict() if totals else None}
-    asyncio.run(_serve(_Served(find, float(latency_ms) / 1000), announcement))
+    asyncio.run(_serve(_Served(find, latency_ms / 1000), announcement))
 
 
 if __name__ == "__main__":

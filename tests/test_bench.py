@@ -25,14 +25,14 @@ CONTENDERS = ("archiver", "bare", "script", "threads", "limit")
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_the_archiver_finds_nothing_odd_in_the_answers(profile: Profile) -> None:
     run_id = content.run_id(7)
-    rows = normalize(run_id, decode(content.answer(profile, 7)), UTC)
+    rows = normalize(run_id, decode(Offer(profile, 8).answer(7)), UTC)
     assert (rows.warnings, rows.drift, rows.run.result_id) == ([], [], run_id)
     assert (len(rows.environments), len(rows.tests)) == (profile.environments, profile.tests)
     assert sum(count.total or 0 for count in rows.counts[1:]) == rows.counts[0].total
 
 
 def test_the_same_run_has_the_same_answer_each_time() -> None:
-    once, again = (content.answer(PROFILES["small"], 30) for _ in range(2))
+    once, again = (Offer(PROFILES["small"], 31).answer(30) for _ in range(2))
     assert once == again
 
 
@@ -45,7 +45,7 @@ def test_of_a_hundred_runs_five_change() -> None:
 
 def test_plans_recur_with_their_tests() -> None:
     def names_and_ids(index: int) -> list[tuple[str, str]]:
-        tests = json.loads(content.answer(PROFILES["medium"], index))["result"]["tests"]
+        tests = json.loads(Offer(PROFILES["medium"], 50).answer(index))["result"]["tests"]
         return [(test["name"], test["id"]) for test in tests]
 
     first, again, other = names_and_ids(1), names_and_ids(1 + content.PLANS), names_and_ids(2)
