@@ -7,6 +7,7 @@ CHAOS_SEED picks other instants.
 import json
 import os
 import random
+import shutil
 import socket
 import socketserver
 import subprocess
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +38,7 @@ from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import Shape, World
 from etl.schema import runs, tracked_runs
 from tests.dump import dump
-from tests.postgres import Server, find_programs, run
+from tests.postgres import Server, find_programs, run, server_user
 from tests.program import COMMAND, Done, Program, program
 
 SEED = int(os.environ.get("CHAOS_SEED", "20251"))
@@ -46,8 +48,9 @@ LARGE = Shape(environments=2, tests=30)
 LEASE_S = 1.0
 
 OUR_TIMES = {
-    "archived_at", "changed_at", "due_at", "fetched_at", "first_run_id", "first_seen_at",
-    "first_tracked_at", "last_fetched_at", "last_seen_at", "observed_at", "superseded_at",
+    "archived_at", "changed_at", "changed_by", "decided_at", "due_at", "fetched_at", "first_run_id",
+    "first_seen_at", "first_tracked_at", "last_fetched_at", "last_seen_at", "measured_at",
+    "observed_at", "superseded_at",
 }  # fmt: skip
 """What tells when, or in which order, we looked."""
 
@@ -107,7 +110,7 @@ def with_short_leases(archiver: Program) -> Program:
 def content(url: str) -> dict[str, list[dict[str, Any]]]:
     """Return all that an archive says, but when we looked and how often."""
     with opened(url) as engine, database.reading(engine) as connection:
-        tables = dump(connection, leave_out=["ingests"])
+        tables = dump(connection, leave_out=["ingests", "health"])
     hidden = OUR_TIMES | {"fetches"}
     return {
         name: [{key: value for key, value in row.items() if key not in hidden} for row in rows]
@@ -485,24 +488,62 @@ def run_as(prefix: Sequence[str], archiver: Program, *arguments: str | Path) -> 
 
 
 class Disk(NamedTuple):
-    """A folder with little room for those who are started with `prefix`, until `grow`."""
+    """A database with little room for what `call` runs, until `grow`."""
 
-    folder: Path
-    prefix: Sequence[str]
+    url: str
+    call: Callable[..., Done]
     grow: Callable[[], object]
 
 
-@contextmanager
-def disk_with_a_limit(folder: Path) -> Iterator[Disk]:
-    yield Disk(folder, LIMITED, lambda: None)
+MakeDisk = Callable[[Path, pytest.FixtureRequest], AbstractContextManager[Disk]]
 
 
 @contextmanager
-def small_file_system(folder: Path) -> Iterator[Disk]:
-    """A disk that is really full in the end. Takes the right to mount one."""
-    mount(f"size={SMALL_BYTES * 6 // 5}", folder)  # for the database and its log
+def disk_with_a_limit(folder: Path, _request: pytest.FixtureRequest) -> Iterator[Disk]:
+    yield Disk(f"sqlite:///{folder}/archive.db", partial(run_as, LIMITED), lambda: None)
+
+
+@contextmanager
+def small_file_system(folder: Path, _request: pytest.FixtureRequest) -> Iterator[Disk]:
+    """A disk that is really full in the end."""
+    with mounted(folder, SMALL_BYTES * 8 // 5) as grow:  # for the database and its log
+        yield Disk(f"sqlite:///{folder}/archive.db", partial(run_as, ()), grow)
+
+
+@contextmanager
+def small_tablespace(_folder: Path, request: pytest.FixtureRequest) -> Iterator[Disk]:
+    """The same for PostgreSQL, whose own files have their room elsewhere."""
+    server: Server = request.getfixturevalue("postgresql")
+
+    def call(archiver: Program, *arguments: str) -> Done:
+        with patch.object(pipeline, "PATIENCE_S", 1.0):
+            return archiver.call(*arguments)
+
+    with (
+        TemporaryDirectory(dir=server.directory) as name,
+        server.administer() as connection,
+        mounted(Path(name), EMPTY_BYTES + SMALL_BYTES) as grow,
+    ):
+        if user := server_user():
+            shutil.chown(name, user)
+        connection.execute(f"CREATE TABLESPACE small LOCATION '{name}'".encode())
+        with server.database() as url:
+            moved = url.rpartition("/")[2]
+            connection.execute(f"ALTER DATABASE {moved} SET TABLESPACE small".encode())
+            yield Disk(url, call, grow)
+        connection.execute("DROP TABLESPACE small")
+
+
+EMPTY_BYTES = 12_000_000
+"""What PostgreSQL needs for an archive without a run."""
+
+
+@contextmanager
+def mounted(folder: Path, size: int) -> Iterator[Callable[[], None]]:
+    """Make a file system of `size` bytes, which the function that is yielded makes larger."""
+    mount(f"size={size}", folder)
     try:
-        yield Disk(folder, (), lambda: mount("remount,size=64m", folder))
+        yield lambda: mount("remount,size=64m", folder)
     finally:
         subprocess.run(["umount", folder], check=True)
 
@@ -515,35 +556,35 @@ def mount(options: str, folder: Path) -> None:
 def may_mount() -> bool:
     with TemporaryDirectory() as folder:
         try:
-            with small_file_system(Path(folder)):
+            with mounted(Path(folder), SMALL_BYTES):
                 return True
         except (OSError, subprocess.CalledProcessError):
             return False
 
 
-@pytest.mark.parametrize(
-    "small_disk", [disk_with_a_limit, *[in_full(small_file_system)] * may_mount()]
-)
+REALLY_SMALL = [in_full(small_file_system), in_full(small_tablespace)] if may_mount() else []
+
+
+@pytest.mark.parametrize("small_disk", [disk_with_a_limit, *REALLY_SMALL])
 def test_a_disk_that_fills_up_costs_nothing_but_time(
-    small_disk: Callable[[Path], AbstractContextManager[Disk]], tmp_path: Path
+    small_disk: MakeDisk, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     world = World(end=END, runs=250, shape=LARGE)
     folder = tmp_path / "disk"
     folder.mkdir()
-    with sandbox_of(world) as sandbox, small_disk(folder) as disk:
-        url = f"sqlite:///{disk.folder}/archive.db"
-        archiver = with_short_leases(program(tmp_path, url, sandbox.url))
+    with sandbox_of(world) as sandbox, small_disk(folder, request) as disk:
+        archiver = with_short_leases(program(tmp_path, disk.url, sandbox.url))
         track(archiver, world.runs(END))
-        full = run_as(disk.prefix, at_rate(archiver, "60"), "ingest")
+        full = disk.call(at_rate(archiver, "60"), "ingest")
         assert full.exit_code == 4
-        assert error_of(full).startswith(f"error: {url}: ")
-        assert 0 < archived(url) < 250
-        assert run_as(disk.prefix, archiver, "status").exit_code == 0
+        assert error_of(full).startswith(f"error: {make_url(disk.url).get_backend_name()}://")
+        assert 0 < archived(disk.url) < 250
+        assert disk.call(archiver, "status").exit_code == 0
         assert archiver.call("verify").exit_code == 0
         time.sleep(LEASE_S)
         disk.grow()
         assert archiver.call("ingest").exit_code == 0
-        assert content(url) == undisturbed(tmp_path, sandbox)
+        assert content(disk.url) == undisturbed(tmp_path, sandbox)
         assert_clean(archiver)
 
 
