@@ -14,6 +14,7 @@ demo: $(SETUP) ## see the whole job done, without a key or a network
 
 test: $(SETUP) ## run all tests, on SQLite and PostgreSQL, and all checks
 	.ci/setup postgresql
+	.ci/setup chromium
 	$(BIN)/pytest
 
 soak: $(SETUP) ## run the service for ten minutes, with outages

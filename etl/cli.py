@@ -393,20 +393,31 @@ def report(
         ),
     ] = None,
     form: Annotated[
-        str, typer.Option("--format", metavar="FORM", help="table, csv, json or markdown.")
+        str, typer.Option("--format", metavar="FORM", help="table, csv, json, markdown or html.")
     ] = "table",
     raw: Annotated[
         bool, typer.Option("--raw", help="CSV: leave texts alone that a spreadsheet would run.")
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the answer to a file, whole or not at all."),
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Answer a question about the archive, now or as of any moment (docs/REPORTS.md)."""
+    """Answer a question about the archive, now or as of any moment (docs/REPORTS.md).
+
+    --format html makes one page of it to send around; without a NAME, of the whole archive.
+    """
     from etl.commands import reports
 
-    if name is None:
-        return reports.names()
     options = reports.Options(application, plan, test, label or [], since, until, as_of, rows)
-    return reports.report(context.obj, name, options, "json" if as_json else form, raw=raw)
+    wanted = reports.as_form("json" if as_json else form)
+    with reports.written_to(output):
+        if wanted is reports.Form.HTML:
+            return reports.page(context.obj, name, options)
+        if name is None:
+            return reports.names()
+        return reports.report(context.obj, name, options, wanted, raw=raw)
 
 
 @app.command(epilog="Example: result-archiver retry")

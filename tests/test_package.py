@@ -63,3 +63,10 @@ def test_the_wheel_has_nothing_but_the_package(wheel: Path) -> None:
 @pytest.mark.parametrize("command", ["demo", "init", "db upgrade"])
 def test_the_command_works_in_an_empty_folder(programs: Path, command: str) -> None:
     run(programs / "result-archiver", *command.split())
+
+
+def test_it_makes_the_page(programs: Path) -> None:
+    run(programs / "result-archiver", "db", "upgrade")
+    page = run(programs / "result-archiver", "report", "--format", "html")
+    assert page.startswith("<!doctype html>")
+    assert "--passed: #" in page

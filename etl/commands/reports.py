@@ -1,6 +1,8 @@
 """`report`: answer a report in the form that is asked for."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from datetime import date, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -28,6 +30,7 @@ class Form(StrEnum):
     CSV = "csv"
     JSON = "json"
     MARKDOWN = "markdown"
+    HTML = "html"
 
 
 class Options(NamedTuple):
@@ -50,17 +53,58 @@ def names() -> int:
     return 0
 
 
-def report(path: Path | None, name: str, options: Options, form: str, *, raw: bool) -> int:
+@contextmanager
+def written_to(file: Path | None) -> Iterator[None]:
+    """Write to `file` what is printed within, all of it or nothing. None prints it.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if file is None:
+        yield
+        return
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with partial.open("x", encoding="utf-8") as text, redirect_stdout(text):
+            yield
+        partial.replace(file)
+    except OSError as error:
+        raise UsageError(f"--output {file}: cannot be written: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def report(path: Path | None, name: str, options: Options, form: Form, *, raw: bool) -> int:
     """Answer a report. Raises UsageError where it cannot be asked so."""
-    definition, wanted = catalog.find(name), as_form(form)
+    definition = catalog.find(name)
     session = open_session(path)
     request = as_request(options, session.config)
-    if options.rows is None and wanted in {Form.TABLE, Form.MARKDOWN}:
+    if options.rows is None and form in {Form.TABLE, Form.MARKDOWN}:
         request = request._replace(most_rows=TABLE_ROWS)
     database.require_archive(session.engine)
     with database.reading(session.engine) as connection:
         found = catalog.run(connection, definition, request)
-    show(found, wanted, raw=raw)
+    show(found, form, raw=raw)
+    return 0
+
+
+def page(path: Path | None, name: str | None, options: Options) -> int:
+    """Print one report as a page, or all that can be limited as is asked.
+
+    Raises:
+        UsageError: it cannot be asked so.
+    """
+    from etl.page import document, sections  # noqa: PLC0415  only pages need it
+
+    wanted = [catalog.find(each) for each in ([name] if name else sections.PAGE)]
+    session = open_session(path)
+    request = as_request(options, session.config)._replace(most_rows=None)  # charts show them all
+    if name is None:
+        wanted = [each for each in wanted if request.filters.used <= each.filters]
+    database.require_archive(session.engine)
+    with database.reading(session.engine) as connection:
+        found = [catalog.run(connection, definition, request) for definition in wanted]
+    display.say(document.render(found, options.rows))
     return 0
 
 
@@ -122,6 +166,10 @@ def show(found: Report, form: Form, *, raw: bool = False) -> None:
             display.say(line)
         for line in forms.context(found):
             display.note(line)
+    elif form is Form.HTML:
+        from etl.page import document  # noqa: PLC0415  only pages need it
+
+        display.say(document.render([found]))
     else:
         for line in forms.as_json(found) if form is Form.JSON else forms.as_markdown(found):
             display.say(line)
