@@ -45,6 +45,10 @@ bench-growth: $(SETUP) ## grow an archive to 10 million test rows, and time it (
 views: $(SETUP) ## write docs/VIEWS.md anew from what the migrations say of the views
 	$(BIN)/python -m tests.views_page
 
+picture: $(SETUP) ## make docs/page.png anew from the demo's archive
+	.ci/setup chromium
+	$(BIN)/python -m tests.picture
+
 check: $(SETUP) ## run the linter, the formatter, the type checker and the import rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

@@ -17,7 +17,7 @@ MOST_LINES = 10
 """A chart shows so many rows; its table goes on."""
 MOST_TRENDS = 6
 NO_NAME = "(no name)"
-LONGEST_NAME = 46
+LONGEST_NAME = 44
 CLASSES = ("new_failure", "regression", "failing", "always_failing")
 
 
