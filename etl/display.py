@@ -42,6 +42,11 @@ def say(text: str = "") -> None:
     typer.echo(text)
 
 
+def say_raw(text: str) -> None:
+    """Print one line as it is, whatever it does to a terminal: for programs, when asked for."""
+    typer.echo(text, color=True)  # else whatever looks like a colour is taken out
+
+
 def note(text: str) -> None:
     """Print one line that is not part of the answer: to stderr."""
     typer.echo(safe(text), err=True)

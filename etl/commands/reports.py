@@ -163,7 +163,7 @@ def show(found: Report, form: Form, *, raw: bool = False) -> None:
         forms.show_table(found)
     elif form is Form.CSV:
         for line in forms.as_csv(found, raw=raw):
-            display.say(line)
+            display.say_raw(line)
         for line in forms.context(found):
             display.note(line)
     elif form is Form.HTML:

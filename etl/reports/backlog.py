@@ -5,16 +5,15 @@ from datetime import datetime, timedelta
 from itertools import groupby
 from typing import NamedTuple
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, func, select
 
 from etl.aggregates import RosterBook
 from etl.metrics import Plan
-from etl.payload import OPEN_STATUS
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID
 from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row
 from etl.reports.source import PAGE_ROWS, Places, Shelf, is_valid, of_filters, within
 from etl.reports.spans import asked, told
-from etl.schema import outcomes, plan_variants
+from etl.schema import IS_OPEN, outcomes, plan_variants
 
 MILLISECOND = timedelta(milliseconds=1)
 AGES = (
@@ -28,7 +27,7 @@ AGES = (
 
 
 class OpenRun(NamedTuple):
-    """A run that waits for a person since `opened_at`; `tests` are those that are unresolved."""
+    """A run that waits for a person since `opened_at`; `tests` counts those that do."""
 
     plan: Plan
     run_id: str
@@ -39,8 +38,8 @@ class OpenRun(NamedTuple):
 
 
 def open_runs(connection: Connection, request: Request) -> Iterator[OpenRun]:
-    """Yield the runs that are unresolved, or have a test that is."""
-    is_open = or_(outcomes.c.tests_unresolved > 0, outcomes.c.status == OPEN_STATUS)
+    """Yield the runs that have an unresolved test."""
+    is_open = IS_OPEN if request.as_of is None else outcomes.c.tests_unresolved > 0
     statement = (
         select(
             plan_variants.c.application,
@@ -135,7 +134,7 @@ REPORTS = (
     Definition(
         "unresolved",
         "Waiting for a person",
-        "a run that is unresolved, or has a test that is",
+        "a run with tests that are unresolved",
         (
             APPLICATION,
             PLAN,
@@ -155,11 +154,11 @@ REPORTS = (
     Definition(
         "backlog",
         "Waiting for a person, by age",
-        "a plan with runs that wait for a person",
+        "a plan with tests that are unresolved",
         (
             APPLICATION,
             PLAN,
-            Column("runs", Kind.INTEGER, "Runs that are unresolved, or have a test that is"),
+            Column("runs", Kind.INTEGER, "Runs with unresolved tests"),
             Column("tests", Kind.INTEGER, "Their unresolved tests"),
             *[Column(name, Kind.INTEGER, f"Those waiting for {age}") for name, age, _ in AGES],
             Column("oldest_opened_at", Kind.MOMENT, "Since when the oldest run waits"),
