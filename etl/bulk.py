@@ -6,6 +6,7 @@ They go past the columns' types, whose rules for times are therefore applied her
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
@@ -189,4 +190,7 @@ def storable(
 
 
 _ON_POSTGRESQL: Mapping[type, Callable[[Any], Any]] = {Timestamp: to_milliseconds}
-_ON_SQLITE: Mapping[type, Callable[[Any], Any]] = {Timestamp: to_text, Day: day_to_text}
+_ON_SQLITE: Mapping[type, Callable[[Any], Any]] = {
+    Timestamp: lru_cache(4096)(to_text),  # the same few times stand in all rows of a batch
+    Day: day_to_text,
+}

@@ -5,7 +5,6 @@ BI tools, `reports` prints them, now or as of any moment. The definitions are in
 """
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
@@ -13,6 +12,8 @@ from functools import lru_cache
 from itertools import chain, groupby, islice, pairwise
 from types import MappingProxyType
 from typing import NamedTuple
+
+import msgspec
 
 LETTERS = {"passed": "P", "failed": "F", "aborted": "A", "unresolved": "U", "pending": "N"}
 """How a test's status stands in a strip of outcomes; any other word is a `?`."""
@@ -146,7 +147,7 @@ class PlanRun(NamedTuple):
 
 def canonical(parts: Sequence[str | None]) -> str:
     """Return `parts` as JSON, the same text for the same parts."""
-    return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+    return msgspec.json.encode(parts).decode()
 
 
 def digest(parts: Sequence[str | None]) -> str:
@@ -295,18 +296,6 @@ class _Tail:
         self.letters = ""
         self.parts: list[_Part] = []
 
-    def window(self, results: int) -> int | None:
-        """Return how many of the letters the window has, None if it needs older ones, too."""
-        head = self.letters[:results]
-        if len(head) == results and not head.strip("PF"):
-            return results
-        decided = 0
-        for index, letter in enumerate(self.letters[:LONGEST_WINDOW], start=1):
-            decided += letter in DECIDED
-            if decided == results or index == LONGEST_WINDOW:
-                return index
-        return None
-
     def run(self, index: int) -> PlanRun:
         """Return the run that a result is of; the newest is number 0."""
         for part in self.parts:
@@ -315,6 +304,17 @@ class _Tail:
                 return part.runs[index // part.results]
             index -= size
         raise IndexError(index)
+
+
+@lru_cache(maxsize=4096)
+def _window(letters: str, results: int) -> int | None:
+    """Return how many of the newest `letters` the window has, None if it needs older ones, too."""
+    decided = 0
+    for index, letter in enumerate(letters[:LONGEST_WINDOW], start=1):
+        decided += letter in DECIDED
+        if decided == results or index == LONGEST_WINDOW:
+            return index
+    return None
 
 
 def series_of(
@@ -343,7 +343,7 @@ def series_of(
             tail.letters += _interleaved([columns[position] for position in positions])
             tail.parts.append(_Part(part, len(positions)))
             # Once a pass is seen, no older failure belongs to the streak.
-            if "P" in tail.letters and tail.window(rules.window_results) is not None:
+            if "P" in tail.letters and _window(tail.letters, rules.window_results) is not None:
                 done.add(key)
         if wanted is not None and len(done) == len(wanted):
             break
@@ -375,7 +375,7 @@ def _interleaved(columns: Sequence[Sequence[str]]) -> str:
 
 
 def _series(key: str, tail: _Tail, rules: Rules) -> Series:
-    recent = tail.letters[: tail.window(rules.window_results)][::-1]
+    recent = tail.letters[: _window(tail.letters, rules.window_results)][::-1]
     verdict = judge(recent, rules)
     since_pass = tail.letters.partition("P")[0]
     first_failed = since_pass.rfind("F")
