@@ -1,7 +1,8 @@
 """Keep the tables up to date that reports and BI tools read: series, durations, days and weeks.
 
-They follow from `outcomes` by the rules of `metrics`. A batch of answers brings up to date what
-it touches, in its own transaction; `rebuild` computes them anew and holds them against the rest.
+They follow from `outcomes` by the rules of `metrics`. A batch of answers adds to days and weeks,
+and marks the series that it touches, in its own transaction; a pass counts what is marked before
+it ends, or the next one does. `rebuild` computes all anew and holds it against the rest.
 """
 
 from collections import defaultdict
@@ -58,6 +59,7 @@ from etl.schema import (
     rosters,
     runs,
     series,
+    uncounted,
     weekly_results,
 )
 
@@ -67,6 +69,8 @@ COMMIT_LABEL = "commit"
 """The label that makes a flaky test a confirmed one."""
 PAGE_RUNS = 50
 LONGEST_PAGE_RUNS = 1000
+PORTION_VARIANTS = 10
+"""So many variants are counted in a transaction: their series are in memory."""
 IS_CURRENT = outcomes.c.superseded_at.is_(None)
 
 AGGREGATES = (series, durations, daily_results, weekly_results)
@@ -237,25 +241,66 @@ class NewestFirst:
 # --- bringing up to date --------------------------------------------------------------------
 
 
-class _Touched:
-    """What a batch touches of a plan: test keys by variant, and what its days gain and lose."""
+def note(connection: Connection, run_ids: Sequence[str]) -> None:
+    """Take in a new revision of each of `run_ids`, just stored: add to days and weeks, mark series.
 
-    def __init__(self, book: RosterBook) -> None:
-        self.book = book
-        self.tests: defaultdict[str, set[str]] = defaultdict(set)
-        self.differences: list[Period] = []
-
-
-def refresh(connection: Connection, run_ids: Sequence[str], rules: Rules) -> None:
-    """Bring up to date what a new revision of each of `run_ids`, just stored, changes."""
-    touched = _touched(connection, run_ids)
-    hold(connection, [plan.plan_id for plan in touched])
-    for each in touched.values():
-        _refresh_variants(connection, each.tests, each.book, rules)
-    days = {plan: summed(each.differences) for plan, each in touched.items()}
+    A series has a row for each test, and one run after the other of a plan would write all of
+    them again: `count_some` does that once for many runs.
+    """
+    differences: defaultdict[Plan, list[Period]] = defaultdict(list)
+    marks: set[tuple[str, str]] = set()
+    for chunk in chunks(run_ids):
+        for row in connection.execute(_newest_two(chunk)):
+            marks.add((row.variant_id, row.roster_id))
+            if row.started_on is not None:
+                checks = Counts(*[getattr(row, f"checks_{name}") for name in Counts._fields])
+                period = as_period(row.started_on, row.outcomes, checks)
+                plan = Plan(row.application, row.plan)
+                differences[plan].append(period if row.is_newest else negative(period))
+    # In one order, so that nobody waits in a circle.
+    bulk.add_missing(connection, uncounted, sorted(marks))
+    hold(connection, [plan.plan_id for plan in differences])
+    days = {plan: summed(each) for plan, each in differences.items()}
     _add_periods(connection, daily_results, days)
-    weeks = {plan: weeks_of(differences) for plan, differences in days.items()}
+    weeks = {plan: weeks_of(each) for plan, each in days.items()}
     _add_periods(connection, weekly_results, weeks)
+
+
+def count_some(connection: Connection, rules: Rules) -> bool:
+    """Bring the series and durations of some marked variants up to date; False if none was."""
+    chosen = select(uncounted.c.variant_id).distinct().order_by(uncounted.c.variant_id)
+    variant_ids = list(connection.scalars(chosen.limit(PORTION_VARIANTS)))
+    for plan, of_plan in _by_plan(connection, variant_ids).items():
+        hold(connection, [plan.plan_id])
+        taken = delete(uncounted).where(uncounted.c.variant_id.in_(of_plan))
+        book = RosterBook(connection, Namings(connection).of(plan))
+        tests: dict[str, set[str]] = {}
+        for mark in connection.execute(taken.returning(uncounted)).all():
+            book.learn([mark.roster_id])
+            tests.setdefault(mark.variant_id, set()).update(book[mark.roster_id].keys)
+        _refresh_variants(connection, tests, book, rules)
+    return bool(variant_ids)
+
+
+def count_all(connection: Connection, rules: Rules) -> None:
+    """Do so until no variant is marked."""
+    while count_some(connection, rules):
+        pass
+
+
+def has_uncounted(connection: Connection) -> bool:
+    """Tell whether there are series that are not up to date yet."""
+    return connection.execute(select(uncounted).limit(1)).first() is not None
+
+
+def _by_plan(connection: Connection, variant_ids: Sequence[str]) -> dict[Plan, list[str]]:
+    """Return variants by their plan, the plans in the order of their ids: see `hold`."""
+    columns = (plan_variants.c.variant_id, plan_variants.c.application, plan_variants.c.plan)
+    query = select(*columns).where(plan_variants.c.variant_id.in_(variant_ids))
+    found: defaultdict[Plan, list[str]] = defaultdict(list)
+    for variant_id, *plan in connection.execute(query.order_by(plan_variants.c.plan_id)):
+        found[Plan(*plan)].append(variant_id)
+    return found
 
 
 def refresh_plan(connection: Connection, plan: Plan, rules: Rules) -> None:
@@ -267,38 +312,22 @@ def refresh_plan(connection: Connection, plan: Plan, rules: Rules) -> None:
     _refresh_variants(connection, dict.fromkeys(variant_ids), book, rules)
 
 
-def _touched(connection: Connection, run_ids: Sequence[str]) -> dict[Plan, _Touched]:
-    """Tell which tests and days the newest revisions of `run_ids`, and those before, are of."""
-    rows_by_plan: defaultdict[Plan, list[Any]] = defaultdict(list)
-    for chunk in chunks(run_ids):
-        for row in connection.execute(_newest_two(chunk)):
-            rows_by_plan[Plan(row.application, row.plan)].append(row)
-    namings = Namings(connection)
-    touched = {}
-    for plan, rows in rows_by_plan.items():
-        each = touched[plan] = _Touched(RosterBook(connection, namings.of(plan)))
-        each.book.learn(row.roster_id for row in rows)
-        for *row, _application, _plan, is_newest in rows:
-            run = as_plan_run(row, each.book)
-            each.tests[run.variant_id].update(run.roster.keys)
-            if run.started_on is not None:
-                period = as_period(run.started_on, run)
-                each.differences.append(period if is_newest else negative(period))
-    return touched
-
-
 def _newest_two(run_ids: Sequence[str]) -> Select[Any]:
     """Return the query for the newest revision of runs and the one before, with their plan."""
     return (
-        plan_runs(outcomes.c.run_id.in_(run_ids))
-        .add_columns(
+        select(
+            outcomes.c.variant_id,
+            outcomes.c.roster_id,
+            outcomes.c.started_on,
+            outcomes.c.outcomes,
+            *[outcomes.c[f"checks_{name}"] for name in Counts._fields],
             plan_variants.c.application,
             plan_variants.c.plan,
-            outcomes.c.revision == runs.c.revision,
+            (outcomes.c.revision == runs.c.revision).label("is_newest"),
         )
         .join(runs, runs.c.run_id == outcomes.c.run_id)
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
-        .where(outcomes.c.revision >= runs.c.revision - 1)
+        .where(outcomes.c.run_id.in_(run_ids), outcomes.c.revision >= runs.c.revision - 1)
     )
 
 
@@ -500,6 +529,12 @@ def expected(connection: Connection, plan_id: str, rules: Rules) -> dict[str, li
     return rows
 
 
+def uncounted_variants(connection: Connection, plan_id: str) -> set[str]:
+    """Return the variants of a plan whose series are not up to date yet."""
+    is_in_plan = uncounted.c.variant_id.in_(_in_plan(plan_id))
+    return set(connection.scalars(select(uncounted.c.variant_id).where(is_in_plan)))
+
+
 def stored(connection: Connection, plan_id: str) -> dict[str, list[Row]]:
     """Return the rows that the aggregates have of a plan, by table, as the driver gives them."""
     variant_ids = _variant_ids(connection, plan_id)
@@ -518,6 +553,7 @@ def stored(connection: Connection, plan_id: str) -> dict[str, list[Row]]:
 
 def replace(connection: Connection, plan_id: str, rows: Mapping[str, Sequence[Row]]) -> None:
     """Put `rows` in the place of all that the aggregates have of a plan."""
+    connection.execute(delete(uncounted).where(uncounted.c.variant_id.in_(_in_plan(plan_id))))
     for table in (series, durations):
         connection.execute(delete(table).where(table.c.variant_id.in_(_in_plan(plan_id))))
     for table in (daily_results, weekly_results):

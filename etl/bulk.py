@@ -44,6 +44,16 @@ def insert(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
         _values(connection, "INSERT INTO", table, rows)
 
 
+def add_missing(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+    """Add those of `rows` whose primary keys are not there."""
+    if rows:
+        names = [column.name for column in table.columns]
+        connection.execute(
+            upsert_into(connection, table).on_conflict_do_nothing(),
+            [dict(zip(names, row, strict=True)) for row in rows],
+        )
+
+
 def replace(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
     """Add `rows`, each instead of the one with its primary key if there is one."""
     if not rows:

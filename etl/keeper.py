@@ -4,14 +4,14 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, select, update
 
-from etl import clock, health, ledger, lifecycle, store
+from etl import aggregates, clock, health, ledger, lifecycle, store
 from etl.database import reading, writing
 from etl.dispatch import Halt
 from etl.errors import DatabaseError
@@ -27,6 +27,10 @@ log = get_logger()
 
 CLOCK_ERROR = timedelta(days=1)
 """A pass that began so much later than now had a wrong clock; less may be another machine's."""
+
+
+COUNT_EVERY = 5000
+"""After so many new answers series are counted: the more at once, the less work for each."""
 
 
 class _End(NamedTuple):
@@ -85,6 +89,7 @@ class Keeper:
         self._engine = engine
         self._rules = rules
         self._report_rules = report_rules
+        self._uncounted = 0
         self._started_at = started_at
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._renewed_at = time.monotonic()
@@ -164,6 +169,14 @@ class Keeper:
         with writing(self._engine) as connection:
             ledger.renew(connection, self._lease())
 
+    def count(self) -> None:
+        """Bring up to date what reports count of the plans that answers were stored of."""
+        is_more = True
+        while is_more:
+            with writing(self._engine) as connection:
+                is_more = aggregates.count_some(connection, self._report_rules)
+        self._uncounted = 0
+
     def release(self) -> None:
         """Give back what was claimed and not finished."""
         with writing(self._engine) as connection:
@@ -174,6 +187,8 @@ class Keeper:
 
         An outcome that the database will not take costs its own run, not the others'.
         """
+        if self._uncounted >= COUNT_EVERY:
+            self.count()
         try:
             self._keep(batch)
         except DatabaseError as error:
@@ -196,7 +211,8 @@ class Keeper:
         with writing(self._engine) as connection:
             held = ledger.held(connection, self._owner, run_ids)
             mine = {claim: batch[claim] for claim in batch if claim.run_id in held}
-            saved = self._save(connection, mine.values())
+            answers = [each for each in mine.values() if isinstance(each, Answer)]
+            saved = store.save(connection, answers)
             ends = {
                 end.recorded.run_id: end for end in _store(connection, mine, saved, self._rules)
             }
@@ -207,10 +223,7 @@ class Keeper:
             if end := self._undecided.pop(run_id, None):
                 _count(self.tally, end)
         self._in_hand.difference_update(run_ids)
-
-    def _save(self, connection: Connection, outcomes: Iterable[Outcome]) -> dict[str, Saved]:
-        answers = [each for each in outcomes if isinstance(each, Answer)]
-        return store.save(connection, answers, self._report_rules)
+        self._uncounted += sum(save.is_new or save.is_changed for save in saved.values())
 
     def _after_this_pass(self, end: _End) -> Recorded:
         """Return how the run stands, not due again in this pass, which would never be over.

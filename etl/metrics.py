@@ -431,9 +431,9 @@ class Period(NamedTuple):
         return self.tests - sum(self.counts)
 
 
-def as_period(day: date, run: PlanRun) -> Period:
+def as_period(day: date, outcomes: str, checks: Counts) -> Period:
     """Return what a run adds to its day."""
-    return Period(day, 1, len(run.outcomes), count(run.outcomes), run.checks)
+    return Period(day, 1, len(outcomes), count(outcomes), checks)
 
 
 def weeks_of(days: Iterable[Period]) -> list[Period]:
@@ -459,7 +459,11 @@ def negative(period: Period) -> Period:
 
 def days_of(runs: Iterable[PlanRun]) -> list[Period]:
     """Return a row for each day of `runs`; those without a day are left out."""
-    return summed(as_period(run.started_on, run) for run in runs if run.started_on is not None)
+    return summed(
+        as_period(run.started_on, run.outcomes, run.checks)
+        for run in runs
+        if run.started_on is not None
+    )
 
 
 def summed(periods: Iterable[Period]) -> list[Period]:

@@ -164,6 +164,8 @@ class _Pass:
             self._write(writer, rest)
             writer.finish()
             writer.submit(self._keeper.release).result()
+            if self._interrupted_at is None:
+                writer.submit(self._keeper.count).result()
         tally.requests = self._exchange.requests
         tally.halt, tally.halt_reason = self._exchange.worst_halt()
         progress(tally.done, total)

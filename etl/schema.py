@@ -510,6 +510,17 @@ series = Table(
     sqlite_with_rowid=False,
 )
 
+# Marks: series and durations of these are not up to date with `outcomes` yet.
+uncounted = Table(
+    "uncounted",
+    metadata,
+    Column("variant_id", Key, primary_key=True),
+    Column("roster_id", Key, primary_key=True),
+    ForeignKeyConstraint(["variant_id"], ["plan_variants.variant_id"]),
+    ForeignKeyConstraint(["roster_id"], ["rosters.roster_id"]),
+    sqlite_with_rowid=False,
+)
+
 durations = Table(
     "durations",
     metadata,

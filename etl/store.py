@@ -31,7 +31,6 @@ from etl.history import (
     warning_rows,
 )
 from etl.lifecycle import Seen
-from etl.metrics import DEFAULT_RULES, Rules
 from etl.normalize import Drift, Rows
 from etl.schema import (
     COUNTERS,
@@ -200,13 +199,10 @@ def known(connection: Connection, first_tracked_at: Mapping[str, datetime]) -> d
     }
 
 
-def save(
-    connection: Connection, answers: Sequence[Answer], rules: Rules = DEFAULT_RULES
-) -> dict[str, Saved]:
+def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
     """Store `answers`, one a run, and return by run ID what that changed.
 
-    The same content again changes nothing; other content opens a new revision, and brings up to
-    date by `rules` what reports count.
+    The same content again changes nothing; other content opens a new revision.
     """
     before = archived(connection, [answer.run_id for answer in answers])
     new = [answer for answer in answers if answer.run_id not in before]
@@ -222,7 +218,7 @@ def save(
     _insert_new(connection, [*new, *changed], stretches, before)
     bulk.insert(connection, status_changes, status_rows)
     _put_drift(connection, new + changed)
-    aggregates.refresh(connection, list(stretches), rules)
+    aggregates.note(connection, list(stretches))
     unmark_gone(connection, [run_id for run_id, known in before.items() if known.gone_at])
     after = archived(connection, list(stretches))
     return {
@@ -368,10 +364,7 @@ def _add_missing(connection: Connection, table: Table, rows: Mapping[str, Row]) 
         for chunk in aggregates.chunks(sorted(rows))
         for found in connection.scalars(select(key).where(key.in_(chunk)))
     }
-    names = [column.name for column in table.columns]
-    fresh = [dict(zip(names, rows[found], strict=True)) for found in sorted(rows.keys() - known)]
-    if fresh:
-        connection.execute(bulk.upsert_into(connection, table).on_conflict_do_nothing(), fresh)
+    bulk.add_missing(connection, table, [rows[found] for found in sorted(rows.keys() - known)])
 
 
 def _update_runs(connection: Connection, rows: Sequence[Row]) -> None:

@@ -17,6 +17,7 @@ COUNTED = (
     "outcomes",
     "status_changes",
     "series",
+    "uncounted",
     "durations",
     "daily_results",
     "weekly_results",

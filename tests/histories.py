@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Engine, Table, delete, select
 
-from etl import ledger, store
+from etl import aggregates, ledger, store
 from etl.config import load
 from etl.database import reading, writing
 from etl.intake import ListedRun
@@ -66,7 +66,8 @@ def see(
     with writing(engine) as connection:
         entries = [Entry(run_id, None, None, {}) for run_id in seen]
         ledger.track(connection, entries, at)
-        store.save(connection, answers, rules)
+        store.save(connection, answers)
+        aggregates.count_all(connection, rules)
         ledger.record(connection, [Recorded(run_id, standing, at) for run_id in seen])
 
 

@@ -52,6 +52,7 @@ from etl.schema import (
     test_revisions,
     tests,
     tracked_runs,
+    uncounted,
     warnings,
 )
 from tests.dump import LEDGER, dump, rows_of
@@ -97,6 +98,7 @@ VARIANT = {
     "environment_signature": "[]",
 }
 ROSTER = {"roster_id": "roster-1", "tests": "[]"}
+MARK = {"variant_id": "variant-1", "roster_id": "roster-1"}
 COUNTED = dict.fromkeys(COUNTERS, 0)
 OUTCOME = RUN | {
     "revision": 1,
@@ -196,6 +198,8 @@ ROWS_TO_REFUSE: list[tuple[str, Table, dict[str, Any]]] = [
     ("fk_outcomes_plan_variants", outcomes, OUTCOME | THREE | {"variant_id": "variant-2"}),
     ("fk_outcomes_rosters", outcomes, OUTCOME | THREE | {"roster_id": "roster-2"}),
     ("fk_status_changes_revisions", status_changes, STATUS_CHANGE | {"revision": 2}),
+    ("fk_uncounted_plan_variants", uncounted, MARK | {"variant_id": "variant-2"}),
+    ("fk_uncounted_rosters", uncounted, MARK | {"roster_id": "roster-2"}),
     ("fk_series_plan_variants", series, SERIES | {"variant_id": "variant-2"}),
     ("fk_durations_plan_variants", durations, DURATIONS | {"variant_id": "variant-2"}),
     (

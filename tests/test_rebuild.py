@@ -26,6 +26,7 @@ from etl.commands import truth
 from etl.database import connect, prepare, reading, writing
 from etl.ledger import Entry, Recorded
 from etl.lifecycle import Standing, State
+from etl.metrics import DEFAULT_RULES
 from etl.normalize import ECHO_WARNING, normalize
 from etl.payload import (
     COUNTER_FIELDS,
@@ -142,6 +143,7 @@ def look(connection: Connection, at: datetime, seen: Mapping[str, bytes | None])
     """Store what a pass sees of runs, None for a run that is gone, as `keeper` does."""
     answers = [received(run_id, body, at) for run_id, body in seen.items() if body is not None]
     store.save(connection, answers)
+    aggregates.count_all(connection, DEFAULT_RULES)
     answered = [answer.run_id for answer in answers]
     standing = Standing(State.SETTLED, None)
     ledger.record(connection, [Recorded(run_id, standing, at) for run_id in answered])
@@ -917,6 +919,7 @@ def test_an_answer_in_which_a_secret_was_masked_is_no_damage(sqlite_archive: Eng
     echo.rows.warnings.append(ECHO_WARNING)
     with writing(sqlite_archive) as connection:
         store.save(connection, [echo])
+        aggregates.count_all(connection, DEFAULT_RULES)
         standing = Standing(State.SETTLED, None)
         ledger.record(connection, [Recorded("run-4", standing, after(9))])
     assert wrong(sqlite_archive) == []

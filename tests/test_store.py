@@ -327,6 +327,7 @@ def fill_every_column_that_has_times(connection: Connection) -> None:
     store.reject(connection, [Reject("run-1", START, 200, "is no JSON", b"<", "c0ffee")])
     finished_at = START.replace(microsecond=0)
     run = {"trigger": "test", "started_at": START, "finished_at": finished_at}
+    run["wait_until"] = START
     connection.execute(insert(ingests).values(run))
     ledger.make_due(connection, None, START)
     held = {tracked_runs.c.lease_owner: "somebody", tracked_runs.c.lease_until: START}

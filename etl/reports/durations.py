@@ -8,7 +8,7 @@ from etl.aggregates import Variant
 from etl.metrics import durations_of
 from etl.reports.columns import APPLICATION, ENVIRONMENTS, PLAN, environments_text
 from etl.reports.model import OF_RUNS, Answer, Column, Definition, Filter, Kind, Request, Row
-from etl.reports.source import of_variant, variants, within
+from etl.reports.source import is_kept, of_variant, variants, within
 from etl.reports.spans import asked, told
 from etl.schema import durations, plan_variants
 
@@ -33,8 +33,11 @@ _COLUMNS = (
 
 
 def _durations(connection: Connection, request: Request) -> Answer:
-    is_stored = request.as_of is None and request.filters.used <= STORED_FILTERS
-    found = _stored(connection, request) if is_stored else _streamed(connection, request)
+    found = (
+        _stored(connection, request)
+        if is_kept(connection, request, STORED_FILTERS)
+        else _streamed(connection, request)
+    )
     rows = (
         (variant.application, variant.plan, environments_text(variant.environment_signature), *row)
         for variant, row in found

@@ -16,7 +16,7 @@ from etl.reports.columns import (
     environments_text,
 )
 from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Filter, Kind, Request, Row
-from etl.reports.source import PAGE_ROWS, of_variant, variants, within
+from etl.reports.source import PAGE_ROWS, is_kept, of_variant, variants, within
 from etl.reports.spans import asked, told
 from etl.schema import plan_variants, series
 
@@ -93,8 +93,11 @@ def failure_class(row: Row) -> str | None:
 
 def rows(connection: Connection, request: Request) -> Iterator[Row]:
     """Yield a row of the report `series` for each series."""
-    is_stored = request.as_of is None and request.filters.used <= STORED_FILTERS
-    found = _stored(connection, request) if is_stored else _streamed(connection, request)
+    found = (
+        _stored(connection, request)
+        if is_kept(connection, request, STORED_FILTERS)
+        else _streamed(connection, request)
+    )
     test = request.filters.test
     for row in found:
         if test is None or (row[PLACES["test"]] or "").strip() == test:
@@ -128,7 +131,7 @@ def _stored(connection: Connection, request: Request) -> Iterator[Row]:
 
 def _row(variant: Variant, stored: Row) -> Row:
     """Return a row of the report from one of the table `series`."""
-    series_id, _, _, *rest = stored
+    _, series_id, _, *rest = stored
     environments = environments_text(variant.environment_signature)
     return (variant.application, variant.plan, environments, *rest, series_id)
 

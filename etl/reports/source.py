@@ -1,6 +1,6 @@
 """Where reports take their runs from: `outcomes`, as it is now or as it was at any moment."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from functools import cache
 from itertools import groupby, islice
@@ -9,10 +9,18 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, TextClause, and_, exists, or_, select, text
 
-from etl.aggregates import IS_CURRENT, Namings, RosterBook, Variant, as_plan_run, plan_runs
+from etl.aggregates import (
+    IS_CURRENT,
+    Namings,
+    RosterBook,
+    Variant,
+    as_plan_run,
+    has_uncounted,
+    plan_runs,
+)
 from etl.metrics import Counts, Naming, Plan, PlanRun, Roster
 from etl.payload import FINAL_STATUSES, OPEN_STATUS
-from etl.reports.model import Filters, Request
+from etl.reports.model import Filter, Filters, Request
 from etl.reports.spans import Span
 from etl.schema import labels, outcomes, plan_variants
 
@@ -87,6 +95,15 @@ class Shelf:
         self._held |= wanted
         self._book.learn(wanted)
         return self._book
+
+
+def is_kept(connection: Connection, request: Request, filters: Collection[Filter]) -> bool:
+    """Tell whether a table has what is asked for now: it can be filtered by `filters` alone.
+
+    Not while a pass has yet to count what it stored.
+    """
+    is_now = request.as_of is None and request.filters.used <= set(filters)
+    return is_now and not has_uncounted(connection)
 
 
 def is_valid(request: Request) -> ColumnElement[bool]:

@@ -152,6 +152,19 @@ def _create_aggregates() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "uncounted",
+        sa.Column("variant_id", KEY, nullable=False),
+        sa.Column("roster_id", KEY, nullable=False),
+        sa.ForeignKeyConstraint(
+            ["variant_id"], ["plan_variants.variant_id"], name="fk_uncounted_plan_variants"
+        ),
+        sa.ForeignKeyConstraint(
+            ["roster_id"], ["rosters.roster_id"], name="fk_uncounted_rosters"
+        ),
+        sa.PrimaryKeyConstraint("variant_id", "roster_id", name="pk_uncounted"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "durations",
         sa.Column("variant_id", KEY, nullable=False),
         sa.Column("measured", sa.BigInteger(), nullable=False),
@@ -327,6 +340,7 @@ def downgrade() -> None:
         "weekly_results",
         "daily_results",
         "durations",
+        "uncounted",
         "series",
         "status_changes",
         "outcomes",
