@@ -158,9 +158,7 @@ def _create_aggregates() -> None:
         sa.ForeignKeyConstraint(
             ["variant_id"], ["plan_variants.variant_id"], name="fk_uncounted_plan_variants"
         ),
-        sa.ForeignKeyConstraint(
-            ["roster_id"], ["rosters.roster_id"], name="fk_uncounted_rosters"
-        ),
+        sa.ForeignKeyConstraint(["roster_id"], ["rosters.roster_id"], name="fk_uncounted_rosters"),
         sa.PrimaryKeyConstraint("variant_id", "roster_id", name="pk_uncounted"),
         sqlite_with_rowid=False,
     )
