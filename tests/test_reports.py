@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine, insert, select
 
 from etl.database import connect, prepare, reading, writing
 from etl.metrics import DEFAULT_RULES
 from etl.reports import catalog
 from etl.reports.model import Filter, Filters, Report, Request
-from etl.schema import health, ingests
+from etl.schema import health, ingests, series
 from tests.histories import BERLIN, CHROME, SAFARI, a_run, label, see
 from tests.program import Program, program
 
@@ -96,6 +96,15 @@ def test_days_in_tables_and_times_in_history_are_the_same(engine: Engine) -> Non
         kept = ask(engine, name, filters=Filters(since=begin, until=end))
         filters = Filters(labels=(("commit", "c1"),), since=begin, until=end)
         assert rows(ask(engine, name, filters=filters)) == rows(kept) != [], name
+
+
+def test_rows_of_series_name_the_rows_of_the_table(engine: Engine) -> None:
+    fill(engine, random.Random(1), range(20), NOW)
+    with reading(engine) as connection:
+        stored = connection.execute(select(series.c.series_id, series.c.last_run_id)).all()
+    asked = rows(ask(engine, "series"))
+    assert {(row["series_id"], row["last_run_id"]) for row in asked} == {*map(tuple, stored)}
+    assert len(asked) == len(stored)
 
 
 # --- as of a moment -------------------------------------------------------------------------

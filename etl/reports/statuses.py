@@ -1,16 +1,17 @@
 """`statuses`: all words that the API sent as a status, those too that nothing counts."""
 
-from collections.abc import Iterator
+from collections import Counter
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Select, Text, and_, func, select
 
 from etl.metrics import LETTERS
-from etl.reports.model import OF_RUNS, Answer, Column, Definition, Kind, Request, Row
+from etl.reports.model import OF_RUNS, Answer, Column, Definition, Kind, Request
 from etl.reports.source import is_valid, of_filters, query, within
 from etl.reports.spans import asked, told
 from etl.schema import outcomes, plan_variants
 
+UNKNOWN = "unknown"
 COUNTED_AS = {
     "passed": "decided",
     "failed": "decided",
@@ -21,29 +22,21 @@ COUNTED_AS = {
 
 
 def _statuses(connection: Connection, request: Request) -> Answer:
-    rows = (
-        (level, status, COUNTED_AS.get(status or ""), number)
-        for level, found in (("run", _of_runs), ("test", _of_tests))
-        for status, number in found(connection, request)
-    )
+    sums = [func.sum(outcomes.c[f"tests_{word}"]) for word in (*LETTERS, UNKNOWN)]
+    statement = _of_chosen(select(outcomes.c.status, func.count(), *sums), request)
+    found: Counter[tuple[str, str | None]] = Counter()
+    unknown = 0
+    for status, runs, *tests in connection.execute(statement.group_by(outcomes.c.status)):
+        found["run", status] += runs
+        found.update({("test", word): int(n) for word, n in zip(LETTERS, tests, strict=False)})
+        unknown += int(tests[-1])
+    if unknown:
+        found.update({("test", word): n for word, n in connection.execute(_unknown(request))})
+    rows = ((*word, COUNTED_AS.get(word[1] or ""), n) for word, n in found.items() if n)
     return Answer(rows, told("runs", asked(request), request.zone))
 
 
-def _of_runs(connection: Connection, request: Request) -> Iterator[Row]:
-    statement = _of_chosen(select(outcomes.c.status, func.count()), request)
-    yield from connection.execute(statement.group_by(outcomes.c.status))
-
-
-def _of_tests(connection: Connection, request: Request) -> Iterator[Row]:
-    sums = [func.sum(outcomes.c[f"tests_{word}"]) for word in LETTERS]
-    numbers = connection.execute(_of_chosen(select(*sums), request)).one()
-    yield from (
-        (word, int(number)) for word, number in zip(LETTERS, numbers, strict=True) if number
-    )
-    yield from connection.execute(_unknown(request))
-
-
-def _unknown(request: Request) -> Select[tuple[str | None, int]]:
+def _unknown(request: Request) -> Select[Any]:
     words = (
         query("unknown_words")
         .columns(run_id=Text, revision=BigInteger, status=Text)
