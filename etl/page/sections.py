@@ -158,10 +158,11 @@ def _failures(rows: Sequence[Row]) -> list[Figure]:
     """Return a chart for each class that has tests."""
     figures = []
     for word in CLASSES:
-        found = [_named(row, "test", "application") for row in rows if row["class"] == word]
+        found = [row for row in rows if row["class"] == word]
         if found:
+            shown = [_named(row, "test", "application") for row in found[:MOST_LINES]]
             title = word.replace("_", " ").capitalize()
-            figures.append(Figure(charts.strips(found[:MOST_LINES]), title, _of(found)))
+            figures.append(Figure(charts.strips(shown), title, _of(found)))
     return figures
 
 
