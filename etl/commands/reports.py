@@ -166,10 +166,6 @@ def show(found: Report, form: Form, *, raw: bool = False) -> None:
             display.say_raw(line)
         for line in forms.context(found):
             display.note(line)
-    elif form is Form.HTML:
-        from etl.page import document  # noqa: PLC0415  only pages need it
-
-        display.say(document.render([found]))
     else:
         for line in forms.as_json(found) if form is Form.JSON else forms.as_markdown(found):
             display.say(line)
