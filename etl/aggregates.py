@@ -74,6 +74,7 @@ PORTION_VARIANTS = 10
 IS_CURRENT = outcomes.c.superseded_at.is_(None)
 
 AGGREGATES = (series, durations, daily_results, weekly_results)
+NAMED_BY_PLAN = (plan_variants, daily_results, weekly_results)
 
 
 class Variant(NamedTuple):
@@ -472,11 +473,9 @@ def period_row(plan: Plan, period: Period) -> Row:
 
 def plan_ids(connection: Connection) -> list[str]:
     """Return the plans that are named anywhere here, in the order of their ids."""
-    tables = (plan_variants, daily_results, weekly_results)
-    queries = [select(table.c.plan_id) for table in tables]
-    return sorted(
-        {plan_id for query in queries for plan_id in connection.scalars(query.distinct())}
-    )
+    queries = [select(table.c.plan_id) for table in NAMED_BY_PLAN]
+    found = {plan_id for query in queries for plan_id in connection.scalars(query.distinct())}
+    return sorted(found, key=str)  # SQLite may have been given something else, for verify to find
 
 
 def plan_ids_of(connection: Connection, application: str) -> list[str]:
