@@ -34,6 +34,7 @@ from tests.postgres import Server
 from tests.program import Program, program
 
 CONNECTIONS = 6
+RATE = 40.0
 IN_HAND_S = 0.5
 """So long after a Retry-After was sent, requests may come that were under way by then."""
 LONGEST_LATENCY_S = 0.04
@@ -48,15 +49,8 @@ sys.exit(cli.main())
 """
 
 
-class Scale(NamedTuple):
-    """How many requests the runs take, and how many a second are allowed."""
-
-    requests: int
-    rate: float
-
-
-SHORT = Scale(300, 40.0)
-FULL = Scale(10_000, 60.0)
+SHORT = 300
+FULL = 10_000
 SCALES = [
     pytest.param(SHORT, id="short"),
     pytest.param(FULL, id="full", marks=[pytest.mark.chaos, pytest.mark.timeout(1800)]),
@@ -341,7 +335,7 @@ def body_of(run_id: str) -> bytes:
 class Weathered(NamedTuple):
     """What was left of a storm."""
 
-    scale: Scale
+    requests: int
     storm: Storm
     scripts: Mapping[str, Script]
     database_url: str
@@ -355,7 +349,7 @@ class Weathered(NamedTuple):
             f"\n{len(self.scripts)} runs, {len(arrivals)} requests in"
             f" {arrivals[-1] - arrivals[0]:.0f} s and {len(self.exit_codes)} passes:"
             f" {faults} answers of {len(FAULTS)} faults, {len(self.storm.asked)} Retry-After;"
-            f" at most {max(_rates(arrivals)):.1f} requests a second of {self.scale.rate:.0f}\n"
+            f" at most {max(_rates(arrivals)):.1f} requests a second of {RATE:.0f}\n"
         )
 
 
@@ -380,12 +374,12 @@ def weathered(request: pytest.FixtureRequest, all_weathered: Mapping[str, Weathe
     return all_weathered[request.param]
 
 
-def _weather(folder: Path, database_url: str, scale: Scale) -> Weathered:
-    scripts = make_scripts(scale.requests)
+def _weather(folder: Path, database_url: str, requests: int) -> Weathered:
+    scripts = make_scripts(requests)
     with raging(scripts) as storm:
-        archiver = _archiver(folder, database_url, storm.url, scale.rate)
+        archiver = _archiver(folder, database_url, storm.url)
         archiver.write("runs.json", json.dumps(list(scripts)))
-        weathered = Weathered(scale, storm, scripts, database_url, [])
+        weathered = Weathered(requests, storm, scripts, database_url, [])
         weathered.exit_codes.append(_ingest(archiver, "--from", "runs.json"))
         while _has_unfinished(weathered) and len(weathered.exit_codes) < MOST_PASSES:
             weathered.exit_codes.append(_ingest(archiver))
@@ -399,10 +393,10 @@ def _has_unfinished(weathered: Weathered) -> bool:
         return bool(connection.scalar(select(func.count()).where(unfinished)))
 
 
-def _archiver(folder: Path, database_url: str, api_url: str, rate: float) -> Program:
+def _archiver(folder: Path, database_url: str, api_url: str) -> Program:
     return program(folder, database_url, api_url).given(
         RESULT_ARCHIVER__API__CONNECTIONS=str(CONNECTIONS),
-        RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND=str(rate),
+        RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND=str(RATE),
         RESULT_ARCHIVER__API__READ_TIMEOUT_S="0.4",
         RESULT_ARCHIVER__API__TOTAL_TIMEOUT_S="0.6",
         RESULT_ARCHIVER__API__MAX_BODY_MB="1",
@@ -426,7 +420,7 @@ def _ingest(archiver: Program, *arguments: str) -> int:
 
 def test_each_fault_occurred(weathered: Weathered) -> None:
     assert {act.name for act in FAULTS} <= weathered.storm.acts.keys()
-    assert len(weathered.storm.arrivals) >= weathered.scale.requests
+    assert len(weathered.storm.arrivals) >= weathered.requests
 
 
 def test_each_pass_ends_with_what_it_met(weathered: Weathered) -> None:
@@ -471,8 +465,7 @@ def test_no_run_stays_leased(weathered: Weathered) -> None:
 
 
 def test_the_rate_is_kept_at_any_time(weathered: Weathered) -> None:
-    rate = weathered.scale.rate
-    assert 0.5 * rate < max(_rates(weathered.storm.arrivals)) <= 1.05 * rate
+    assert 0.5 * RATE < max(_rates(weathered.storm.arrivals)) <= 1.05 * RATE
 
 
 def _rates(arrivals: Sequence[float]) -> Iterator[float]:
