@@ -6,7 +6,7 @@ change together. The rules of what is due when are `lifecycle`'s.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -26,11 +26,7 @@ from sqlalchemy import (
 from etl import bulk
 from etl.bulk import upsert_into
 from etl.lifecycle import DENIED, Seen, Standing, State, requeued
-from etl.schema import Timestamp, labels, seconds_between, tracked_runs
-
-T = TypeVar("T")
-CHUNK = 500
-"""How many run IDs one statement names; SQLite takes 32,766 values at most."""
+from etl.schema import Timestamp, among, labels, seconds_between, tracked_runs
 
 
 class Entry(NamedTuple):
@@ -78,38 +74,42 @@ class Recorded(NamedTuple):
 
 def track(connection: Connection, entries: Sequence[Entry], now: datetime) -> Tracked:
     """Add `entries`, due now; of runs known already, take over a new token, source or label."""
-    table = tracked_runs
     run_ids = {entry.run_id for entry in entries}
-    new = len(unknown(connection, sorted(run_ids)))
+    new = set(unknown(connection, sorted(run_ids)))
     # In one order: two lists that share runs would otherwise wait for each other's rows for ever.
-    for chunk in _chunks(sorted(entries, key=lambda entry: entry.run_id)):
-        insert = upsert_into(connection, table)
-        given: ColumnElement[str | None] = bindparam("given_source", type_=Text)
-        wants_token = and_(
-            insert.excluded.read_token.is_not(None),
-            # Encrypted anew, the same token looks new each time: one that has worked stays.
-            or_(
-                table.c.read_token.is_(None),
-                table.c.last_fetched_at.is_(None),
-                table.c.state == State.FAILED,
-                table.c.state == State.RETRYING,
-            ),
-        )
-        # Once a run is archived, its account is known to be the right one.
-        wants_source = and_(given.is_not(None), table.c.last_fetched_at.is_(None))
-        statement = insert.on_conflict_do_update(
-            index_elements=[table.c.run_id],
-            set_={
-                "source": case((wants_source, given), else_=table.c.source),
-                "read_token": case(
-                    (wants_token, insert.excluded.read_token), else_=table.c.read_token
-                ),
-            },
-            where=or_(wants_token, and_(wants_source, given != table.c.source)),
-        )
-        connection.execute(statement, [_tracked_row(entry, now) for entry in chunk])
-        _put_labels(connection, chunk)
-    return Tracked(new, len(run_ids) - new)
+    in_order = sorted(entries, key=lambda entry: entry.run_id)
+    # Of most runs that are known already a list says nothing more.
+    telling = [each for each in in_order if each.run_id in new or each.read_token or each.source]
+    if telling:
+        connection.execute(_upsert(connection), [_tracked_row(entry, now) for entry in telling])
+    _put_labels(connection, in_order)
+    return Tracked(len(new), len(run_ids) - len(new))
+
+
+def _upsert(connection: Connection) -> Any:
+    table = tracked_runs
+    insert = upsert_into(connection, table)
+    given: ColumnElement[str | None] = bindparam("given_source", type_=Text)
+    wants_token = and_(
+        insert.excluded.read_token.is_not(None),
+        # Encrypted anew, the same token looks new each time: one that has worked stays.
+        or_(
+            table.c.read_token.is_(None),
+            table.c.last_fetched_at.is_(None),
+            table.c.state == State.FAILED,
+            table.c.state == State.RETRYING,
+        ),
+    )
+    # Once a run is archived, its account is known to be the right one.
+    wants_source = and_(given.is_not(None), table.c.last_fetched_at.is_(None))
+    return insert.on_conflict_do_update(
+        index_elements=[table.c.run_id],
+        set_={
+            "source": case((wants_source, given), else_=table.c.source),
+            "read_token": case((wants_token, insert.excluded.read_token), else_=table.c.read_token),
+        },
+        where=or_(wants_token, and_(wants_source, given != table.c.source)),
+    )
 
 
 def _tracked_row(entry: Entry, now: datetime) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def due_or_stray(by: datetime, lease: Lease, in_hand: Collection[str]) -> Column
     Those were claimed by a statement whose answer was lost.
     """
     is_stray = and_(
-        tracked_runs.c.lease_owner == lease.owner, tracked_runs.c.run_id.not_in(in_hand)
+        tracked_runs.c.lease_owner == lease.owner, ~among(tracked_runs.c.run_id, in_hand)
     )
     return and_(tracked_runs.c.due_at <= by, or_(_is_free(lease.since), is_stray))
 
@@ -244,7 +244,7 @@ def held(connection: Connection, owner: str, run_ids: Sequence[str]) -> set[str]
     """
     query = (
         select(tracked_runs.c.run_id)
-        .where(tracked_runs.c.run_id.in_(run_ids), tracked_runs.c.lease_owner == owner)
+        .where(among(tracked_runs.c.run_id, run_ids), tracked_runs.c.lease_owner == owner)
         .order_by(tracked_runs.c.run_id)
         .with_for_update()
     )
@@ -281,7 +281,7 @@ def mark_gone(connection: Connection, run_ids: Sequence[str], now: datetime) -> 
     """Note when the API first denied having these runs."""
     connection.execute(
         update(tracked_runs)
-        .where(tracked_runs.c.run_id.in_(run_ids), tracked_runs.c.gone_at.is_(None))
+        .where(among(tracked_runs.c.run_id, run_ids), tracked_runs.c.gone_at.is_(None))
         .values(gone_at=now)
     )
 
@@ -290,7 +290,7 @@ def unmark_gone(connection: Connection, run_ids: Sequence[str]) -> None:
     """Take the note back for runs that the API has again."""
     connection.execute(
         update(tracked_runs)
-        .where(tracked_runs.c.run_id.in_(run_ids), tracked_runs.c.gone_at.is_not(None))
+        .where(among(tracked_runs.c.run_id, run_ids), tracked_runs.c.gone_at.is_not(None))
         .values(gone_at=None)
     )
 
@@ -332,7 +332,7 @@ def make_due(connection: Connection, run_ids: Sequence[str] | None, now: datetim
     statement = update(tracked_runs).values(due_at=now)
     if run_ids is None:
         statement = statement.where(tracked_runs.c.state != State.FAILED)
-    return sum(connection.execute(part).rowcount for part in _restricted(statement, run_ids))
+    return connection.execute(_restricted(statement, run_ids)).rowcount
 
 
 def retry(connection: Connection, run_ids: Sequence[str] | None, now: datetime) -> int:
@@ -346,34 +346,27 @@ def retry(connection: Connection, run_ids: Sequence[str] | None, now: datetime) 
             .where(tracked_runs.c.state == State.FAILED, was_fetched if fetched else ~was_fetched)
             .values(state=standing.state, due_at=standing.due_at, attempts=0, last_error=None)
         )
-        changed += sum(
-            connection.execute(part).rowcount for part in _restricted(statement, run_ids)
-        )
+        changed += connection.execute(_restricted(statement, run_ids)).rowcount
     return changed
 
 
-def _restricted(statement: Any, run_ids: Sequence[str] | None) -> Iterable[Any]:
+def _restricted(statement: Any, run_ids: Sequence[str] | None) -> Any:
     if run_ids is None:
-        return [statement]
-    return [statement.where(tracked_runs.c.run_id.in_(chunk)) for chunk in _chunks(run_ids)]
+        return statement
+    return statement.where(among(tracked_runs.c.run_id, run_ids))
 
 
 def unknown(connection: Connection, run_ids: Sequence[str]) -> list[str]:
     """Return those of `run_ids` that are not tracked."""
-    known: set[str] = set()
-    for chunk in _chunks(run_ids):
-        query = select(tracked_runs.c.run_id).where(tracked_runs.c.run_id.in_(chunk))
-        known.update(connection.scalars(query))
+    query = select(tracked_runs.c.run_id).where(among(tracked_runs.c.run_id, run_ids))
+    known = set(connection.scalars(query).all())
     return [run_id for run_id in run_ids if run_id not in known]
 
 
 def states(connection: Connection, run_ids: Sequence[str] | None) -> dict[str, str]:
     """Return the state of runs (None: all that are tracked) by run ID."""
     query = select(tracked_runs.c.run_id, tracked_runs.c.state).order_by(tracked_runs.c.run_id)
-    found: dict[str, str] = {}
-    for part in _restricted(query, run_ids):
-        found.update(connection.execute(part).all())
-    return found
+    return dict(connection.execute(_restricted(query, run_ids)).all())
 
 
 def due_runs(connection: Connection, now: datetime) -> dict[str, str]:
@@ -432,7 +425,3 @@ def standings(connection: Connection, now: datetime) -> Standings:
         )
     ).one()
     return Standings(by_state, row[0], row[1], row[2], row[3])
-
-
-def _chunks(items: Sequence[T]) -> Iterable[Sequence[T]]:
-    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))

@@ -5,10 +5,13 @@ that both agree. Times are UTC: aware in Python, refused when naive, millisecond
 `sqlite_with_rowid=False` keeps a table's rows in the order of its key, with no second copy.
 """
 
+import json
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     JSON,
     BigInteger,
     Boolean,
@@ -27,6 +30,7 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    literal,
     literal_column,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -145,6 +149,47 @@ def _on_sqlite(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
 def _on_postgresql(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
     earlier, later = (compiler.process(clause, **kw) for clause in element.clauses)
     return f"extract(epoch FROM ({later} - {earlier}))"
+
+
+class TextList(TypeDecorator[Sequence[str]]):
+    """Texts as one value: an array on PostgreSQL, JSON on SQLite."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the value's type."""
+        return dialect.type_descriptor(Text() if dialect.name == "sqlite" else ARRAY(Text()))
+
+    def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> Any:
+        """Turn texts into what the driver takes."""
+        texts = list(value or ())
+        return json.dumps(texts) if dialect.name == "sqlite" else texts
+
+
+class _is_among(FunctionElement[bool]):  # noqa: N801  a function of SQL
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(_is_among, "sqlite")
+def _among_on_sqlite(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
+    column, texts = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"({column} IN (SELECT value FROM json_each({texts})))"  # noqa: S608  no values in it
+
+
+@compiles(_is_among, "postgresql")
+def _among_on_postgresql(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
+    column, texts = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"({column} = ANY({texts}))"
+
+
+def among(column: ColumnElement[str], texts: Iterable[str]) -> ColumnElement[bool]:
+    """Say that `column` is one of `texts`.
+
+    Unlike `in_` it is the same statement however many there are, and there may be any number.
+    """
+    return _is_among(column, literal(list(texts), TextList))
 
 
 OUTCOMES = ("new", "changed", "unchanged", "waiting", "failed", "rejected")

@@ -34,6 +34,7 @@ from etl.lifecycle import Seen
 from etl.normalize import Drift, Rows
 from etl.schema import (
     COUNTERS,
+    among,
     counts,
     drift,
     environments,
@@ -162,7 +163,7 @@ def archived(connection: Connection, run_ids: Sequence[str]) -> dict[str, Archiv
             tracked_runs.c.last_fetched_at,
         )
         .join(tracked_runs, tracked_runs.c.run_id == runs.c.run_id)
-        .where(runs.c.run_id.in_(run_ids))
+        .where(among(runs.c.run_id, run_ids))
     )
     return {row.run_id: Archived._make(row) for row in connection.execute(query).all()}
 
@@ -191,7 +192,7 @@ def known(connection: Connection, first_tracked_at: Mapping[str, datetime]) -> d
             payloads,
             and_(payloads.c.run_id == runs.c.run_id, payloads.c.revision == runs.c.revision),
         )
-        .where(runs.c.run_id.in_(first_tracked_at))
+        .where(among(runs.c.run_id, first_tracked_at))
     )
     return {
         row.run_id: Known(_seen(row, first_tracked_at[row.run_id]), row.sha256)
@@ -272,7 +273,7 @@ def _supersede(
     bulk.update(connection, outcomes, ("superseded_at",), superseded)
     bulk.insert(connection, test_revisions, kept)
     for table in (counts, tests, environments):
-        connection.execute(delete(table).where(table.c.run_id.in_(run_ids)))
+        connection.execute(delete(table).where(among(table.c.run_id, run_ids)))
     return status_rows
 
 
@@ -292,7 +293,7 @@ def _current_tests(
             counts,
             and_(counts.c.run_id == tests.c.run_id, counts.c.test_position == tests.c.position),
         )
-        .where(tests.c.run_id.in_(run_ids))
+        .where(among(tests.c.run_id, run_ids))
     )
     states: dict[str, dict[int, TestState]] = {}
     for run_id, position, *state in connection.execute(query):
@@ -359,11 +360,7 @@ def put_names(connection: Connection, rows: Iterable[Rows], id_keyed: Collection
 def _add_missing(connection: Connection, table: Table, rows: Mapping[str, Row]) -> None:
     """Add the rows whose keys are not there, in an order that lets nobody wait in a circle."""
     [key] = table.primary_key.columns
-    known = {
-        found
-        for chunk in aggregates.chunks(sorted(rows))
-        for found in connection.scalars(select(key).where(key.in_(chunk)))
-    }
+    known = set(connection.scalars(select(key).where(among(key, rows))).all())
     bulk.add_missing(connection, table, [rows[found] for found in sorted(rows.keys() - known)])
 
 
@@ -441,7 +438,9 @@ def _drift_rows(connection: Connection, novelties: Sequence[Drift]) -> list[Any]
 def mark_gone(connection: Connection, run_ids: Sequence[str], now: datetime) -> None:
     """Note when the API first denied having runs that are archived; their rows stay."""
     connection.execute(
-        update(runs).where(runs.c.run_id.in_(run_ids), runs.c.gone_at.is_(None)).values(gone_at=now)
+        update(runs)
+        .where(among(runs.c.run_id, run_ids), runs.c.gone_at.is_(None))
+        .values(gone_at=now)
     )
 
 
@@ -449,7 +448,7 @@ def unmark_gone(connection: Connection, run_ids: Sequence[str]) -> None:
     """Take the note back for runs that the API has again."""
     connection.execute(
         update(runs)
-        .where(runs.c.run_id.in_(run_ids), runs.c.gone_at.is_not(None))
+        .where(among(runs.c.run_id, run_ids), runs.c.gone_at.is_not(None))
         .values(gone_at=None)
     )
 
