@@ -20,6 +20,7 @@ from bench.states import State, States
 
 ROOT = Path(__file__).parent.parent
 DLT_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
+WITHOUT_AGGREGATES = "without aggregates"
 KEY = "key-of-the-bench"
 CONTENDERS = (ARCHIVER, "bare", "script", "threads", "dlt", "limit")
 PROGRAMS = {
@@ -28,6 +29,7 @@ PROGRAMS = {
     "threads": "threaded_script",
     "dlt": "dlt_pipeline",
     "limit": "limit",
+    WITHOUT_AGGREGATES: "without_aggregates",
 }
 DLT_DATASETS = {"sqlite": "main", "postgresql": "archive"}
 

@@ -1,7 +1,7 @@
 """`make bench-growth`: an archive of 10 million test rows, and what it costs to live with it.
 
-It is grown by the archiver itself, from an API that makes each answer when it is asked for: so
-its rows are those of an ingest, and the rates along the way come with it.
+The first and the last runs are ingested, those between are filled in by the archiver's own
+functions; then runs are ingested into it and into an empty archive in turns.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from typing import Any
 
 import psycopg
 
-from bench import about, compare, content
-from bench.compare import Task, offered, run
+from bench import about, compare, content, fill
+from bench.compare import WITHOUT_AGGREGATES, Task, offered, run
 from bench.content import CHANGED_EVERY, PROFILES, History, Offer
 from bench.figures import ARCHIVER, LABELS, Figure, figure_table
 from bench.process import FailedError, Sample, measure
@@ -33,9 +33,11 @@ PROFILE = PROFILES["growth"]
 PROBE = PROFILES["medium"]
 FIRST_PROBE = 100_000_000
 """The number of the first run that is ingested into the grown archive to see how fast it is."""
+LEAST_INGESTED = 10
 SAMPLES = 20
 MOST_BYTES = {"sqlite": 600, "postgresql": 800}
 REPORT_S = {"sqlite": 2, "postgresql": 1}
+AGGREGATES_SHARE = 0.1
 COLD, UNCHANGED = 0.8, 0.95
 """How fast an ingest into the grown archive should be at least, of one into an empty one."""
 
@@ -54,25 +56,33 @@ class Grown:
         self._runs = runs
         self._state = place.new()
 
-    def grow(self, steps: int) -> Iterator[Figure]:
-        """Ingest all runs, then a changed answer of every twentieth; tell the rate of each step."""
-        each = self._runs // steps
-        for step in range(steps):
-            with self._offered(
-                Offer(PROFILE, each, first=step * each, history=self._history)
-            ) as task:
+    def grow(self) -> Iterator[Figure]:
+        """Ingest the first and the last runs, fill in those between, and change every twentieth."""
+        few = max(self._runs // 100, LEAST_INGESTED)
+        between = self._runs - 2 * few
+        for name, first in (("first", 0), ("last", self._runs - few)):
+            if first:
+                began = time.perf_counter()
+                self._fill(Offer(PROFILE, between, first=few, history=self._history))
+                elapsed_s = time.perf_counter() - began
+                yield Figure(f"{self._label}, filled in bulk", between / elapsed_s, "runs/s")
+            with self._offered(Offer(PROFILE, few, first=first, history=self._history)) as task:
                 sample = run(ARCHIVER, task, self._state)
-            rows = (step + 1) * each * PROFILE.tests
-            name = f"{self._label}, up to {rows:,} test rows"
-            yield Figure(f"{name}: rate", each / sample.elapsed_s, "runs/s")
-            yield Figure(f"{name}: peak", sample.peak_mib, "MiB")
-        changed = Offer(
-            PROFILE, each * steps // CHANGED_EVERY, "changed", 0, CHANGED_EVERY, self._history
-        )
+            yield Figure(
+                f"{self._label}, the {name} {few:,} runs", few / sample.elapsed_s, "runs/s"
+            )
+            yield Figure(f"{self._label}, the {name} {few:,} runs: peak", sample.peak_mib, "MiB")
+        times = self._runs // CHANGED_EVERY
+        changed = Offer(PROFILE, times, "changed", 0, CHANGED_EVERY, self._history)
         with self._offered(changed) as task:
             sample = run(ARCHIVER, task, self._state, is_again=True)
-        yield Figure(f"{self._label}, changed runs", changed.runs / sample.elapsed_s, "runs/s")
-        self._check(each * steps)
+        yield Figure(f"{self._label}, changed runs", times / sample.elapsed_s, "runs/s")
+        self._check(self._runs)
+
+    def _fill(self, offer: Offer) -> None:
+        engine = database.connect(self._state.url)
+        fill.fill(engine, offer)
+        engine.dispose()
 
     @contextmanager
     def _offered(self, offer: Offer) -> Iterator[Task]:
@@ -127,8 +137,8 @@ class Grown:
             self._place.drop(fresh)
         for is_again, name, at_least in ((False, "new", COLD), (True, "unchanged", UNCHANGED)):
             empty, full = (samples[where, is_again] for where in ("empty", "full"))
-            empty_s, full_s = (median(each.elapsed_s for each in of) for of in (empty, full))
-            empty_cpu_s, full_cpu_s = (median(each.cpu_s for each in of) for of in (empty, full))
+            empty_s, full_s = (median(map(_elapsed_s, each)) for each in (empty, full))
+            empty_cpu_s, full_cpu_s = (median(map(_cpu_s, each)) for each in (empty, full))
             label = f"{self._label}, {name} medium runs"
             yield Figure(f"{label} when empty", runs / empty_s, "runs/s")
             yield Figure(f"{label} when full", runs / full_s, "runs/s")
@@ -159,9 +169,28 @@ class Grown:
             samples = [measure(command, environment, self._state.folder) for _ in range(repeats)]
             lines = (self._state.folder / "output").read_text().count("\n")
             label = f"{self._label}, {name}: {lines:,} lines"
-            elapsed_s = median(sample.elapsed_s for sample in samples)
+            elapsed_s, cpu_s = median(map(_elapsed_s, samples)), median(map(_cpu_s, samples))
             yield Figure(label, elapsed_s, "s", at_most=REPORT_S[self._kind])
-            yield Figure(f"{self._label}, {name}: CPU", median(each.cpu_s for each in samples), "s")
+            yield Figure(f"{self._label}, {name}: CPU", cpu_s, "s")
+
+    def aggregates(self, runs: int, repeats: int) -> Iterator[Figure]:
+        """Tell which share of an ingest the tables take that reports read.
+
+        Leaves them incomplete, so this comes last.
+        """
+        samples: dict[str, list[Sample]] = {ARCHIVER: [], WITHOUT_AGGREGATES: []}
+        contenders = [*samples] * repeats
+        for number, contender in enumerate(contenders, repeats):
+            offer = Offer(PROBE, runs, first=FIRST_PROBE + number * runs, history=self._history)
+            with self._offered(offer) as task:
+                samples[contender].append(run(contender, task, self._state))
+        for unit, of in (("of the time", _elapsed_s), ("of the CPU", _cpu_s)):
+            less, all_of_it = (
+                median(map(of, samples[name])) for name in (WITHOUT_AGGREGATES, ARCHIVER)
+            )
+            at_most = AGGREGATES_SHARE
+            name = f"{self._label}, what reports read: share of an ingest"
+            yield Figure(name, 1 - less / all_of_it, unit, at_most=at_most)
 
 
 SIZES = {
@@ -192,6 +221,14 @@ def questions() -> dict[str, Sequence[str]]:
     }
 
 
+def _elapsed_s(sample: Sample) -> float:
+    return sample.elapsed_s
+
+
+def _cpu_s(sample: Sample) -> float:
+    return sample.cpu_s
+
+
 def _connected(state: State) -> Any:
     if state.url.startswith("sqlite"):
         return sqlite3.connect(state.url.removeprefix("sqlite:///"))
@@ -214,7 +251,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.growth", description=__doc__)
     parser.add_argument("--test-rows", type=int, default=10_000_000)
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES)
-    parser.add_argument("--steps", type=int, default=5, help="ingests that grow it (default: 5)")
     parser.add_argument("--probe-runs", type=int, default=3000, help="of each ingest at the end")
     parser.add_argument("--repeats", type=int, default=3, help="of each time (default: 3)")
     parser.add_argument("--folder", type=Path, help="to keep SQLite's archive in")
@@ -249,11 +285,12 @@ def _figures(given: argparse.Namespace, kind: str) -> Iterator[Figure]:
     with _folder(given.folder) as folder, states(kind, folder, folder) as place:
         grown = Grown(place, folder, kind, given.test_rows // PROFILE.tests)
         for figure in chain(
-            grown.grow(given.steps),
+            grown.grow(),
             grown.size(),
             grown.probe(given.probe_runs, given.repeats),
             grown.views(),
             grown.questions(given.repeats),
+            grown.aggregates(given.probe_runs, given.repeats),
         ):
             print(f"{figure.name}: {figure.shown} {figure.unit}", file=sys.stderr)
             yield figure

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from bench import compare, content
-from bench.content import PROFILES, Offer, Profile
+from bench.content import PROFILES, History, Offer, Profile
 from bench.figures import Cell, Result, against, below, cpu_table, memory_table, ratio_table
+from bench.fill import fill
 from bench.process import FailedError, Sample, measure
-from bench.states import SqliteStates
+from bench.states import SqliteStates, State
+from etl import database
 from etl.normalize import normalize
 from etl.payload import decode
 
@@ -112,13 +114,28 @@ def test_the_limit_of_the_database_is_measured_where_runs_are_large() -> None:
 
 
 def test_an_archive_is_grown_and_measured() -> None:
-    growth = ("-m", "bench.growth", "--test-rows", "4000", "--steps", "2", "--repeats", "1")
+    growth = ("-m", "bench.growth", "--test-rows", "4000", "--repeats", "1")
     chosen = ("--databases", "sqlite", "--probe-runs", "20", "--json")
     figures = _output(*growth, *chosen)["figures"]
     values = {figure["name"]: figure["value"] for figure in figures}
     assert 0 < values["SQLite, all but payloads"] < 1000
     assert values["SQLite, unchanged medium runs"] > 0
     assert "SQLite, view test_results: 5,000 rows" in values  # 40 runs of 100, 20 of 50
+
+
+def test_verify_finds_nothing_wrong_in_an_archive_that_was_filled(
+    database_url: str, tmp_path: Path
+) -> None:
+    state = State(database_url, tmp_path)
+    history = History(runs=200)
+    with compare.offered(Offer(PROFILES["medium"], 50, history=history), tmp_path) as task:
+        compare.run("archiver", task, state)
+    engine = database.connect(state.url)
+    fill(engine, Offer(PROFILES["medium"], 60, first=50, history=history))
+    engine.dispose()
+    measure([sys.executable, "-m", "etl", "verify"], compare.environment_of(state), tmp_path)
+    assert "110 runs" in (tmp_path / "output").read_text()
+    assert state.totals().tests == 110 * 50
 
 
 def test_wrong_rows_stop_the_bench(tmp_path: Path) -> None:

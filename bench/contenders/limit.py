@@ -8,7 +8,7 @@ import hashlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,8 +26,10 @@ RUNS_A_TRANSACTION = 200
 Tables = dict[str, list[Any]]
 
 
-def tables_of(run_id: str, body: bytes, seen_at: datetime) -> Tables:
-    """Return the rows of one run as an ingest would leave them, by table."""
+def tables_of(
+    run_id: str, body: bytes, seen_at: datetime, id_keyed: Collection[str] = ()
+) -> Tables:
+    """Return the rows of one run as an ingest would leave them, by table; see `history.derived`."""
     payload = decode(body)
     rows = normalize(run_id, payload, UTC)
     stretch = Stretch(1, seen_at, None, payload.content_hash, rows)
@@ -41,8 +43,8 @@ def tables_of(run_id: str, body: bytes, seen_at: datetime) -> Tables:
     return {
         "tracked_runs": [tracked],
         "plan_variants": [variant_row(rows)],
-        "rosters": [roster_row(rows, ())],
-        **derived(Owner(run_id, "default", None), [stretch], ()),
+        "rosters": [roster_row(rows, id_keyed)],
+        **derived(Owner(run_id, "default", None), [stretch], id_keyed),
         "payloads": [payload_row],
     }
 
