@@ -60,15 +60,24 @@ def see(
     rules: Rules = DEFAULT_RULES,
     zone: tzinfo = BERLIN,
 ) -> None:
-    """Store what the API answers for runs at a time, as a pass does."""
+    """Store what the API answers for runs at a time, and count it, as a pass does."""
+    with writing(engine) as connection:
+        keep(connection, at, seen, zone)
+        aggregates.count_all(connection, rules)
+
+
+def keep(
+    connection: Connection,
+    at: datetime,
+    seen: Mapping[str, Mapping[str, Any]],
+    zone: tzinfo = BERLIN,
+) -> None:
+    """Store what the API answers for runs at a time; their series are still to be counted."""
     answers = [_received(run_id, answer, at, zone) for run_id, answer in seen.items()]
     standing = Standing(State.SETTLED, None)
-    with writing(engine) as connection:
-        entries = [Entry(run_id, None, None, {}) for run_id in seen]
-        ledger.track(connection, entries, at)
-        store.save(connection, answers)
-        aggregates.count_all(connection, rules)
-        ledger.record(connection, [Recorded(run_id, standing, at) for run_id in seen])
+    ledger.track(connection, [Entry(run_id, None, None, {}) for run_id in seen], at)
+    store.save(connection, answers)
+    ledger.record(connection, [Recorded(run_id, standing, at) for run_id in seen])
 
 
 def _received(run_id: str, answer: Mapping[str, Any], at: datetime, zone: tzinfo) -> store.Answer:

@@ -4,6 +4,7 @@ Histories are written the oldest result first: P passed, F failed, A aborted, U 
 N pending, ? an unknown word, and a dot where the test was not in the run.
 """
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
@@ -11,9 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import Engine
 
-from etl import rebuild
-from etl.database import connect, prepare
-from etl.metrics import Rules
+from etl import aggregates, rebuild
+from etl.database import connect, prepare, writing
+from etl.metrics import DEFAULT_RULES, Plan, Rules
 from etl.schema import (
     daily_results,
     durations,
@@ -31,6 +32,7 @@ from tests.histories import (
     ON_CHROME,
     SAFARI,
     a_run,
+    keep,
     label,
     named_rows,
     rounded,
@@ -775,3 +777,29 @@ def test_tests_that_come_and_go_change_from_nothing_and_to_nothing(engine: Engin
         (3, 2, "cart", None, "failed"),
         (3, 3, "cart", None, "passed"),
     ]
+
+
+# --- two at once ----------------------------------------------------------------------------
+
+
+def test_a_run_that_is_stored_while_another_counts_is_counted_later(postgresql_url: str) -> None:
+    """The mark of the first run is taken away, which the second has found there."""
+    engine = connect(postgresql_url)
+    prepare(engine)
+
+    def store(run_id: str, day: int, letter: str) -> None:
+        with writing(engine) as connection:
+            keep(connection, NOW, {run_id: a_run(noon(day), {"home": letter})})
+
+    store("run-1", 1, "P")
+    storing = threading.Thread(target=store, args=("run-2", 2, "F"))
+    with writing(engine) as connection:
+        aggregates.hold(connection, [Plan("shop", "nightly").plan_id])
+        storing.start()
+        storing.join(timeout=2)
+        aggregates.count_all(connection, DEFAULT_RULES)
+    storing.join()
+    with writing(engine) as connection:
+        aggregates.count_all(connection, DEFAULT_RULES)
+    assert the(named_rows(engine, series), "recent") == [("PF",)]
+    engine.dispose()

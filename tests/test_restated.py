@@ -22,6 +22,7 @@ from tests.histories import (
     CHROME,
     SAFARI,
     WORDS,
+    a_run,
     forget_all,
     label,
     named_rows,
@@ -168,6 +169,47 @@ def test_whatever_happens_the_tables_say_what_metrics_says(engine: Engine) -> No
             assert (table.name, only_found) == (table.name, missing)
             assert len(found) == len(should_be)
         assert_kept_as_computed_anew(engine, rules)
+
+    check()
+
+
+old_results = st.sampled_from([*["F"] * 40, "FF", "U", "", "P"])
+new_results = st.sampled_from(["F", "F", "F", "FF", "U", "", "P", "P"])
+long_histories = st.tuples(
+    st.lists(old_results, min_size=60, max_size=60).map(lambda results: dict(enumerate(results))),
+    st.lists(st.dictionaries(st.integers(54, 69), new_results, min_size=1, max_size=4), max_size=5),
+)
+
+
+def test_what_came_before_is_joined_to_what_comes(engine: Engine) -> None:
+    """Long streaks and sparse series: what is kept of old runs is used, and they are not read."""
+
+    @settings(
+        max_examples=HISTORIES or 12,
+        deadline=None,
+        database=None,
+        derandomize=not HISTORIES,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(long_histories, st.integers(2, 5))
+    def check(history: Any, window_results: int) -> None:
+        forget_all(engine)
+        model, rules = Model(), Rules(window_results=window_results)
+        first, later = history
+        for number, letters in enumerate([first, *later]):
+            at = FIRST_LOOK + timedelta(hours=number)
+            seen = {
+                f"run-{day:02}": a_run(
+                    (NEWEST + timedelta(days=day // 2)).isoformat(),
+                    {"home": strip, "cart": strip[:1] if day % 9 == 0 else ""},
+                )
+                for day, strip in letters.items()
+            }
+            see(engine, at, seen, rules=rules)
+            model.see(at, seen)
+            found = comparable(named_rows(engine, series))
+            assert found == comparable(model.tables(rules)["series"])
 
     check()
 
