@@ -343,3 +343,35 @@ def test_a_plan_has_its_durations(watched: Engine) -> None:
         "p50_ms": 60_000,
         "is_slow": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("view", "condition", "index"),
+    [
+        ("run_results", "started_at >= '2024-03-01'", "ix_runs_started_at"),
+        ("run_results", "application = 'Shop' AND started_at >= '2024'", "ix_runs_started_at"),
+        ("run_results", "changed_at >= '2024-03-01'", "ix_runs_changed_at"),
+        ("test_results", "started_at >= '2024-03-01'", "ix_runs_started_at"),
+        ("test_results", "changed_at >= '2024-03-01'", "ix_runs_changed_at"),
+        ("test_results", "run_id = 'run-1'", "sqlite_autoindex_runs_1"),
+        ("environment_results", "started_at >= '2024-03-01'", "ix_runs_started_at"),
+        ("daily_trend", "day >= '2024-03-01'", "ix_daily_results_day"),
+        ("weekly_trend", "week_starts_on >= '2024-03-01'", "ix_weekly_results_week_starts_on"),
+        ("unresolved_backlog", "application = 'Shop'", "ix_outcomes_ended_at"),
+        ("resolutions", "changed_by >= '2024-03-01'", "ix_status_changes_changed_by"),
+        ("status_history", "changed_by >= '2024-03-01'", "ix_status_changes_changed_by"),
+    ],
+)
+def test_what_is_asked_for_is_found_by_an_index(
+    sqlite_url: str, view: str, condition: str, index: str
+) -> None:
+    """SQLite, which has no statistics here, must not begin with a table that it has to scan."""
+    engine = connect(sqlite_url)
+    prepare(engine)
+    question = f"EXPLAIN QUERY PLAN SELECT * FROM {view} WHERE {condition}"
+    with reading(engine) as connection:
+        steps = [row.detail for row in connection.exec_driver_sql(question)]
+    engine.dispose()
+    assert steps[0].startswith("SEARCH" if ">" in condition or "run_id" in condition else "SCAN")
+    assert f"INDEX {index}" in steps[0]
+    assert not any(step.startswith("SCAN") for step in steps[1:])

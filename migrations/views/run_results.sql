@@ -16,7 +16,9 @@ SELECT runs.run_id, runs.source, plan_variants.application, plan_variants.plan, 
        outcomes.check_pass_rate,
        runs.revision, runs.archived_at, runs.changed_at, runs.gone_at,
        plan_variants.plan_id, plan_variants.variant_id
+  -- CROSS JOIN: SQLite then begins with runs, which have indexes on the times that are asked for.
   FROM runs
-  JOIN counts ON counts.run_id = runs.run_id AND counts.test_position = 0
-  JOIN outcomes ON outcomes.run_id = runs.run_id AND outcomes.superseded_at IS NULL
+ CROSS JOIN counts
+  JOIN outcomes ON outcomes.run_id = runs.run_id AND outcomes.revision = runs.revision
   JOIN plan_variants ON plan_variants.variant_id = outcomes.variant_id
+ WHERE counts.run_id = runs.run_id AND counts.test_position = 0
