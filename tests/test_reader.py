@@ -31,7 +31,7 @@ def role(postgresql: Server) -> Iterator[str]:
         create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
         admin.execute(create.format(sql.Identifier(name), sql.Literal(postgresql.password)))
         yield name
-        admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+        admin.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(name)))
 
 
 @pytest.fixture
@@ -154,6 +154,15 @@ def test_granting_again_changes_nothing(granted: Engine, role: str) -> None:
     before = rights()
     reader.grant(granted, role)
     assert rights() == before
+
+
+def test_a_reader_can_be_taken_back_as_the_document_says(
+    granted: Engine, role: str, postgresql: Server
+) -> None:
+    with postgresql.administer(granted.url.database or "") as admin:
+        taken_back = sql.SQL("DROP OWNED BY {role}; DROP ROLE {role}")
+        admin.execute(taken_back.format(role=sql.Identifier(role)))
+    assert "there is no role" in complaint(UsageError, granted, role)
 
 
 def complaint(kind: type[ArchiverError], engine: Engine, role: str) -> str:
