@@ -249,18 +249,20 @@ def note(connection: Connection, run_ids: Sequence[str]) -> None:
     them again: `count_some` does that once for many runs.
     """
     differences: defaultdict[Plan, list[Period]] = defaultdict(list)
+    plans: set[Plan] = set()
     marks: set[tuple[str, str]] = set()
     for chunk in chunks(run_ids):
         for row in connection.execute(_newest_two(chunk)):
+            plan = Plan(row.application, row.plan)
+            plans.add(plan)
             marks.add((row.variant_id, row.roster_id))
             if row.started_on is not None:
                 checks = Counts(*[getattr(row, f"checks_{name}") for name in Counts._fields])
                 period = as_period(row.started_on, row.outcomes, checks)
-                plan = Plan(row.application, row.plan)
                 differences[plan].append(period if row.is_newest else negative(period))
-    # In one order, so that nobody waits in a circle.
+    # First: who counts meanwhile does not see our runs, and would take away a mark that is there.
+    hold(connection, [plan.plan_id for plan in plans])
     bulk.add_missing(connection, uncounted, sorted(marks))
-    hold(connection, [plan.plan_id for plan in differences])
     days = {plan: summed(each) for plan, each in differences.items()}
     _add_periods(connection, daily_results, days)
     weeks = {plan: weeks_of(each) for plan, each in days.items()}
