@@ -536,20 +536,15 @@ def uncounted_variants(connection: Connection, plan_id: str) -> set[str]:
     return set(connection.scalars(select(uncounted.c.variant_id).where(is_in_plan)))
 
 
-def stored(connection: Connection, plan_id: str) -> dict[str, list[Row]]:
-    """Return the rows that the aggregates have of a plan, by table, as the driver gives them."""
-    variant_ids = _variant_ids(connection, plan_id)
-    rows: dict[str, list[Row]] = {
-        table.name: bulk.read(connection, table, [plan_id], "plan_id")
-        for table in (daily_results, weekly_results)
-    }
-    for table in (series, durations):
-        rows[table.name] = [
-            row
-            for chunk in chunks(variant_ids)
-            for row in bulk.read(connection, table, chunk, "variant_id")
-        ]
-    return rows
+def stored(connection: Connection, plan_id: str, table: Table) -> list[Row]:
+    """Return the rows that one of the aggregates has of a plan, as the driver gives them."""
+    if table in NAMED_BY_PLAN:
+        return bulk.read(connection, table, [plan_id], "plan_id")
+    return [
+        row
+        for chunk in chunks(_variant_ids(connection, plan_id))
+        for row in bulk.read(connection, table, chunk, "variant_id")
+    ]
 
 
 def replace(connection: Connection, plan_id: str, rows: Mapping[str, Sequence[Row]]) -> None:

@@ -190,20 +190,22 @@ def _compare_plan(connection: Connection, plan_id: str, rules: Rules) -> list[Di
     """Hold what is counted of a plan against its outcomes."""
     uncounted = aggregates.uncounted_variants(connection, plan_id)
     expected = aggregates.expected(connection, plan_id, rules)
-    stored = aggregates.stored(connection, plan_id)
-    for name in ("series", "durations"):
-        for rows in (expected, stored):
+    differing: list[Difference] = []
+    for table in aggregates.AGGREGATES:
+        wanted = bulk.storable(connection, table.columns, expected[table.name])
+        try:
+            found = aggregates.stored(connection, plan_id, table)
+        except DBAPIError as error:
+            place = f"plan_id {plan_id}"
+            differing.append(Difference(table.name, "", place, _unreadable(error)))
+            continue
+        if "variant_id" in table.c:
             # A pass was interrupted before it counted these: the next one does.
-            rows[name] = [row for row in rows[name] if row[0] not in uncounted]
-    return [
-        difference
-        for table in aggregates.AGGREGATES
-        for difference in _compare_shared(
-            table,
-            _by_key(table, bulk.storable(connection, table.columns, expected[table.name])),
-            _by_key(table, stored[table.name]),
-        )
-    ]
+            wanted, found = (
+                [row for row in rows if row[0] not in uncounted] for rows in (wanted, found)
+            )
+        differing += _compare_shared(table, _by_key(table, wanted), _by_key(table, found))
+    return differing
 
 
 def _compare_names(connection: Connection, batch: _Batch) -> list[Difference]:
@@ -345,16 +347,22 @@ def _read(
     try:
         return bulk.read(connection, table, run_ids), []
     except DBAPIError as error:
-        # Bytes that are no text, or a time beyond Python's: all else is no cell's fault.
-        if not isinstance(error, DataError) and "Could not decode" not in str(error.orig):
-            raise
+        problem = _unreadable(error)
         if len(run_ids) == 1:
-            [reason, *_more] = str(error.orig).splitlines()
-            return [], [Difference(table.name, run_ids[0], "", f"cannot be read: {reason}")]
+            return [], [Difference(table.name, run_ids[0], "", problem)]
     one_by_one = [_read(connection, table, [run_id]) for run_id in run_ids]
     return [row for rows, _ in one_by_one for row in rows], [
         difference for _, differences in one_by_one for difference in differences
     ]
+
+
+def _unreadable(error: DBAPIError) -> str:
+    """Say that a cell cannot be read; raise `error` again if it is no cell's fault."""
+    # It is that of bytes that are no text, and of a time beyond Python's.
+    if not isinstance(error, DataError) and "Could not decode" not in str(error.orig):
+        raise error
+    [reason, *_more] = str(error.orig).splitlines()
+    return f"cannot be read: {reason}"
 
 
 def _stretches(kept: Sequence[_Kept], zone: tzinfo) -> tuple[list[Stretch], list[Difference]]:

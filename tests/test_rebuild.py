@@ -894,6 +894,29 @@ def test_verify_names_a_plan_whose_id_is_no_text(
     assert everything(sqlite_archive) == before
 
 
+UNREADABLE_COUNT = {
+    "sqlite": ("series", "UPDATE series SET test = CAST(x'ff' AS TEXT)"),
+    "postgresql": (
+        "daily_results",
+        "UPDATE daily_results SET day = '-infinity' WHERE day = '2023-10-24'",
+    ),
+}
+
+
+def test_verify_names_a_count_that_no_driver_can_read_and_replay_mends_it(
+    archive: Engine, vandal: Vandal
+) -> None:
+    before = everything(archive)
+    table, statement = UNREADABLE_COUNT[archive.dialect.name]
+    vandal.run(statement)
+    found = wrong(archive)
+    assert {(each.table, each.problem.split(":")[0]) for each in found} == {
+        (table, "cannot be read")
+    }
+    assert replayed(archive).differing == found
+    assert everything(archive) == before
+
+
 @pytest.mark.parametrize("table", [payloads, tracked_runs], ids=str)
 def test_verify_names_a_time_that_is_none(
     sqlite_archive: Engine, sqlite_vandal: Vandal, table: Table
