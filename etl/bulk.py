@@ -4,7 +4,8 @@ Rows are tuples in the order of the table's columns, with JSON as text and boole
 They go past the columns' types, whose rules for times are therefore applied here.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import date
 from functools import lru_cache
 from itertools import chain
@@ -154,24 +155,30 @@ def _many_at_once(connection: Connection, statement: str, rows: Sequence[Row]) -
     """
     marks = f"({', '.join('?' * len(rows[0]))})"
     start = 0
-    for height in HEIGHTS:
-        text = statement.format(values=", ".join([marks] * height))
-        while len(rows) - start >= height:
-            values = tuple(chain.from_iterable(rows[start : start + height]))
-            connection.exec_driver_sql(text, values)
-            start += height
+    with _cursor(connection, statement) as cursor:
+        for height in HEIGHTS:
+            text = statement.format(values=", ".join([marks] * height))
+            while len(rows) - start >= height:
+                cursor.execute(text, tuple(chain.from_iterable(rows[start : start + height])))
+                start += height
 
 
 def _copy(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
-    """Send `rows` past sqlalchemy; what the driver raises comes as sqlalchemy's all the same."""
     statement = f"COPY {table.name} ({_columns(table)}) FROM STDIN"
     storable_rows = storable(connection, table.columns, rows)
+    with _cursor(connection, statement) as cursor, cursor.copy(statement) as copy:
+        for row in storable_rows:
+            copy.write_row(row)
+
+
+@contextmanager
+def _cursor(connection: Connection, statement: str) -> Iterator[Any]:
+    """Give a cursor of the driver's own; what it raises comes as sqlalchemy's all the same."""
     driver: Any = connection.connection.driver_connection
     driver_error = connection.dialect.loaded_dbapi.Error
     try:
-        with driver.cursor() as cursor, cursor.copy(statement) as copy:
-            for row in storable_rows:
-                copy.write_row(row)
+        with closing(driver.cursor()) as cursor:
+            yield cursor
     except driver_error as error:
         known = DBAPIError.instance(statement, None, error, driver_error)
         raise cast("DBAPIError", known) from error
