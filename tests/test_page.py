@@ -304,6 +304,18 @@ def test_an_empty_archive_says_so_in_each_section(browser: Browser, pages: dict[
     assert said == [SECTIONS[name].nothing for name in PAGE]
 
 
+def test_plans_of_one_name_under_other_environments_are_told_apart(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    with opened(browser, pages["demo"]) as page:
+        told = page.locator("#durations [role=img]").get_attribute("aria-label") or ""
+    unit, _, lines = told.partition(": ")
+    names = [re.sub(r" [\d.]+ to [\d.]+$", "", each) for each in lines.split("; ")]
+    assert unit == "minutes"
+    assert len(names) == 10
+    assert len(set(names)) == 10
+
+
 def test_its_tables_have_what_the_other_forms_have(
     demo: Program, browser: Browser, pages: dict[str, Path]
 ) -> None:

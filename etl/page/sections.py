@@ -3,7 +3,7 @@
 Charts are drawn from a report's rows and sum them up where they show more than one row as one.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any, NamedTuple
 
@@ -69,6 +69,18 @@ def _named(row: Row, *names: str) -> dict[str, Any]:
     """Return `row` with a name for charts, made from some of its columns."""
     parts = [cells.text(row[name] or NO_NAME, LONGEST_NAME) for name in names]
     return {**row, NAME: cells.cut(" · ".join(parts), LONGEST_NAME)}
+
+
+def _numbered(rows: Iterable[Row], *names: str) -> list[dict[str, Any]]:
+    """Return rows with names for charts; those alike, of other environments, get a number."""
+    times: Counter[str] = Counter()
+    numbered = []
+    for row in rows:
+        named = _named(row, *names)
+        times[named[NAME]] += 1
+        number = times[named[NAME]]
+        numbered.append(named if number == 1 else {**named, NAME: f"{named[NAME]} ({number})"})
+    return numbered
 
 
 def _counts(rows: Iterable[Row]) -> Counts:
@@ -150,7 +162,7 @@ def _trend(name: str, rows: Sequence[Row], calendar: Calendar) -> Figure:
 
 
 def _strips(rows: Sequence[Row]) -> list[Figure]:
-    shown = [_named(row, "test", "application") for row in rows[:MOST_LINES]]
+    shown = _numbered(rows[:MOST_LINES], "test", "application")
     return [Figure(charts.strips(shown), detail=_of(rows))] if shown else []
 
 
@@ -160,7 +172,7 @@ def _failures(rows: Sequence[Row]) -> list[Figure]:
     for word in CLASSES:
         found = [row for row in rows if row["class"] == word]
         if found:
-            shown = [_named(row, "test", "application") for row in found[:MOST_LINES]]
+            shown = _numbered(found[:MOST_LINES], "test", "application")
             title = word.replace("_", " ").capitalize()
             figures.append(Figure(charts.strips(shown), title, _of(found)))
     return figures
@@ -190,7 +202,7 @@ def _environments(rows: Sequence[Row]) -> list[Figure]:
 
 
 def _durations(rows: Sequence[Row]) -> list[Figure]:
-    shown = [_named(row, "plan", "application") for row in rows[:MOST_LINES]]
+    shown = _numbered(rows[:MOST_LINES], "plan", "application")
     return [Figure(charts.ranges(shown), detail=_of(rows))] if shown else []
 
 
