@@ -49,7 +49,9 @@ def test_the_imported_package_is_the_wheels(programs: Path) -> None:
     assert where.is_relative_to(programs.parent)
 
 
-@pytest.mark.parametrize("name", ["migrations/env.py", "config.example.toml"])
+@pytest.mark.parametrize(
+    "name", ["migrations/env.py", "migrations/dictionary.toml", "config.example.toml"]
+)
 def test_the_wheel_carries_what_lies_beside_the_package(wheel: Path, name: str) -> None:
     carried = zipfile.Path(wheel) / "etl" / "_bundled" / name
     assert carried.read_text() == (ROOT / name).read_text()
