@@ -5,6 +5,7 @@ What `ingest` does once, and the service again and again.
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 
 from sqlalchemy import Connection, Engine
@@ -108,9 +109,9 @@ class Pass:
             )
             is_well = tally.exit_code == 0
             if (tally.new or tally.changed) and interrupt.signal is None:
-                identity.settle(
-                    self._engine, started_at, self._config.reporting_zone, self._config.rules
-                )
+                zone, rules = self._config.reporting_zone, self._config.rules
+                settle = partial(identity.settle, self._engine, started_at, zone, rules)
+                pipeline.Patience().do(settle)  # each of its transactions may be done twice
         finally:
             if settings.metrics_file is not None:
                 from etl import prometheus  # noqa: PLC0415  a fifth of the start of a pass

@@ -90,7 +90,7 @@ def run_pass(
         DatabaseError: the database went away. What was stored is whole.
     """
     keeper = Keeper(engine, config.polling, clock.now(), config.rules)
-    patience = _Patience()
+    patience = Patience()
     keeper.open_ingest(order.trigger)
     tally = keeper.tally
     with bound_context(pass_id=tally.pass_id):
@@ -126,7 +126,7 @@ class _Pass:
     """One pass under way: its threads, and what goes between them."""
 
     def __init__(
-        self, config: Config, fetcher: Fetcher, keeper: Keeper, patience: "_Patience"
+        self, config: Config, fetcher: Fetcher, keeper: Keeper, patience: "Patience"
     ) -> None:
         api = config.api
         limits = Limits(
@@ -243,7 +243,7 @@ class _Intake:
             self._claiming = self._writer.submit(self._keeper.claim, self._size, halted)
 
 
-class _Patience:
+class Patience:
     """Does things in the database, again and again while it is away, for `PATIENCE_S` at most.
 
     Each is one transaction that does nothing the second time: the leases tell what was done

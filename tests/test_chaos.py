@@ -404,7 +404,7 @@ def test_a_database_that_stays_away_ends_the_pass_in_time(
     postgresql: Server, postgresql_url: str, tmp_path: Path
 ) -> None:
     """However many writes are waiting, the patience is for all of them together."""
-    world = World(end=END, runs=400, shape=SHAPE)
+    world = World(end=END, runs=250, shape=SHAPE)
     stopped_at: list[float] = []
 
     def stop() -> None:
