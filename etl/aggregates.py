@@ -150,7 +150,7 @@ class RosterBook:
         return self._known[roster_id]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _parsed(tests: str) -> tuple[NamedTest, ...]:
     return tuple(NamedTest(*each) for each in msgspec.json.decode(tests))
 

@@ -15,7 +15,7 @@ from etl.outcome import Deferred, Denied, Outcome, Postponed, Refused, Returned
 from etl.store import Answer, Reject
 
 FULL_RUNS = 250
-FULL_BYTES = 2 * 1_048_576
+FULL_BYTES = 1 * 1_048_576
 """So many outcomes are worth a transaction."""
 MOST_BYTES = 2 * FULL_BYTES
 """With more than that fetched and not yet written, nothing more is fetched."""

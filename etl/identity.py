@@ -5,7 +5,7 @@ changed something of it; the answer is kept in `identities` (docs/REPORTS.md).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
 
@@ -53,11 +53,11 @@ def count_repeats(newest_first: Iterable[Sequence[ListedTest]]) -> Repeats:
     A test that is in a run more than once, or has no id, tells nothing.
     """
     compared = repeated = 0
-    newer: dict[ListedTest, str] = {}
+    newer: dict[tuple[str | None, ...], str] = {}
     for listed in newest_first:
-        often = Counter(test._replace(test_id=None) for test in listed)
-        for test in listed:
-            name = test._replace(test_id=None)
+        names = [(test.plan, test.name, test.type) for test in listed]
+        often = Counter(names)
+        for name, test in zip(names, listed, strict=True):
             if often[name] > 1 or not test.test_id:
                 continue
             if name in newer:
@@ -133,20 +133,18 @@ def _measure(connection: Connection, application: str) -> None:
     )
 
 
-def _newest_tests(connection: Connection, application: str) -> list[list[ListedTest]]:
-    """Return the tests of the newest runs of an application, the newest run first."""
+def _newest_tests(connection: Connection, application: str) -> Iterator[list[ListedTest]]:
+    """Yield the tests of the newest runs of an application, the newest run first."""
     query = (
         _runs_with_plan(runs.c.run_id, plan_variants.c.plan)
         .where(plan_variants.c.application == application, runs.c.started_at.is_not(None))
         .order_by(runs.c.started_at.desc(), runs.c.run_id.desc())
         .limit(COMPARED_RUNS)
     )
-    plans: dict[str, str] = dict(connection.execute(query).all())
-    listed: dict[str, list[ListedTest]] = {run_id: [] for run_id in plans}
-    columns = (tests.c.run_id, tests.c.name, tests.c.type, tests.c.test_id)
-    for run_id, *test in connection.execute(select(*columns).where(tests.c.run_id.in_(plans))):
-        listed[run_id].append(ListedTest(plans[run_id], *test))
-    return list(listed.values())
+    of_a_run = select(tests.c.name, tests.c.type, tests.c.test_id)
+    for run_id, plan in connection.execute(query).all():
+        found = connection.execute(of_a_run.where(tests.c.run_id == run_id)).all()
+        yield [ListedTest(plan, *test) for test in found]
 
 
 def _runs_with_plan(*columns: Any) -> Select[Any]:

@@ -14,7 +14,18 @@ from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
 import zstandard
-from sqlalchemy import Connection, Engine, Table, and_, delete, func, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    Table,
+    and_,
+    delete,
+    func,
+    select,
+    true,
+)
 from sqlalchemy.exc import DataError, DBAPIError
 
 from etl import aggregates, bulk, store
@@ -37,8 +48,8 @@ from etl.schema import (
 )
 
 BATCH_RUNS = 50
-BATCH_BYTES = 1_000_000
-"""How much of compressed bodies a batch has at most, unless it is a single run."""
+BATCH_BYTES = 1_048_576
+"""How much of unpacked bodies a batch has at most, unless it is a single run."""
 
 TABLES = [metadata.tables[name] for name in DERIVED]
 NAMES = (plan_variants, rosters)
@@ -135,7 +146,7 @@ def replay_application(engine: Engine, application: str, zone: tzinfo, rules: Ru
     with reading(engine) as connection:
         plans = aggregates.plan_ids_of(connection, application)
     for plan_id in plans:
-        for run_ids in _batches_of_plan(engine, plan_id):
+        for run_ids in _batches(engine, payloads.c.run_id.in_(_runs_of_plan(plan_id))):
             _mend_runs(engine, run_ids, zone)
         _mend_plan(engine, plan_id, rules)
 
@@ -161,24 +172,13 @@ def _mend_plan(engine: Engine, plan_id: str, rules: Rules) -> Checked:
     return Checked(0, [], differing, [])
 
 
-def _batches_of_plan(engine: Engine, plan_id: str) -> Iterator[list[str]]:
-    """Yield the runs that were ever of a plan, as many as are rebuilt at once."""
-    query = (
+def _runs_of_plan(plan_id: str) -> Select[tuple[str]]:
+    """Return the query for the runs that were ever of a plan."""
+    return (
         select(outcomes.c.run_id)
-        .distinct()
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
         .where(plan_variants.c.plan_id == plan_id)
-        .order_by(outcomes.c.run_id)
-        .limit(BATCH_RUNS)
     )
-    following = query
-    while True:
-        with reading(engine) as connection:
-            run_ids = list(connection.scalars(following))
-        if not run_ids:
-            return
-        yield run_ids
-        following = query.where(outcomes.c.run_id > run_ids[-1])
 
 
 def _plan_ids(engine: Engine) -> list[str]:
@@ -256,11 +256,16 @@ def _compare_shared(
             yield Difference(table.name, "", place, problem)
 
 
-def _batches(engine: Engine) -> Iterator[list[str]]:
-    """Yield the archived runs in the order of their IDs, as many as are read at once."""
-    size = func.sum(func.length(payloads.c.body))
+def _batches(engine: Engine, chosen: ColumnElement[bool] | None = None) -> Iterator[list[str]]:
+    """Yield the archived runs, or the `chosen`, by their IDs, as many as are read at once."""
     query = (
-        select(payloads.c.run_id, size)
+        select(
+            payloads.c.run_id,
+            func.max(payloads.c.size),
+            func.max(func.length(payloads.c.body)),
+            func.count(),
+        )
+        .where(true() if chosen is None else chosen)
         .group_by(payloads.c.run_id)
         .order_by(payloads.c.run_id)
         .limit(BATCH_RUNS)
@@ -271,11 +276,17 @@ def _batches(engine: Engine) -> Iterator[list[str]]:
             found = [tuple(row) for row in connection.execute(following)]
         if not found:
             return
-        bytes_until = accumulate(size for _run_id, size in found)
+        bytes_until = accumulate(_most_bytes(*sizes) for _run_id, *sizes in found)
         fitting = sum(total <= BATCH_BYTES for total in bytes_until)
-        run_ids = [run_id for run_id, _size in found[: max(fitting, 1)]]
+        run_ids = [run_id for run_id, *_sizes in found[: max(fitting, 1)]]
         yield run_ids
         following = query.where(payloads.c.run_id > run_ids[-1])
+
+
+def _most_bytes(unpacked: Any, packed: int | None, bodies: int) -> int:
+    """Return what a run's bodies take in memory at the most; `unpacked` may be damaged."""
+    known = [size for size in (unpacked, packed) if isinstance(size, int)]
+    return max(known, default=0) * bodies
 
 
 @contextmanager

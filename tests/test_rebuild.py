@@ -546,7 +546,7 @@ def test_verify_sees_the_archive_at_one_moment_while_answers_are_stored(archive:
 def test_no_more_than_a_batch_is_in_memory(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuild, "BATCH_BYTES", 300_000)
+    monkeypatch.setattr(rebuild, "BATCH_BYTES", 600_000)
     engine = connect(sqlite_url)
     prepare(engine)
     run_ids = [f"run-{number}" for number in range(60)]
