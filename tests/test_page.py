@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import time_machine
 from playwright.sync_api import Browser, Page
 
 from etl import __version__
-from etl.page.sections import PAGE, SECTIONS
+from etl.page.sections import MOST_PERIODS, PAGE, SECTIONS
 from etl.reports.catalog import REPORTS
 from tests import fake_api
 from tests.browser import Scheme, chromium, opened
@@ -302,6 +302,16 @@ def test_an_empty_archive_says_so_in_each_section(browser: Browser, pages: dict[
         said = page.locator(".empty").all_inner_texts()
         assert page.locator("figure, table").count() == 0
     assert said == [SECTIONS[name].nothing for name in PAGE]
+
+
+def test_a_trend_over_years_shows_its_end() -> None:
+    days = [{"day": date(2023, 1, 1) + timedelta(days=number)} for number in range(1200)]
+    counted = dict.fromkeys(("failed", "aborted", "unresolved", "pending", "unknown"), 0)
+    rows = [{**day, "application": "Shop", "tests": 9, "passed": 9, **counted} for day in days]
+    [figure] = SECTIONS["trend"].figures(rows)
+    shown = figure.chart.wide["data"]["values"]
+    assert len(shown) == MOST_PERIODS
+    assert figure.detail == "100.0% on 14 Apr 2026"
 
 
 def test_plans_of_one_name_under_other_environments_are_told_apart(

@@ -343,7 +343,10 @@ def _volume_over(time: Spec, bar_px: float) -> Spec:
     return {
         "width": _TREND_PLOT_PX,
         "height": 56,
-        "transform": [{"fold": _WORDS, "as": ["outcome", "results"]}],
+        "transform": [
+            {"fold": _WORDS, "as": ["outcome", "results"]},
+            {"filter": "datum.results > 0"},
+        ],
         "mark": {"type": "bar", "width": bar_px},
         "encoding": {
             "x": time,

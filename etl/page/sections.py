@@ -16,6 +16,8 @@ from etl.reports.model import Definition, Report
 MOST_LINES = 10
 """A chart shows so many rows; its table goes on."""
 MOST_TRENDS = 6
+MOST_PERIODS = 160
+"""A trend goes so many days or weeks back; that is about as narrow as columns can be."""
 NO_NAME = "(no name)"
 LONGEST_NAME = 44
 CLASSES = ("new_failure", "regression", "failing", "always_failing")
@@ -129,11 +131,12 @@ def _trends(day: str, step_days: int) -> Callable[[Sequence[Row]], list[Figure]]
     def figures(rows: Sequence[Row]) -> list[Figure]:
         if not rows:
             return []
+        last = max(row[day] for row in rows)
+        recent = [row for row in rows if (last - row[day]).days < step_days * MOST_PERIODS]
+        calendar = Calendar(day, min(row[day] for row in recent), last, step_days)
         by_application: defaultdict[str, list[Row]] = defaultdict(list)
-        for row in rows:
+        for row in recent:
             by_application[row["application"]].append(row)
-        days = [row[day] for row in rows]
-        calendar = Calendar(day, min(days), max(days), step_days)
         largest = sorted(by_application.items(), key=lambda item: -_sum(item[1], "tests"))
         return [
             _trend(_named(found[0], "application")[NAME], _by_day(found, day), calendar)
@@ -235,7 +238,8 @@ SECTIONS = {
     ),
     "weekly": Section(
         "Week by week",
-        "Whether things get better or worse from week to week. Above: the pass rate. Below: how"
+        "Whether things get better or worse from week to week. A chart for each application (the"
+        f" {MOST_TRENDS} with most results), its plans added up. Above: the pass rate. Below: how"
         " many results it is made of; a rate of few results jumps.",
         "No run in this window is in the archive.",
         _trends("week_starts_on", 7),
@@ -243,7 +247,7 @@ SECTIONS = {
     ),
     "trend": Section(
         "Day by day",
-        "The same day by day, for what changed lately.",
+        f"The same day by day, for what changed lately: the last {MOST_PERIODS} days at most.",
         "No run in this window is in the archive.",
         _trends("day", 1),
         (*_INTERVAL, *_RESULTS[:4]),
