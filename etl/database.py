@@ -99,6 +99,15 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """Give a connection that reads one state of the archive, whatever is stored meanwhile."""
+    is_postgresql = engine.dialect.name == "postgresql"  # SQLite reads no other way
+    options = {"isolation_level": "REPEATABLE READ"} if is_postgresql else {}
+    with reading(engine.execution_options(**options)) as connection:
+        yield connection
+
+
+@contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """Give a connection in a transaction that commits at the end, or rolls back on any error."""
     with (

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Connection, Engine, insert, select
 
 from etl.aggregates import has_uncounted
-from etl.database import connect, prepare, reading, writing
+from etl.database import connect, prepare, reading, snapshot, writing
 from etl.metrics import DEFAULT_RULES
 from etl.reports import catalog
 from etl.reports.model import Filter, Filters, Report, Request
@@ -108,6 +108,23 @@ def test_rows_of_series_name_the_rows_of_the_table(engine: Engine) -> None:
     asked = rows(ask(engine, "series"))
     assert {(row["series_id"], row["last_run_id"]) for row in asked} == {*map(tuple, stored)}
     assert len(asked) == len(stored)
+
+
+def test_a_report_is_of_one_state_whatever_is_stored_meanwhile(engine: Engine) -> None:
+    fill(engine, random.Random(1), range(20), NOW)
+    request = Request(NOW, DEFAULT_RULES, BERLIN)
+    with snapshot(engine) as connection:
+        before = all_rows(connection, request)
+        fill(engine, random.Random(2), range(30), NOW + DAY)
+        assert all_rows(connection, request) == before
+    assert rows(ask(engine, "overview")) != before["overview"]
+
+
+def all_rows(connection: Connection, request: Request) -> dict[str, Any]:
+    return {
+        name: rows(catalog.run(connection, report, request))
+        for name, report in catalog.REPORTS.items()
+    }
 
 
 # --- as of a moment -------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def _asking(path: Path | None, options: Options) -> Iterator[tuple[Connection, R
     session = open_session(path)
     request = as_request(options, session.config)
     database.require_archive(session.engine)
-    with database.reading(session.engine) as connection:
+    with database.snapshot(session.engine) as connection:
         yield connection, request
 
 

@@ -25,7 +25,7 @@ def show(path: Path | None, options: Options, *, as_json: bool) -> int:
     request = as_request(options, session.config)
     test = request.filters.test or ""
     database.require_archive(session.engine)
-    with database.reading(session.engine) as connection:
+    with database.snapshot(session.engine) as connection:
         found = list(histories(connection, request, test))
     if not found:
         raise UsageError(f"test {display.safe(test)}: no run has it")

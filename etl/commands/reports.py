@@ -82,7 +82,7 @@ def report(path: Path | None, name: str, options: Options, form: Form, *, raw: b
     if options.rows is None and form in {Form.TABLE, Form.MARKDOWN}:
         request = request._replace(most_rows=TABLE_ROWS)
     database.require_archive(session.engine)
-    with database.reading(session.engine) as connection:
+    with database.snapshot(session.engine) as connection:
         found = catalog.run(connection, definition, request)
     show(found, form, raw=raw)
     return 0
@@ -102,7 +102,7 @@ def page(path: Path | None, name: str | None, options: Options) -> int:
     if name is None:
         wanted = [each for each in wanted if request.filters.used <= each.filters]
     database.require_archive(session.engine)
-    with database.reading(session.engine) as connection:
+    with database.snapshot(session.engine) as connection:
         found = [catalog.run(connection, definition, request) for definition in wanted]
     display.say(document.render(found, options.rows))
     return 0

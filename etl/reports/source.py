@@ -110,12 +110,8 @@ def is_valid(request: Request) -> ColumnElement[bool]:
     """Return which rows of `outcomes` say what runs are, or were at the moment asked for."""
     if request.as_of is None:
         return IS_CURRENT
-    return and_(outcomes.c.observed_at <= request.as_of, was_valid(request.as_of))
-
-
-def was_valid(moment: datetime) -> ColumnElement[bool]:
-    """Return which rows of `outcomes` had nothing newer at `moment`."""
-    return or_(IS_CURRENT, outcomes.c.superseded_at > moment)
+    is_last = or_(IS_CURRENT, outcomes.c.superseded_at > request.as_of)
+    return and_(outcomes.c.observed_at <= request.as_of, is_last)
 
 
 def of_filters(filters: Filters) -> Iterator[ColumnElement[bool]]:
