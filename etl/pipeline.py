@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-CLAIM_AT_LEAST = 500
+CLAIM_AT_LEAST = 1000
 FLUSH_EVERY_S = 1.0
 TICK_S = 0.1
 """How often signals are heeded and the database thread is looked after, at the least."""
