@@ -360,7 +360,7 @@ def test_one_report_is_a_page_of_its_own(demo: Program, browser: Browser) -> Non
 def test_its_tables_have_as_many_rows_as_are_asked_for(demo: Program, browser: Browser) -> None:
     rows = []
     for asked in ("3", "0"):
-        with opened(browser, page_of(demo, "rows.html", "--rows", asked)) as page:
+        with opened(browser, page_of(demo, "rows.html", "flaky", "--rows", asked)) as page:
             rows.append(page.locator("#flaky tbody tr").count())
     assert rows == [3, len(ask(demo, "flaky", "--json").json()["rows"])]
 
@@ -374,9 +374,11 @@ def test_a_filter_leaves_out_what_cannot_be_limited_by_it(demo: Program, browser
     ]
 
 
-def test_as_of_a_moment_it_is_the_same_to_the_byte_whatever_comes_later(tmp_path: Path) -> None:
+def test_as_of_a_moment_it_is_the_same_to_the_byte_whatever_comes_later(
+    tmp_path: Path, database_url: str
+) -> None:
     with fake_api.serving() as api:
-        archiver = program(tmp_path, f"sqlite:///{tmp_path}/archive.db", api.url)
+        archiver = program(tmp_path, database_url, api.url)
         api.answers["one"] = [
             result(status="unresolved"),
             result(status="passed", name="renamed plan"),
