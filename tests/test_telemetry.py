@@ -4,17 +4,19 @@ import re
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
 from psycopg import sql
-from sqlalchemy import Engine, make_url, text
+from sqlalchemy import Engine, make_url, text, update
 
 from etl import database, prometheus
 from etl.config import Telemetry
 from etl.errors import UsageError
 from etl.ping import ping
+from etl.schema import tracked_runs
 from tests import fake_api, faulty
 from tests.fake_api import FakeApi, result
 from tests.faulty import Faulty, reply, send
@@ -116,7 +118,7 @@ def test_the_age_of_what_waits_is_that_of_the_run_that_is_due_longest(
     assert read(engine)["result_archiver_oldest_due_age_seconds"] == 0
     archiver.call("track", "r1")
     with database.writing(engine) as connection:
-        connection.execute(text("UPDATE tracked_runs SET due_at = '2020-01-01 00:00:00.000+00'"))
+        connection.execute(update(tracked_runs).values(due_at=datetime(2020, 1, 1, tzinfo=UTC)))
     assert read(engine)["result_archiver_oldest_due_age_seconds"] > 86_400
 
 
