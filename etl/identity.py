@@ -96,17 +96,18 @@ def settle(engine: Engine, since: datetime, zone: tzinfo, rules: Rules) -> None:
 
 
 def _changed(connection: Connection, since: datetime) -> list[str]:
-    query = (
-        _runs_with_plan(plan_variants.c.application)
-        .distinct()
-        .where(runs.c.changed_at >= since)
-        .order_by(plan_variants.c.application)
+    """Return the applications that changed since then, or that no pass has measured yet."""
+    query = _runs_with_plan(plan_variants.c.application).where(runs.c.changed_at >= since)
+    measured = select(identities.c.application)
+    unmeasured = select(plan_variants.c.application).where(
+        plan_variants.c.application.not_in(measured)
     )
-    return [
+    found = {*connection.scalars(query.distinct()), *connection.scalars(unmeasured.distinct())}
+    return sorted(
         application
-        for application in connection.scalars(query)
+        for application in found
         if len(application.encode()) <= LONGEST_APPLICATION_BYTES
-    ]
+    )
 
 
 def _measure(connection: Connection, application: str) -> None:

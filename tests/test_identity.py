@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select
 
-from etl import rebuild
+from etl import identity, rebuild
 from etl.database import connect, reading
 from etl.identity import ListedTest, Repeats, count_repeats, key_kind
 from etl.schema import identities, series
@@ -121,6 +121,19 @@ def test_counting_anew_that_was_interrupted_is_made_up_for(
     assert archiver.call("replay").stdout.startswith("12 runs read: 0 rows in 0 runs changed")
     with reading(engine) as connection:
         assert dump(connection) == before
+
+
+def test_what_a_killed_pass_did_not_measure_is_measured_by_the_next_that_changes_anything(
+    api: FakeApi, archiver: Program, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.answers = runs_of([("id of a", "id of b")] * 12)
+    with monkeypatch.context() as patched:
+        patched.setattr(identity, "settle", _stop)
+        archiver.call("ingest", *RUN_IDS)
+    assert measured(engine) == []
+    api.answers["other"] = [result(application="Blog")]
+    archiver.call("ingest", "other")
+    assert ("Shop", 21, 21, "id", True) in measured(engine)
 
 
 def _stop(*_arguments: Any) -> None:
