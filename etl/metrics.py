@@ -117,11 +117,14 @@ class Roster(NamedTuple):
 
 def as_roster(roster_id: str, tests: Iterable[NamedTest], naming: Naming) -> Roster:
     """Return a list of tests with what makes each the same from run to run."""
-    named = tuple(
-        test._replace(name=naming.renamed.get(test.name, test.name)) if test.name else test
-        for test in tests
-    )
+    named = tuple(_named(test, naming) for test in tests)
     return Roster(roster_id, tuple(_key(test, naming) for test in named), named)
+
+
+def _named(test: NamedTest, naming: Naming) -> NamedTest:
+    """Return a test as `naming` knows it: by its newest name, and with an id if that repeats."""
+    name = naming.renamed.get(test.name, test.name) if test.name else test.name
+    return NamedTest(name, test.type, test.test_id if naming.by_id else None)
 
 
 def _key(test: NamedTest, naming: Naming) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, insert, select
 
+from etl import identity
 from etl.aggregates import has_uncounted
 from etl.database import connect, prepare, reading, snapshot, writing
 from etl.metrics import DEFAULT_RULES
@@ -184,3 +185,16 @@ def test_a_report_as_of_a_moment_stays_the_same_whatever_comes_later(
         == rows(ask(engine, name, later, as_of=later))
     ]
     assert unmoved == []
+
+
+def test_that_test_ids_stay_the_same_is_not_known_before_it_was_found_out(engine: Engine) -> None:
+    for number in range(12):
+        run = a_run((MARCH + number * DAY).isoformat(), {"login": "PF"[number % 2], "pay": "P"})
+        for test in run["tests"]:
+            test["id"] = f"id of {test['name']}"
+        see(engine, MARCH + number * DAY, {f"run-{number}": run})
+    before = rows(ask(engine, "series", as_of=NOW))
+    assert [row["test_id"] for row in before] == [None, None]
+    identity.settle(engine, MARCH, BERLIN, DEFAULT_RULES)
+    assert {row["test_id"] for row in rows(ask(engine, "series"))} == {"id of login", "id of pay"}
+    assert rows(ask(engine, "series", as_of=NOW)) == before
