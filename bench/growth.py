@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -37,6 +37,8 @@ LEAST_INGESTED = 10
 SAMPLES = 20
 MOST_BYTES = {"sqlite": 600, "postgresql": 800}
 REPORT_S = {"sqlite": 2, "postgresql": 1}
+AS_OF = ("overview", "series", "unresolved")
+LAST_MONTH = timedelta(days=30)
 AGGREGATES_SHARE = 0.1
 COLD, UNCHANGED = 0.8, 0.95
 """How fast an ingest into the grown archive should be at least, of one into an empty one."""
@@ -164,7 +166,7 @@ class Grown:
     def questions(self, repeats: int) -> Iterator[Figure]:
         """Tell how long each answer takes, as a whole process, and how many lines it has."""
         environment = compare.environment_of(self._state)
-        for name, arguments in questions().items():
+        for name, arguments in questions(self._history.ends_at - LAST_MONTH).items():
             command = [sys.executable, "-m", "etl", *arguments]
             samples = [measure(command, environment, self._state.folder) for _ in range(repeats)]
             lines = (self._state.folder / "output").read_text().count("\n")
@@ -210,11 +212,14 @@ def view_names() -> list[str]:
     return sorted(path.stem for path in (database.migrations_folder() / "views").glob("*.sql"))
 
 
-def questions() -> dict[str, Sequence[str]]:
-    """Return what people ask of an archive, and how: each report, and what is asked of a run."""
+def questions(then: datetime) -> dict[str, Sequence[str]]:
+    """Return what people ask of an archive, and how: reports now and as of `then`, and of runs."""
     before, after = content.run_id(0), content.run_id(content.PLANS)
+    as_of = ("--as-of", then.date().isoformat(), "--format", "csv")
     return {
         **{f"report {name}": ("report", name, "--format", "csv") for name in REPORTS},
+        **{f"{name} as of last month": ("report", name, *as_of) for name in AS_OF},
+        "page": ("report", "--format", "html"),
         "compare": ("compare", before, after),
         "show": ("show", before),
         "gate": ("gate", before, "--min-pass-rate", "0"),
