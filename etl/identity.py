@@ -1,7 +1,8 @@
 """Find out whether a test's id is the same from run to run, and know tests by it where it is.
 
-The API does not say. It is measured for each application, in its newest runs, when a pass has
-changed something of it; the answer is kept in `identities` (docs/REPORTS.md).
+The API does not say. It is measured for each application, in its newest runs: with the first
+answers that tell enough, so that little has to be counted anew, and again at the end of each pass
+that changed something of it. The answer is kept in `identities` (docs/REPORTS.md).
 """
 
 from collections import Counter
@@ -9,18 +10,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, Select, and_, select, update
+from sqlalchemy import Connection, Engine, Select, and_, or_, select, update
 
 from etl import clock, rebuild
 from etl.bulk import upsert_into
 from etl.database import reading, writing
 from etl.log import get_logger
 from etl.metrics import Rules
-from etl.schema import identities, outcomes, plan_variants, runs, tests
+from etl.schema import among, identities, outcomes, plan_variants, runs, tests
 
 COMPARED_RUNS = 40
+COMPARED_TESTS = 20_000
 LEAST_COMPARED = 20
 """Fewer pairs of the same test in two runs decide nothing."""
+ENOUGH_COMPARED = 200
+"""More pairs would tell no more."""
 MOSTLY = 0.9
 """Of so many pairs or more the id is the same: ids repeat."""
 HARDLY = 0.5
@@ -64,6 +68,8 @@ def count_repeats(newest_first: Iterable[Sequence[ListedTest]]) -> Repeats:
                 compared += 1
                 repeated += newer[name] == test.test_id
             newer[name] = test.test_id
+        if compared >= ENOUGH_COMPARED:
+            break
     return Repeats(compared, repeated)
 
 
@@ -81,6 +87,18 @@ def settle(engine: Engine, since: datetime, zone: tzinfo, rules: Rules) -> None:
     """Measure the applications that changed `since` then, and count anew where that tells more."""
     with reading(engine) as connection:
         applications = _changed(connection, since)
+    _settle(engine, applications, zone, rules)
+
+
+def settle_new(engine: Engine, run_ids: Sequence[str], zone: tzinfo, rules: Rules) -> None:
+    """Do so with the applications of `run_ids`, just stored, of which too little is known yet."""
+    with reading(engine) as connection:
+        applications = _undecided(connection, run_ids)
+    if applications:
+        _settle(engine, applications, zone, rules)
+
+
+def _settle(engine: Engine, applications: Sequence[str], zone: tzinfo, rules: Rules) -> None:
     for application in applications:
         with writing(engine) as connection:
             _measure(connection, application)
@@ -95,6 +113,19 @@ def settle(engine: Engine, since: datetime, zone: tzinfo, rules: Rules) -> None:
             connection.execute(update(identities).where(is_it).values(is_applied=True))
 
 
+def _undecided(connection: Connection, run_ids: Sequence[str]) -> list[str]:
+    is_it = identities.c.application == plan_variants.c.application
+    is_open = or_(identities.c.compared.is_(None), identities.c.compared < LEAST_COMPARED)
+    query = (
+        select(plan_variants.c.application)
+        .distinct()
+        .join(outcomes, outcomes.c.variant_id == plan_variants.c.variant_id)
+        .outerjoin(identities, is_it)
+        .where(among(outcomes.c.run_id, run_ids), is_open)
+    )
+    return _short(connection.scalars(query))
+
+
 def _changed(connection: Connection, since: datetime) -> list[str]:
     """Return the applications that changed since then, or that no pass has measured yet."""
     query = _runs_with_plan(plan_variants.c.application).where(runs.c.changed_at >= since)
@@ -102,11 +133,15 @@ def _changed(connection: Connection, since: datetime) -> list[str]:
     unmeasured = select(plan_variants.c.application).where(
         plan_variants.c.application.not_in(measured)
     )
-    found = {*connection.scalars(query.distinct()), *connection.scalars(unmeasured.distinct())}
+    return _short(
+        [*connection.scalars(query.distinct()), *connection.scalars(unmeasured.distinct())]
+    )
+
+
+def _short(applications: Iterable[str]) -> list[str]:
+    """Return the applications whose names fit in a key, each once, in order."""
     return sorted(
-        application
-        for application in found
-        if len(application.encode()) <= LONGEST_APPLICATION_BYTES
+        {name for name in applications if len(name.encode()) <= LONGEST_APPLICATION_BYTES}
     )
 
 
@@ -143,8 +178,12 @@ def _newest_tests(connection: Connection, application: str) -> Iterator[list[Lis
         .limit(COMPARED_RUNS)
     )
     of_a_run = select(tests.c.name, tests.c.type, tests.c.test_id)
+    read = 0
     for run_id, plan in connection.execute(query).all():
         found = connection.execute(of_a_run.where(tests.c.run_id == run_id)).all()
+        read += len(found)
+        if read > COMPARED_TESTS:
+            return
         yield [ListedTest(plan, *test) for test in found]
 
 

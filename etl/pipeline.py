@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import Engine
 
-from etl import clock
+from etl import clock, identity
 from etl.config import Config
 from etl.dispatch import Halt, Limits
 from etl.errors import ArchiverError, DatabaseError
@@ -26,6 +26,7 @@ from etl.exchange import Batch, Exchange
 from etl.fetcher import Clients, Fetcher
 from etl.keeper import Keeper, Tally
 from etl.log import bind_context, bound_context, context, get_logger
+from etl.store import Answer
 
 if TYPE_CHECKING:
     from etl.ledger import Claim
@@ -97,7 +98,10 @@ def run_pass(
         try:
             clients = Clients(config)
             clients.require(keeper.due_sources())
-            _Pass(config, Fetcher(clients, config), keeper, patience).run(progress, interrupt)
+            zone, rules = config.reporting_zone, config.rules
+            learn = partial(identity.settle_new, engine, zone=zone, rules=rules)
+            hands = _Hands(keeper, patience, learn)
+            _Pass(config, Fetcher(clients, config), hands).run(progress, interrupt)
             tally.exit_code = exit_code(tally, interrupt) or (1 if order.bad_lines else 0)
         except Exception as error:
             tally.exit_code = error.exit_code if isinstance(error, ArchiverError) else 1
@@ -122,12 +126,18 @@ def exit_code(tally: Tally, interrupt: Interrupt) -> int:
             return 1 if tally.failed or tally.rejected else 0
 
 
+class _Hands(NamedTuple):
+    """What a pass does in the database: `learn` is told of the runs that were stored."""
+
+    keeper: Keeper
+    patience: "Patience"
+    learn: Callable[[Sequence[str]], None]
+
+
 class _Pass:
     """One pass under way: its threads, and what goes between them."""
 
-    def __init__(
-        self, config: Config, fetcher: Fetcher, keeper: Keeper, patience: "Patience"
-    ) -> None:
+    def __init__(self, config: Config, fetcher: Fetcher, hands: _Hands) -> None:
         api = config.api
         limits = Limits(
             api.connections,
@@ -137,10 +147,9 @@ class _Pass:
             config.polling.max_requests_per_pass,
         )
         self._exchange = Exchange(limits)
-        self._exchange.heed(keeper.asked_wait_s())
+        self._exchange.heed(hands.keeper.asked_wait_s())
         self._fetcher = fetcher
-        self._keeper = keeper
-        self._patience = patience
+        self._keeper, self._patience, self._learn = hands
         self._connections = api.connections
         self._interrupted_at: float | None = None
 
@@ -202,6 +211,8 @@ class _Pass:
 
     def _keep(self, batch: Batch) -> None:
         self._keeper.keep(batch)
+        if stored := [each.run_id for each in batch.values() if isinstance(each, Answer)]:
+            self._learn(stored)
         self._exchange.written(batch)
 
     def _is_over(self, intake: "_Intake") -> bool:

@@ -128,6 +128,7 @@ def test_what_a_killed_pass_did_not_measure_is_measured_by_the_next_that_changes
 ) -> None:
     api.answers = runs_of([("id of a", "id of b")] * 12)
     with monkeypatch.context() as patched:
+        patched.setattr(identity, "settle_new", lambda *_, **__: None)
         patched.setattr(identity, "settle", _stop)
         archiver.call("ingest", *RUN_IDS)
     assert measured(engine) == []
