@@ -170,8 +170,8 @@ class TextList(TypeDecorator[Sequence[str]]):
         return json.dumps(texts) if dialect.name == "sqlite" else texts
 
 
-class _is_among(FunctionElement[bool]):  # noqa: N801  a function of SQL
-    type = Boolean()
+class _is_among(FunctionElement[Any]):  # noqa: N801  a function of SQL
+    # Were it declared a boolean, sqlalchemy would add "= 1" on SQLite, which then uses no index.
     inherit_cache = True
 
 

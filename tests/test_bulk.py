@@ -3,13 +3,13 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, insert
+from sqlalchemy import Connection, Engine, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from etl import bulk
 from etl.database import connect, prepare, shown_url, writing
 from etl.errors import DatabaseError
-from etl.schema import drift, environments, labels, payloads, runs, tracked_runs
+from etl.schema import among, drift, environments, labels, payloads, runs, tests, tracked_runs
 from tests.dump import rows_of
 from tests.postgres import Server
 
@@ -163,3 +163,25 @@ def test_a_connection_that_is_lost_during_an_insert_is_told_and_replaced(
     with writing(engine) as connection:
         assert rows_of(connection, drift) == []
     engine.dispose()
+
+
+def test_many_runs_are_found_by_the_key_and_not_by_reading_all_rows(sqlite_url: str) -> None:
+    engine = connect(sqlite_url)
+    prepare(engine)
+    chosen = delete(tests).where(among(tests.c.run_id, ["run-1", "run-2"]))
+    compiled = chosen.compile(engine)
+    with writing(engine) as connection:
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", ('["run-1"]',)).all()
+    engine.dispose()
+    assert any("SEARCH tests USING PRIMARY KEY" in row.detail for row in plan), plan
+
+
+def test_runs_are_chosen_by_being_among_others_or_not(connection: Connection) -> None:
+    listed, others = (
+        connection.scalars(select(tracked_runs.c.run_id).where(condition)).all()
+        for condition in (
+            among(tracked_runs.c.run_id, ["run-1", "run-2"]),
+            ~among(tracked_runs.c.run_id, ["run-1", "run-2"]),
+        )
+    )
+    assert (listed, others) == (["run-1"], [])
