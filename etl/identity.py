@@ -6,11 +6,11 @@ that changed something of it. The answer is kept in `identities` (docs/REPORTS.m
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, Select, and_, or_, select, update
+from sqlalchemy import Connection, Engine, Select, and_, exists, or_, select, update
 
 from etl import clock, rebuild
 from etl.bulk import upsert_into
@@ -21,9 +21,10 @@ from etl.schema import among, identities, outcomes, plan_variants, runs, tests
 
 COMPARED_RUNS = 40
 COMPARED_TESTS = 20_000
+RUNS_AT_ONCE = 8
 LEAST_COMPARED = 20
 """Fewer pairs of the same test in two runs decide nothing."""
-ENOUGH_COMPARED = 200
+ENOUGH_COMPARED = 50
 """More pairs would tell no more."""
 MOSTLY = 0.9
 """Of so many pairs or more the id is the same: ids repeat."""
@@ -127,8 +128,15 @@ def _undecided(connection: Connection, run_ids: Sequence[str]) -> list[str]:
 
 
 def _changed(connection: Connection, since: datetime) -> list[str]:
-    """Return the applications that changed since then, or that no pass has measured yet."""
-    query = _runs_with_plan(plan_variants.c.application).where(runs.c.changed_at >= since)
+    """Return the applications that changed since then and were not measured, or never were."""
+    is_measured = exists().where(
+        identities.c.application == plan_variants.c.application,
+        identities.c.measured_at >= since,
+        identities.c.compared >= LEAST_COMPARED,
+    )
+    query = _runs_with_plan(plan_variants.c.application).where(
+        runs.c.changed_at >= since, ~is_measured
+    )
     measured = select(identities.c.application)
     unmeasured = select(plan_variants.c.application).where(
         plan_variants.c.application.not_in(measured)
@@ -172,19 +180,28 @@ def _measure(connection: Connection, application: str) -> None:
 def _newest_tests(connection: Connection, application: str) -> Iterator[list[ListedTest]]:
     """Yield the tests of the newest runs of an application, the newest run first."""
     query = (
-        _runs_with_plan(runs.c.run_id, plan_variants.c.plan)
+        _runs_with_plan(runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
         .where(plan_variants.c.application == application, runs.c.started_at.is_not(None))
         .order_by(runs.c.started_at.desc(), runs.c.run_id.desc())
         .limit(COMPARED_RUNS)
     )
-    of_a_run = select(tests.c.name, tests.c.type, tests.c.test_id)
     read = 0
-    for run_id, plan in connection.execute(query).all():
-        found = connection.execute(of_a_run.where(tests.c.run_id == run_id)).all()
-        read += len(found)
-        if read > COMPARED_TESTS:
+    newest = connection.execute(query).all()
+    for start in range(0, len(newest), RUNS_AT_ONCE):
+        part = newest[start : start + RUNS_AT_ONCE]
+        read += sum(run.test_count for run in part)
+        if start and read > COMPARED_TESTS:
             return
-        yield [ListedTest(plan, *test) for test in found]
+        yield from _tests_of(connection, {run.run_id: run.plan for run in part})
+
+
+def _tests_of(connection: Connection, plans: Mapping[str, str]) -> list[list[ListedTest]]:
+    """Return the tests of runs, given by ID with their plan, in the order of the runs."""
+    listed: dict[str, list[ListedTest]] = {run_id: [] for run_id in plans}
+    columns = (tests.c.run_id, tests.c.name, tests.c.type, tests.c.test_id)
+    for run_id, *test in connection.execute(select(*columns).where(among(tests.c.run_id, plans))):
+        listed[run_id].append(ListedTest(plans[run_id], *test))
+    return list(listed.values())
 
 
 def _runs_with_plan(*columns: Any) -> Select[Any]:
