@@ -306,13 +306,15 @@ def _by_plan(connection: Connection, variant_ids: Sequence[str]) -> dict[Plan, l
     return found
 
 
-def refresh_plan(connection: Connection, plan: Plan, rules: Rules) -> None:
-    """Compute all series and durations of a plan anew, after a label or an alias has changed."""
-    hold(connection, [plan.plan_id])
-    variant_ids = _variant_ids(connection, plan.plan_id)
-    connection.execute(delete(series).where(series.c.variant_id.in_(_in_plan(plan.plan_id))))
-    book = RosterBook(connection, Namings(connection).of(plan))
-    _refresh_variants(connection, dict.fromkeys(variant_ids), book, rules)
+def refresh_plans(connection: Connection, plans: Collection[Plan], rules: Rules) -> None:
+    """Compute all series and durations of plans anew, after a label or an alias has changed."""
+    hold(connection, [plan.plan_id for plan in plans])
+    namings = Namings(connection)
+    for plan in plans:
+        variant_ids = _variant_ids(connection, plan.plan_id)
+        connection.execute(delete(series).where(series.c.variant_id.in_(_in_plan(plan.plan_id))))
+        book = RosterBook(connection, namings.of(plan))
+        _refresh_variants(connection, dict.fromkeys(variant_ids), book, rules)
 
 
 def _newest_two(run_ids: Sequence[str]) -> Select[Any]:
@@ -486,7 +488,7 @@ def plan_ids_of(connection: Connection, application: str) -> list[str]:
     return list(connection.scalars(query.where(plan_variants.c.application == application)))
 
 
-def recommitted(connection: Connection, commits: Mapping[str, str]) -> list[Plan]:
+def recommitted(connection: Connection, commits: Mapping[str, str]) -> set[Plan]:
     """Return the plans of archived runs that have another commit label than `commits` says.
 
     `commits` are by run ID.
@@ -506,7 +508,7 @@ def recommitted(connection: Connection, commits: Mapping[str, str]) -> list[Plan
         for run_id, *plan, commit in connection.execute(query):
             if commit != commits[run_id]:
                 changed.add(Plan(*plan))
-    return sorted(changed)
+    return changed
 
 
 def expected(connection: Connection, plan_id: str, rules: Rules) -> dict[str, list[Row]]:

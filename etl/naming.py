@@ -45,7 +45,7 @@ def add(connection: Connection, renaming: Renaming, now: datetime, rules: Rules)
             " first: alias remove"
         )
     connection.execute(insert(aliases).values(**renaming._asdict(), added_at=now))
-    _recount(connection, plans, rules)
+    aggregates.refresh_plans(connection, plans, rules)
 
 
 def remove(connection: Connection, renaming: Renaming, now: datetime, rules: Rules) -> None:
@@ -53,7 +53,7 @@ def remove(connection: Connection, renaming: Renaming, now: datetime, rules: Rul
     found = connection.execute(update(aliases).where(_is_standing(renaming)).values(removed_at=now))
     if not found.rowcount:
         raise UsageError(f"alias: {renaming.old_name!r} has none there; `alias list` has them all")
-    _recount(connection, _plans(connection, renaming), rules)
+    aggregates.refresh_plans(connection, _plans(connection, renaming), rules)
 
 
 def standing(connection: Connection) -> list[Renaming]:
@@ -77,9 +77,4 @@ def _plans(connection: Connection, renaming: Renaming) -> list[Plan]:
     query = select(*names).distinct().where(plan_variants.c.application == renaming.application)
     if renaming.plan:
         query = query.where(plan_variants.c.plan == renaming.plan)
-    return sorted(Plan._make(row) for row in connection.execute(query))
-
-
-def _recount(connection: Connection, plans: list[Plan], rules: Rules) -> None:
-    for plan in plans:
-        aggregates.refresh_plan(connection, plan, rules)
+    return [Plan._make(row) for row in connection.execute(query)]

@@ -76,8 +76,7 @@ class Pass:
         commits = {each.run_id: each.labels[label] for each in entries if label in each.labels}
         plans = aggregates.recommitted(connection, commits)
         added = ledger.track(connection, entries, clock.now())
-        for plan in plans:
-            aggregates.refresh_plan(connection, plan, self._config.rules)
+        aggregates.refresh_plans(connection, plans, self._config.rules)
         return added
 
     def _warn_of_missing_tokens(self, lacking: Counter[str]) -> None:

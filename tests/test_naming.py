@@ -1,14 +1,21 @@
 """The history of a renamed test can be joined, and parted again."""
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, text
 
-from etl.database import connect, reading
+from etl import aggregates, naming
+from etl.database import connect, prepare, reading, writing
+from etl.metrics import DEFAULT_RULES, Plan
+from etl.naming import Renaming
 from etl.schema import aliases, plan_variants, series
 from tests.dump import rows_of
 from tests.fake_api import FakeApi, result
+from tests.histories import a_run, see
 from tests.program import Program
 
 
@@ -119,3 +126,30 @@ def test_a_name_has_one_alias_at_a_time(engine: Engine, archiver: Program) -> No
     done = archiver.call("alias", "add", "Pays", "Pays cash", "--application", "Shop")
     assert done.exit_code == 2
     assert "is an alias of 'Pays by card' already" in done.stderr
+
+
+def test_an_alias_and_a_pass_never_wait_for_each_other_in_a_circle(postgresql_url: str) -> None:
+    """Both hold several plans, and so have to take them in the same order."""
+    engine = connect(postgresql_url)
+    prepare(engine)
+    plans = [Plan("shop", str(number)) for number in range(8)]
+    at = datetime(2024, 3, 4, tzinfo=UTC)
+    runs = {plan.plan: a_run("2024-03-03T12:00:00Z", {"a": "P"}, name=plan.plan) for plan in plans}
+    see(engine, at, runs)
+    first, *others = sorted(plan.plan_id for plan in plans)
+
+    def add() -> None:
+        with writing(engine) as connection:
+            naming.add(connection, Renaming("shop", "", "a", "b"), at, DEFAULT_RULES)
+
+    with ThreadPoolExecutor(1) as executor:
+        with writing(engine) as connection:
+            aggregates.hold(connection, [first])
+            adding = executor.submit(add)
+            is_waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            while not (adding.done() or connection.scalar(text(is_waiting))):
+                time.sleep(0.01)
+            aggregates.hold(connection, others)
+        adding.result()
+    assert histories(engine) == [(plan.plan, "b", "P") for plan in plans]
+    engine.dispose()
