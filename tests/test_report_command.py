@@ -326,3 +326,34 @@ def test_json_is_ascii(hostile: Program) -> None:
     done = hostile.call("report", "series", "--json")
     assert done.stdout.isascii()
     assert set(HOSTILE[:2]) <= {row["test"] for row in json.loads(done.stdout)["rows"]}
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_no_time_or_duration_is_beyond_a_report(engine: Engine, tmp_path: Path, zone: str) -> None:
+    """Beside the ends of the calendar, a moment has no time in some zones."""
+    letters = {"login": "U"}
+    runs = {
+        "last": a_run("9999-12-31T23:30:00Z", letters),
+        "first": a_run("0001-01-01T00:30:00Z", letters),
+        "longest": a_run("2024-03-04T12:00:00Z", letters, duration=2**63 - 1),
+        "negative": a_run("2024-03-04T12:00:00Z", letters, duration=-(2**63)),
+    }
+    see(engine, START, runs)
+    url = engine.url.render_as_string(hide_password=False)
+    archiver = program(tmp_path, url, "http://127.0.0.1:1").given(
+        RESULT_ARCHIVER__REPORTING__TIME_ZONE=zone
+    )
+    for name in catalog.REPORTS:
+        for form in ("table", "html"):
+            done = archiver.call("report", name, AS_OF, f"--format={form}")
+            assert done.exit_code == 0, (name, form, done.stderr)
+    assert archiver.call("show", "--test", "login").exit_code == 0
+
+
+@pytest.mark.parametrize("time", ["0001-01-02T00:00Z", "9999-12-31T23:00Z", "9999-12-31"])
+def test_a_time_at_the_end_of_the_calendar_cannot_be_asked_for(
+    archiver: Program, time: str
+) -> None:
+    done = archiver.call("report", "trend", f"--to={time}")
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: --to {time}: give a day or a time such as ")

@@ -21,6 +21,8 @@ from etl.schema import to_milliseconds
 
 TABLE_ROWS = 20
 """How many rows people are shown unless they ask for more; programs get all."""
+YEARS = range(1000, 9000)
+"""What can be asked for: nearer to where the calendar ends, there is no time before or after."""
 
 
 class Form(StrEnum):
@@ -146,15 +148,23 @@ def moment(option: str, text: str | None, zone: ZoneInfo, *, is_end: bool) -> da
     if text is None:
         return None
     try:
-        if "T" not in text and " " not in text:
-            return midnight(date.fromisoformat(text) + is_end * DAY, zone)
-        time = datetime.fromisoformat(text)
-        return to_milliseconds(time if time.tzinfo else time.replace(tzinfo=zone))
+        return _moment(text, zone, is_end=is_end)
     except (ValueError, OverflowError):
         raise UsageError(
             f"{option} {display.safe(text)}: give a day or a time such as 2026-11-02 or"
             f" 2026-11-02T09:00 (in {zone.key}), or 2026-11-02T09:00Z"
         ) from None
+
+
+def _moment(text: str, zone: ZoneInfo, *, is_end: bool) -> datetime:
+    if "T" not in text and " " not in text:
+        found = midnight(date.fromisoformat(text) + is_end * DAY, zone)
+    else:
+        time = datetime.fromisoformat(text)
+        found = to_milliseconds(time if time.tzinfo else time.replace(tzinfo=zone))
+    if found.year not in YEARS:
+        raise ValueError(f"{found.year} is too near to where the calendar ends")
+    return found
 
 
 def show(found: Report, form: Form, *, raw: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -33,13 +34,20 @@ class _Environment:
 
     def add(self, run: PlanRun, *, is_alone: bool, is_in_window: bool) -> None:
         """Take in a run that is over. What a run in several of them found is no one's."""
-        ended_at = run.started_at + timedelta(milliseconds=run.duration_ms or 0)
+        ended_at = _ended_at(run)
         self.last_ended_at = max(ended_at, self.last_ended_at or ended_at)
         if is_in_window and is_alone:
             self.alone += 1
             self.counts = total([self.counts, count(run.outcomes)])
         elif is_in_window:
             self.shared += 1
+
+
+def _ended_at(run: PlanRun) -> datetime:
+    """Return when a run ended: when it started, if its duration is missing or cannot be true."""
+    with suppress(OverflowError):
+        return run.started_at + timedelta(milliseconds=run.duration_ms or 0)
+    return run.started_at
 
 
 def _environments(connection: Connection, request: Request) -> Answer:

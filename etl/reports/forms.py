@@ -10,6 +10,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import date, datetime
 from itertools import pairwise
 from typing import Any
@@ -29,9 +30,16 @@ def for_people(value: Any, kind: Kind, zone: ZoneInfo) -> str:
     if value is None:
         return "-"
     if kind is Kind.MOMENT:
-        return display.safe(value.astimezone(zone))
+        return display.safe(_in_zone(value, zone))
     shown = _SHOWN.get(kind)
     return shown(value) if shown else display.safe(value) or "-"
+
+
+def _in_zone(moment: datetime, zone: ZoneInfo) -> datetime:
+    """Return a moment in `zone`; in UTC where the calendar of the zone has no such year."""
+    with suppress(OverflowError):
+        return moment.astimezone(zone)
+    return moment
 
 
 def _duration(milliseconds: int) -> str:
