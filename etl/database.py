@@ -242,16 +242,11 @@ def _mismatch(engine: Engine, revision: str) -> str:
     )
 
 
-def upgrade(engine: Engine) -> str | None:
-    """Bring the tables to `HEAD`; all of it or nothing. Does nothing when they are there.
-
-    Returns the revision that they were at, None where there were none.
-    """
+def upgrade(engine: Engine) -> None:
+    """Bring the tables to `HEAD`; all of it or nothing. Does nothing when they are there."""
     _make_folder(engine)
-    before = current_revision(engine)
-    if before != HEAD:
+    if current_revision(engine) != HEAD:
         _migrate(engine, "upgrade", "head")
-    return before
 
 
 def downgrade(engine: Engine, revision: str) -> None:

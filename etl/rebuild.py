@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     and_,
     delete,
+    exists,
     func,
     select,
     true,
@@ -35,6 +36,7 @@ from etl.metrics import DEFAULT_RULES, Rules
 from etl.normalize import ECHO_WARNING, normalize
 from etl.payload import COUNTERS, decode
 from etl.schema import (
+    daily_results,
     labels,
     metadata,
     outcomes,
@@ -42,6 +44,7 @@ from etl.schema import (
     plan_variants,
     rejects,
     rosters,
+    runs,
     to_milliseconds,
     to_text,
     tracked_runs,
@@ -139,6 +142,25 @@ def replay(engine: Engine, zone: tzinfo, rules: Rules = DEFAULT_RULES) -> Iterat
     for plan_id in _plan_ids(engine):
         yield _mend_plan(engine, plan_id, rules)
     yield _loose_ends(engine)
+
+
+def lacks_counts(engine: Engine) -> bool:
+    """Tell whether there are runs or plans that reports know nothing of.
+
+    So there are in an archive from before they were counted, until a whole `replay` has come by.
+    """
+    is_kept = exists().where(outcomes.c.run_id == runs.c.run_id)
+    dated = (
+        select(plan_variants.c.plan_id)
+        .join(outcomes, outcomes.c.variant_id == plan_variants.c.variant_id)
+        .where(aggregates.IS_CURRENT, outcomes.c.started_on.is_not(None))
+        .where(plan_variants.c.plan_id.not_in(select(daily_results.c.plan_id)))
+    )
+    with reading(engine) as connection:
+        return any(
+            connection.execute(query.limit(1)).first()
+            for query in (select(runs.c.run_id).where(~is_kept), dated)
+        )
 
 
 def replay_application(engine: Engine, application: str, zone: tzinfo, rules: Rules) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from copy import deepcopy
 from datetime import UTC, date, datetime, timedelta
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -21,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, Table, delete, event, insert, select, update
 
-from etl import aggregates, bulk, history, ledger, rebuild, store
+from etl import aggregates, bulk, database, history, ledger, rebuild, store
 from etl.commands import truth
 from etl.database import connect, prepare, reading, writing
 from etl.ledger import Entry, Recorded
@@ -1039,6 +1040,23 @@ def test_an_older_archive_is_counted_when_it_is_upgraded(
     assert {name: rows for name, rows in after.items() if name not in forgotten} == {
         name: rows for name, rows in before.items() if name not in forgotten
     }
+    assert archiver.call("verify").exit_code == 0
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_an_upgrade_that_was_interrupted_goes_on(
+    api: FakeApi, archiver: Program, database_url: str, steps: int
+) -> None:
+    """The tables are there at once; then come the runs, in one step, and each plan in another."""
+    api.answers = {"r-1": [Given(SAMPLE)], "r-2": [result(name="B")]}
+    assert archiver.call("ingest", "r-1", "r-2").exit_code == 0
+    assert archiver.call("db", "downgrade", "0002").exit_code == 0
+    with opened(database_url) as engine:
+        database.upgrade(engine)
+        for _ in islice(rebuild.replay(engine, UTC), steps):
+            pass
+    assert archiver.call("verify").exit_code == 1
+    assert archiver.call("db", "upgrade").exit_code == 0
     assert archiver.call("verify").exit_code == 0
 
 

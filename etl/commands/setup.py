@@ -7,9 +7,6 @@ from etl.commands.session import open_session
 from etl.config import DEFAULT_PATH
 from etl.errors import UsageError
 
-COUNTED_SINCE = "0003"
-"""Before this revision, an archive has nothing of what reports count."""
-
 
 def init(path: Path | None) -> int:
     """Write the example settings to `path` (default: ./config.toml). Raises UsageError."""
@@ -33,10 +30,13 @@ def example_config() -> Path:
 
 
 def upgrade(path: Path | None) -> int:
-    """Bring the tables to this version's revision."""
+    """Bring the tables to this version's revision, and count what is archived already.
+
+    If that was interrupted, it goes on.
+    """
     session = open_session(path)
-    came_from = database.upgrade(session.engine)
-    if came_from is not None and came_from < COUNTED_SINCE:
+    database.upgrade(session.engine)
+    if rebuild.lacks_counts(session.engine):
         display.note("counting what reports need from the archived answers")
         for _ in rebuild.replay(
             session.engine, session.config.reporting_zone, session.config.rules
