@@ -6,7 +6,6 @@ come from a seed: each run of the test sees the same.
 
 import gzip
 import json
-import os
 import random
 import socket
 import socketserver
@@ -26,12 +25,13 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from sqlalchemy import Connection, func, select
 
+from bench.process import measure
 from etl import database, store
 from etl.schema import payloads, rejects, tracked_runs
 from tests import fake_api, faulty
 from tests.faulty import END_OF_HEAD, chunk, head, reply
 from tests.postgres import Server
-from tests.program import Program, program
+from tests.program import COMMAND, Program, program
 
 CONNECTIONS = 6
 RATE = 40.0
@@ -520,14 +520,7 @@ def test_memory_does_not_grow_with_the_answers(tmp_path: Path, sqlite_url: str) 
         api.other = fake_api.Answer(large())
         archiver = program(tmp_path, sqlite_url, api.url)
         archiver.write("runs.json", json.dumps([f"r-{each}" for each in range(LARGE_RUNS)]))
-        peak_mib = _peak_mib(archiver, "ingest", "--from", "runs.json")
+        command = [*COMMAND, "ingest", "--from", "runs.json"]
+        sample = measure(command, archiver.environment, archiver.folder)
     assert api.requests.total() == LARGE_RUNS
-    assert peak_mib < MOST_MEMORY_MIB
-
-
-def _peak_mib(archiver: Program, *arguments: str) -> float:
-    """Return the most memory that a process of ours had resident (getrusage(2), ru_maxrss)."""
-    with archiver.started(*arguments) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    return usage.ru_maxrss / 1024
+    assert sample.peak_mib < MOST_MEMORY_MIB
