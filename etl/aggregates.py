@@ -285,12 +285,6 @@ def count_some(connection: Connection, rules: Rules) -> bool:
     return bool(variant_ids)
 
 
-def count_all(connection: Connection, rules: Rules) -> None:
-    """Do so until no variant is marked."""
-    while count_some(connection, rules):
-        pass
-
-
 def has_uncounted(connection: Connection) -> bool:
     """Tell whether there are series that are not up to date yet."""
     return connection.execute(select(uncounted).limit(1)).first() is not None

@@ -63,7 +63,13 @@ def see(
     """Store what the API answers for runs at a time, and count it, as a pass does."""
     with writing(engine) as connection:
         keep(connection, at, seen, zone)
-        aggregates.count_all(connection, rules)
+        count_all(connection, rules)
+
+
+def count_all(connection: Connection, rules: Rules = DEFAULT_RULES) -> None:
+    """Bring all series and durations up to date that are marked."""
+    while aggregates.count_some(connection, rules):
+        pass
 
 
 def keep(

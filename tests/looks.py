@@ -9,13 +9,13 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Engine
 
-from etl import aggregates, ledger, store
+from etl import ledger, store
 from etl.database import writing
 from etl.ledger import Entry, Recorded
 from etl.lifecycle import Standing, State
-from etl.metrics import DEFAULT_RULES
 from etl.normalize import normalize
 from etl.payload import decode
+from tests.histories import count_all
 
 NAMES = {"name": " Nightly", "application": "Shop "}
 CHROME = {"name": "e_1", "os": "Linux", "viewport": "800x600", "device": "", "browser": "Chrome"}
@@ -49,5 +49,5 @@ def look(engine: Engine, run_id: str, at: datetime, *tests: Mapping[str, Any], *
     with writing(engine) as connection:
         ledger.track(connection, [Entry(run_id, None, None, {})], at)
         store.save(connection, [answer])
-        aggregates.count_all(connection, DEFAULT_RULES)
+        count_all(connection)
         ledger.record(connection, [Recorded(run_id, Standing(State.WATCHING, at), at)])

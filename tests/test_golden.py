@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from etl import aggregates, rebuild
 from etl.database import connect, prepare, writing
-from etl.metrics import DEFAULT_RULES, Plan, Rules
+from etl.metrics import Plan, Rules
 from etl.schema import (
     daily_results,
     durations,
@@ -32,6 +32,7 @@ from tests.histories import (
     ON_CHROME,
     SAFARI,
     a_run,
+    count_all,
     keep,
     label,
     named_rows,
@@ -797,9 +798,9 @@ def test_a_run_that_is_stored_while_another_counts_is_counted_later(postgresql_u
         aggregates.hold(connection, [Plan("shop", "nightly").plan_id])
         storing.start()
         storing.join(timeout=2)
-        aggregates.count_all(connection, DEFAULT_RULES)
+        count_all(connection)
     storing.join()
     with writing(engine) as connection:
-        aggregates.count_all(connection, DEFAULT_RULES)
+        count_all(connection)
     assert the(named_rows(engine, series), "recent") == [("PF",)]
     engine.dispose()

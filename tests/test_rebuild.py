@@ -27,7 +27,6 @@ from etl.commands import truth
 from etl.database import connect, prepare, reading, writing
 from etl.ledger import Entry, Recorded
 from etl.lifecycle import Standing, State
-from etl.metrics import DEFAULT_RULES
 from etl.normalize import ECHO_WARNING, normalize
 from etl.payload import (
     COUNTER_FIELDS,
@@ -59,6 +58,7 @@ from etl.store import Answer
 from tests.dump import FIXED, Row, rows_of
 from tests.fake_api import SAMPLE, FakeApi, result
 from tests.fake_api import Answer as Given
+from tests.histories import count_all
 from tests.program import COMMAND, Program, bare_program, program
 
 START = datetime(2024, 3, 1, 18, 0, 0, 123000, UTC)
@@ -144,7 +144,7 @@ def look(connection: Connection, at: datetime, seen: Mapping[str, bytes | None])
     """Store what a pass sees of runs, None for a run that is gone, as `keeper` does."""
     answers = [received(run_id, body, at) for run_id, body in seen.items() if body is not None]
     store.save(connection, answers)
-    aggregates.count_all(connection, DEFAULT_RULES)
+    count_all(connection)
     answered = [answer.run_id for answer in answers]
     standing = Standing(State.SETTLED, None)
     ledger.record(connection, [Recorded(run_id, standing, at) for run_id in answered])
@@ -964,7 +964,7 @@ def test_an_answer_in_which_a_secret_was_masked_is_no_damage(sqlite_archive: Eng
     echo.rows.warnings.append(ECHO_WARNING)
     with writing(sqlite_archive) as connection:
         store.save(connection, [echo])
-        aggregates.count_all(connection, DEFAULT_RULES)
+        count_all(connection)
         standing = Standing(State.SETTLED, None)
         ledger.record(connection, [Recorded("run-4", standing, after(9))])
     assert wrong(sqlite_archive) == []
