@@ -106,11 +106,12 @@ class Pass:
             tally = pipeline.run_pass(
                 self._engine, self._config, Order(self._trigger, bad_lines), progress, interrupt
             )
-            is_well = tally.exit_code == 0
-            if (tally.new or tally.changed) and interrupt.signal is None:
+            if interrupt.signal is None:
+                # Even if nothing changed: the pass before may have been killed in it.
                 zone, rules = self._config.reporting_zone, self._config.rules
                 settle = partial(identity.settle, self._engine, started_at, zone, rules)
                 pipeline.Patience().do(settle)  # each of its transactions may be done twice
+            is_well = tally.exit_code == 0
         finally:
             if settings.metrics_file is not None:
                 from etl import prometheus  # noqa: PLC0415  a fifth of the start of a pass

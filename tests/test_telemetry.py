@@ -257,6 +257,22 @@ def test_a_bad_pass_pings_start_and_failure(
     assert targets == [f"/{SECRET}/start", f"/{SECRET}/fail"]
 
 
+def test_a_pass_that_could_not_finish_its_counting_pings_failure(
+    sqlite_archiver: Program, recorder: Faulty, sqlite_url: str
+) -> None:
+    archiver = pinging(sqlite_archiver, f"{recorder.url}/{SECRET}")
+    assert archiver.call("db", "upgrade").exit_code == 0
+    engine = database.connect(sqlite_url)
+    with database.writing(engine) as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER refuse BEFORE UPDATE ON identities BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    engine.dispose()
+    assert archiver.call("ingest", "r1").exit_code == 4
+    targets = [request.target for request in recorder.requests]
+    assert targets == [f"/{SECRET}/start", f"/{SECRET}/fail"]
+
+
 def test_a_pass_without_its_database_pings_failure(
     sqlite_archiver: Program, recorder: Faulty
 ) -> None:
