@@ -33,13 +33,20 @@ def copy_to(engine: Engine, target: Path) -> None:
         )
     require_archive(engine)
     source = Path(engine.url.database or "")
-    if target.is_dir():
-        raise UsageError(f"{target}: is a folder; name a file in it")
-    if target.exists() and target.samefile(source):
-        raise UsageError(f"{target}: is the archive itself; name another file")
+    _refuse_unfit(source, target)
     with _finished(target) as unfinished:
         _copy(source, unfinished)
         _empty_secrets(unfinished)
+
+
+def _refuse_unfit(source: Path, target: Path) -> None:
+    try:
+        if target.is_dir():
+            raise UsageError(f"{target}: is a folder; name a file in it")
+        if target.exists() and target.samefile(source):
+            raise UsageError(f"{target}: is the archive itself; name another file")
+    except OSError as error:
+        raise DatabaseError(f"{target}: cannot be written: {error.strerror}") from None
 
 
 @contextmanager

@@ -104,6 +104,7 @@ def test_a_copy_that_fails_leaves_the_old_one_and_nothing_else(
         ("no/such/folder/copy.db", "cannot be written: unable to open database"),
         (".", "is a folder; name a file in it"),
         ("archive.db", "is the archive itself; name another file"),
+        ("c" * 300, "cannot be written: File name too long"),
     ],
 )
 def test_where_no_copy_can_be_made_is_told_in_a_line(

@@ -357,3 +357,9 @@ def test_a_time_at_the_end_of_the_calendar_cannot_be_asked_for(
     done = archiver.call("report", "trend", f"--to={time}")
     assert done.exit_code == 2
     assert done.stderr.startswith(f"error: --to {time}: give a day or a time such as ")
+
+
+@pytest.mark.parametrize("folder", [".", "/"])
+def test_an_answer_cannot_be_written_to_a_folder(archiver: Program, folder: str) -> None:
+    done = archiver.call("report", "flaky", "--output", folder)
+    assert done == (2, "", f"error: --output {folder}: is a folder; name a file in it\n")

@@ -65,6 +65,8 @@ def written_to(file: Path | None) -> Iterator[None]:
     if file is None:
         yield
         return
+    if not file.name:
+        raise UsageError(f"--output {file}: is a folder; name a file in it")
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with partial.open("x", encoding="utf-8") as text, redirect_stdout(text):
