@@ -121,4 +121,4 @@ def test_a_rate_is_kept_by_many_threads() -> None:
     with fetching(place, unchanged, threads=16) as done:
         while len(done) < 50:
             time.sleep(0.01)
-    assert 0.49 <= time.monotonic() - began < 2
+    assert time.monotonic() - began >= 0.49
