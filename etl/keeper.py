@@ -170,7 +170,7 @@ class Keeper:
             ledger.renew(connection, self._lease())
 
     def count(self) -> None:
-        """Bring up to date what reports count of the plans that answers were stored of."""
+        """Bring all series and durations up to date that are marked, by this pass or another."""
         is_more = True
         while is_more:
             with writing(self._engine) as connection:
