@@ -103,6 +103,16 @@ def test_an_alias_that_was_taken_back_is_kept_with_its_time(
     assert row["removed_at"] >= row["added_at"]
 
 
+def test_no_alias_is_lost_by_a_downgrade(engine: Engine, archiver: Program) -> None:
+    archiver.call("alias", "add", "Pays", "Pays by card", "--application", "Shop")
+    refused = archiver.call("db", "downgrade", "0002")
+    assert refused.exit_code == 4
+    assert "would delete the aliases of renamed tests" in refused.stderr
+    assert ("Smoke", "Pays by card", "PPF") in histories(engine)
+    archiver.call("alias", "remove", "Pays", "--application", "Shop")
+    assert archiver.call("db", "downgrade", "0002").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -1,7 +1,8 @@
 """Keep what reports count: strips of outcomes, series, durations, and results by day and week.
 
 All of it but `aliases` follows from the payloads: after this migration, `db upgrade` replays an
-archive that has runs. `dates` is a calendar for BI tools, from 2010 to 2039.
+archive that has runs, and a downgrade is refused while there are aliases to lose. `dates` is a
+calendar for BI tools, from 2010 to 2039.
 """
 
 from datetime import date, timedelta
@@ -9,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
+from alembic.util import CommandError
 
 TIMESTAMP = sa.DateTime(timezone=True)
 DAY = sa.Date().with_variant(sa.DateTime(), "sqlite")
@@ -329,6 +331,11 @@ def _date_row(day: date) -> tuple[date | int, ...]:
 
 
 def downgrade() -> None:
+    if op.get_bind().scalar(sa.text("SELECT count(*) FROM aliases WHERE removed_at IS NULL")):
+        raise CommandError(
+            "this downgrade would delete the aliases of renamed tests; write down what"
+            " `result-archiver alias list` says, and take them back first: alias remove"
+        )
     for name in (
         "health",
         "data_dictionary",
