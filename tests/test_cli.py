@@ -306,9 +306,11 @@ def test_init_writes_settings_that_load(bare: Program) -> None:
 
 def test_init_leaves_a_file_as_it_is(bare: Program) -> None:
     mine = bare.write("mine.toml", "# mine\n")
-    assert bare.call("--config", "mine.toml", "init") == (
-        2, "", "error: mine.toml: exists already, and was left as it is\n"
-    )  # fmt: skip
+    refusal = (
+        "error: mine.toml: exists already, and was left as it is; "
+        "`result-archiver --config FILE init` writes another\n"
+    )
+    assert bare.call("--config", "mine.toml", "init") == (2, "", refusal)
     assert mine.read_text(encoding="utf-8") == "# mine\n"
 
 

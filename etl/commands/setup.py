@@ -15,7 +15,10 @@ def init(path: Path | None) -> int:
         with target.open("x", encoding="utf-8") as file:
             file.write(example_config().read_text(encoding="utf-8"))
     except FileExistsError:
-        raise UsageError(f"{target}: exists already, and was left as it is") from None
+        raise UsageError(
+            f"{target}: exists already, and was left as it is; "
+            "`result-archiver --config FILE init` writes another"
+        ) from None
     except OSError as error:
         raise UsageError(f"{target}: cannot be written: {error.strerror}") from None
     display.note(f"wrote {target}; next: set APPLITOOLS_API_KEY, then `result-archiver doctor`")
