@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
+from etl.database import connect, prepare
 from tests import fake_api
 from tests.fake_api import FakeApi
 from tests.postgres import Server, running_server
@@ -51,6 +53,15 @@ def postgresql_url(request: pytest.FixtureRequest, postgresql: Server) -> Iterat
     request.node.user_properties.append(("database", f"PostgreSQL {postgresql.version}"))
     with postgresql.database() as url:
         yield url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """A new archive on each kind of database."""
+    engine = connect(database_url)
+    prepare(engine)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture

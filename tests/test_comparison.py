@@ -1,6 +1,5 @@
 """`compare`, `gate` and `show --test`, as users see them."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from etl import ledger
-from etl.database import connect, prepare, writing
+from etl.database import writing
 from etl.ledger import Entry
 from etl.metrics import NamedTest, Naming, Roster, as_roster
 from etl.reports.comparison import Class, classify, compare
@@ -19,15 +18,6 @@ from tests.program import Program, program
 
 START = datetime(2024, 3, 4, 9, 0, 0, 0, UTC)
 DAY = timedelta(days=1)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """A new archive."""
-    engine = connect(database_url)
-    prepare(engine)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

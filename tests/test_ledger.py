@@ -26,15 +26,6 @@ THEIRS = Lease("them", NOW, at(10))
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """A new archive, with an empty ledger."""
-    engine = connect(database_url)
-    prepare(engine)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
 def connection(engine: Engine) -> Iterator[Connection]:
     with writing(engine) as connection:
         yield connection

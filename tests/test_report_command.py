@@ -5,7 +5,6 @@ import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from etl.database import connect, prepare
 from etl.reports import catalog
 from tests.histories import CHROME, SAFARI, a_run, label, see
 from tests.program import Program, program
@@ -30,15 +28,6 @@ HOSTILE = (
     "+1 -1 @sum",
     "ヘルプ " * 20,
 )
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """A new archive."""
-    engine = connect(database_url)
-    prepare(engine)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

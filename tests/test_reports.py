@@ -6,12 +6,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
 from sqlalchemy import Connection, Engine, insert, select
 
 from etl import identity
 from etl.aggregates import has_uncounted
-from etl.database import connect, prepare, reading, snapshot, writing
+from etl.database import reading, snapshot, writing
 from etl.metrics import DEFAULT_RULES
 from etl.reports import catalog
 from etl.reports.model import Filter, Filters, Report, Request
@@ -25,15 +24,6 @@ NOW = MARCH + 40 * DAY
 PLANS = ({"name": "nightly"}, {"name": " smoke", "application": "café "})
 TESTS = ("login", "basket", "pay | now", "search")
 LETTERS = "PPPPPFFFUUAN?"
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """A new archive."""
-    engine = connect(database_url)
-    prepare(engine)
-    yield engine
-    engine.dispose()
 
 
 def answers(dice: random.Random, numbers: range) -> Iterator[tuple[str, dict[str, Any]]]:

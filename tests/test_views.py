@@ -1,7 +1,7 @@
 """The views that BI tools read: the same everywhere, described, and right."""
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -27,15 +27,6 @@ KINDS = {
 """What a type that a column has on SQLite may be on PostgreSQL."""
 
 MONDAY = datetime(2024, 3, 4, 10, 0, tzinfo=UTC)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """A new archive on each kind of database."""
-    engine = connect(database_url)
-    prepare(engine)
-    yield engine
-    engine.dispose()
 
 
 def prefix(connection: Connection) -> str:
