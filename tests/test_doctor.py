@@ -96,6 +96,19 @@ def test_a_new_database_is_no_problem_and_is_not_made_by_looking(archiver: Progr
     assert not Path("archive.db").exists()
 
 
+def test_a_new_database_that_could_not_be_made(with_sqlite: Program) -> None:
+    with_sqlite.write("taken", "a file, not a folder")
+    taken = with_sqlite.folder / "taken"
+    url = f"sqlite:///{taken}/results.db"
+    assert problems(with_sqlite.given(RESULT_ARCHIVER__DATABASE__URL=url)) == {
+        "database": (
+            f"{taken}/results.db: {taken} cannot be written to",
+            "make its folder, or change database.url",
+            4,
+        )
+    }
+
+
 def test_no_key(with_sqlite: Program) -> None:
     assert problems(with_sqlite.given(APPLITOOLS_API_KEY="")) == {
         "source default": (

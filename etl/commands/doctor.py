@@ -61,6 +61,8 @@ def _database(engine: Engine) -> Finding:
     except ArchiverError as error:
         remedy = "check database.url, and that the database runs and lets this user in"
         return _told("database", error, remedy)
+    if problem := database.folder_problem(engine):
+        return Finding("database", problem, "make its folder, or change database.url", 4)
     remedy = "nothing to do: the first ingest makes the tables"
     return Finding("database", f"{database.shown_url(engine)} is new", remedy, 0)
 
