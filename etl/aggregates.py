@@ -16,6 +16,7 @@ import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Engine,
     Select,
     Table,
     and_,
@@ -27,6 +28,7 @@ from sqlalchemy import (
 )
 
 from etl import bulk
+from etl.database import writing
 from etl.metrics import (
     Counts,
     NamedTest,
@@ -283,6 +285,24 @@ def count_some(connection: Connection, rules: Rules) -> bool:
             tests.setdefault(mark.variant_id, set()).update(book[mark.roster_id].keys)
         _refresh_variants(connection, tests, book, rules)
     return bool(variant_ids)
+
+
+def count_marked(engine: Engine, rules: Rules) -> None:
+    """Bring all series and durations up to date that are marked, by this pass or another."""
+    is_more = True
+    while is_more:
+        with writing(engine) as connection:
+            is_more = count_some(connection, rules)
+
+
+def mark_plan(connection: Connection, plan_id: str) -> None:
+    """Have all series of a plan counted anew, under whatever keys its tests have now."""
+    hold(connection, [plan_id])
+    connection.execute(delete(series).where(series.c.variant_id.in_(_in_plan(plan_id))))
+    counted = and_(outcomes.c.variant_id.in_(_in_plan(plan_id)), IS_CURRENT)
+    marks = select(outcomes.c.variant_id, outcomes.c.roster_id).distinct().where(counted)
+    rows = [tuple(mark) for mark in connection.execute(marks)]
+    bulk.add_missing(connection, uncounted, sorted(rows))
 
 
 def has_uncounted(connection: Connection) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Select, and_, exists, or_, select, update
 
-from etl import clock, rebuild
+from etl import aggregates, clock, rebuild
 from etl.bulk import upsert_into
 from etl.database import reading, writing
 from etl.log import get_logger
@@ -88,18 +88,22 @@ def settle(engine: Engine, since: datetime, zone: tzinfo, rules: Rules) -> None:
     """Measure the applications that changed `since` then, and count anew where that tells more."""
     with reading(engine) as connection:
         applications = _changed(connection, since)
-    _settle(engine, applications, zone, rules)
+    _settle(engine, applications, zone)
+    aggregates.count_marked(engine, rules)
 
 
-def settle_new(engine: Engine, run_ids: Sequence[str], zone: tzinfo, rules: Rules) -> None:
-    """Do so with the applications of `run_ids`, just stored, of which too little is known yet."""
+def settle_new(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> None:
+    """Measure those applications of `run_ids`, just stored, of which too little is known yet.
+
+    What has to be counted anew is marked: the pass counts it.
+    """
     with reading(engine) as connection:
         applications = _undecided(connection, run_ids)
     if applications:
-        _settle(engine, applications, zone, rules)
+        _settle(engine, applications, zone)
 
 
-def _settle(engine: Engine, applications: Sequence[str], zone: tzinfo, rules: Rules) -> None:
+def _settle(engine: Engine, applications: Sequence[str], zone: tzinfo) -> None:
     for application in applications:
         with writing(engine) as connection:
             _measure(connection, application)
@@ -108,7 +112,7 @@ def _settle(engine: Engine, applications: Sequence[str], zone: tzinfo, rules: Ru
         unsettled = list(connection.scalars(undone.order_by(identities.c.application)))
     for application in unsettled:
         log.debug("tests are known by other keys now: counting anew", application=application)
-        rebuild.replay_application(engine, application, zone, rules)
+        rebuild.replay_application(engine, application, zone)
         with writing(engine) as connection:
             is_it = identities.c.application == application
             connection.execute(update(identities).where(is_it).values(is_applied=True))

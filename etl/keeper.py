@@ -171,10 +171,7 @@ class Keeper:
 
     def count(self) -> None:
         """Bring all series and durations up to date that are marked, by this pass or another."""
-        is_more = True
-        while is_more:
-            with writing(self._engine) as connection:
-                is_more = aggregates.count_some(connection, self._report_rules)
+        aggregates.count_marked(self._engine, self._report_rules)
         self._uncounted = 0
 
     def release(self) -> None:

@@ -98,8 +98,7 @@ def run_pass(
         try:
             clients = Clients(config)
             clients.require(keeper.due_sources())
-            zone, rules = config.reporting_zone, config.rules
-            learn = partial(identity.settle_new, engine, zone=zone, rules=rules)
+            learn = partial(identity.settle_new, engine, zone=config.reporting_zone)
             hands = _Hands(keeper, patience, learn)
             _Pass(config, Fetcher(clients, config), hands).run(progress, interrupt)
             tally.exit_code = exit_code(tally, interrupt) or (1 if order.bad_lines else 0)

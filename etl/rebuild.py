@@ -163,14 +163,18 @@ def lacks_counts(engine: Engine) -> bool:
         )
 
 
-def replay_application(engine: Engine, application: str, zone: tzinfo, rules: Rules) -> None:
-    """Do the same for one application, whose tests are known by other keys than before."""
+def replay_application(engine: Engine, application: str, zone: tzinfo) -> None:
+    """Rebuild the runs of an application whose tests are known by other keys than before.
+
+    Its series are marked to be counted anew.
+    """
     with reading(engine) as connection:
         plans = aggregates.plan_ids_of(connection, application)
     for plan_id in plans:
         for run_ids in _batches(engine, payloads.c.run_id.in_(_runs_of_plan(plan_id))):
             _mend_runs(engine, run_ids, zone)
-        _mend_plan(engine, plan_id, rules)
+        with writing(engine) as connection:
+            aggregates.mark_plan(connection, plan_id)
 
 
 def _mend_runs(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> Checked:
