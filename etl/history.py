@@ -84,7 +84,7 @@ def derived(
         ],
         "warnings": [row for stretch in stretches for row in warning_rows(owner.run_id, stretch)],
         "outcomes": [
-            outcome_row(owner.run_id, stretch, superseded_at, id_keyed)
+            outcome_row(owner.run_id, stretch, superseded_at, names_of(stretch.rows, id_keyed))
             for stretch, superseded_at in zip(stretches, ends, strict=True)
         ],
         "status_changes": [
@@ -190,9 +190,19 @@ def roster_row(rows: Rows, id_keyed: Collection[str]) -> tuple[str, str]:
     return hashlib.sha256(tests).hexdigest()[:32], tests.decode()
 
 
-def outcome_row(
-    run_id: str, stretch: Stretch, superseded_at: datetime | None, id_keyed: Collection[str]
-) -> Row:
+class Names(NamedTuple):
+    """The rows that an outcome refers to: of `plan_variants` and of `rosters`, each by its key."""
+
+    variant: Row
+    roster: Row
+
+
+def names_of(rows: Rows, id_keyed: Collection[str]) -> Names:
+    """Return what the outcome of an answer refers to."""
+    return Names(variant_row(rows), roster_row(rows, id_keyed))
+
+
+def outcome_row(run_id: str, stretch: Stretch, superseded_at: datetime | None, names: Names) -> Row:
     """Return the row of `outcomes`."""
     run, own = stretch.rows.run, stretch.rows.counts[0]
     outcomes = strip_of(test.status for test in stretch.rows.tests)
@@ -203,8 +213,8 @@ def outcome_row(
         stretch.revision,
         stretch.observed_at,
         superseded_at,
-        variant_row(stretch.rows)[0],
-        roster_row(stretch.rows, id_keyed)[0],
+        names.variant[0],
+        names.roster[0],
         outcomes,
         run.status,
         run.started_at,

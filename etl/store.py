@@ -6,7 +6,7 @@ after another, the later one fetched later.
 
 import hashlib
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -16,18 +16,18 @@ from sqlalchemy import Connection, Table, and_, delete, select, tuple_, update
 from etl import aggregates, bulk
 from etl.history import (
     Before,
+    Names,
     Owner,
     Row,
     Stretch,
     TestState,
     changed_statuses,
     differing_tests,
+    names_of,
     outcome_row,
     revision_row,
-    roster_row,
     run_row,
     test_states,
-    variant_row,
     warning_rows,
 )
 from etl.lifecycle import Seen
@@ -329,11 +329,15 @@ def _insert_new(
         [revision_row(answer.run_id, opened, None) for answer, opened in opened_by],
     )
     id_keyed = id_keyed_applications(connection)
-    put_names(connection, rows, id_keyed)
+    names = [names_of(each, id_keyed) for each in rows]
+    _put_names(connection, names)
     bulk.insert(
         connection,
         outcomes,
-        [outcome_row(answer.run_id, opened, None, id_keyed) for answer, opened in opened_by],
+        [
+            outcome_row(answer.run_id, opened, None, named)
+            for (answer, opened), named in zip(opened_by, names, strict=True)
+        ],
     )
     bulk.insert(connection, payloads, [_payload_row(*pair) for pair in opened_by])
     bulk.insert(
@@ -349,12 +353,10 @@ def id_keyed_applications(connection: Connection) -> frozenset[str]:
     return frozenset(connection.scalars(query))
 
 
-def put_names(connection: Connection, rows: Iterable[Rows], id_keyed: Collection[str]) -> None:
+def _put_names(connection: Connection, names: Sequence[Names]) -> None:
     """Keep what `outcomes` refers to: plans with their environments, and lists of tests."""
-    answers = list(rows)
-    _add_missing(connection, plan_variants, {row[0]: row for row in map(variant_row, answers)})
-    rosters_by_id = {row[0]: row for row in (roster_row(each, id_keyed) for each in answers)}
-    _add_missing(connection, rosters, rosters_by_id)
+    _add_missing(connection, plan_variants, {each.variant[0]: each.variant for each in names})
+    _add_missing(connection, rosters, {each.roster[0]: each.roster for each in names})
 
 
 def _add_missing(connection: Connection, table: Table, rows: Mapping[str, Row]) -> None:
