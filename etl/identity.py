@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, Select, and_, exists, or_, select, update
+from sqlalchemy import Connection, Engine, Select, and_, or_, select, update
 
 from etl import aggregates, clock, rebuild
 from etl.bulk import upsert_into
@@ -132,15 +132,8 @@ def _undecided(connection: Connection, run_ids: Sequence[str]) -> list[str]:
 
 
 def _changed(connection: Connection, since: datetime) -> list[str]:
-    """Return the applications that changed since then and were not measured, or never were."""
-    is_measured = exists().where(
-        identities.c.application == plan_variants.c.application,
-        identities.c.measured_at >= since,
-        identities.c.compared >= LEAST_COMPARED,
-    )
-    query = _runs_with_plan(plan_variants.c.application).where(
-        runs.c.changed_at >= since, ~is_measured
-    )
+    """Return the applications that changed since then, or that no pass has measured yet."""
+    query = _runs_with_plan(plan_variants.c.application).where(runs.c.changed_at >= since)
     measured = select(identities.c.application)
     unmeasured = select(plan_variants.c.application).where(
         plan_variants.c.application.not_in(measured)
