@@ -69,7 +69,8 @@ class Exchange:
             wait_s = self._wait_s(now)
             if wait_s == 0:
                 job = self._sources.take(now)
-                self._changed.notify()  # whoever waits may find one more
+                if self._wait_s(now) is not None:
+                    self._changed.notify()  # whoever waits finds one more, now or soon
                 return job
             self._wait(wait_s)
         return None
