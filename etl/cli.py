@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
 db = typer.Typer(
-    help="Create, update or take back the archive's tables.",
+    help="Create, update or take back the tables; let a BI tool read the views.",
     epilog="Example: result-archiver db upgrade",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -175,7 +175,9 @@ def db_upgrade(context: typer.Context) -> int:
 )
 def db_downgrade(
     context: typer.Context,
-    revision: Annotated[str, typer.Argument(help="A revision such as 0001, or -1, or base.")],
+    revision: Annotated[
+        str, typer.Argument(metavar="REVISION", help="A revision such as 0001, or -1, or base.")
+    ],
 ) -> int:
     """Take the tables back to an older revision."""
     from etl.commands import setup

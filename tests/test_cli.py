@@ -139,7 +139,7 @@ def test_without_a_command_the_help_is_on_stderr(bare: Program, arguments: list[
             "--config no.toml status",
             "no.toml: there is no such file; `result-archiver init` writes one",
         ),
-        ("db downgrade", "Missing argument 'revision'. (see --help)"),
+        ("db downgrade", "Missing argument 'REVISION'. (see --help)"),
     ],
 )
 def test_bad_usage_is_one_line(bare: Program, command: str, message: str) -> None:
