@@ -41,6 +41,7 @@ _REMEDIES = {
     sqlite3.SQLITE_CANTOPEN: "make its folder, and that writable",
 }
 """What to do about errors of SQLite, by their primary codes: its own words say little."""
+_UNREACHABLE = "check database.url, and that the database runs and lets this user in"
 
 
 def connect(url: str) -> Engine:
@@ -175,6 +176,13 @@ def _sqlite_code(error: SQLAlchemyError) -> int:
     return getattr(cause, "sqlite_errorcode", 0) & 0xFF
 
 
+def _is_unreachable(error: SQLAlchemyError) -> bool:
+    """Tell a server that let nobody in from one that did not like a statement."""
+    if not isinstance(error, OperationalError) or isinstance(error.orig, sqlite3.Error):
+        return False
+    return error.statement is None
+
+
 def shown_url(engine: Engine) -> str:
     """Return the database's URL as people may see it."""
     shown = engine.url.set(drivername=engine.dialect.name, query={})  # it may have a password too
@@ -185,7 +193,7 @@ def _reason(error: SQLAlchemyError) -> str:
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     reason = mask(lines[0]) if lines else type(cause).__name__
-    remedy = _REMEDIES.get(_sqlite_code(error))
+    remedy = _UNREACHABLE if _is_unreachable(error) else _REMEDIES.get(_sqlite_code(error))
     return f"{reason}; {remedy}" if remedy else reason
 
 

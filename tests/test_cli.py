@@ -196,6 +196,9 @@ def test_a_database_password_is_not_shown(bare: Program) -> None:
     assert done.exit_code == 4
     assert done.stderr.startswith("error: postgresql://user:***@127.0.0.1:")
     assert "pass-word" not in done.stderr
+    assert done.stderr.endswith(
+        "; check database.url, and that the database runs and lets this user in\n"
+    )
     assert len(done.stderr.splitlines()) == 1
 
 
