@@ -183,8 +183,17 @@ def test_words_are_those_of_the_moment(engine: Engine, archiver: Program) -> Non
     ("arguments", "error"),
     [
         ("flakey", "report flakey: there is none; there are overview, trend, weekly, "),
-        ("durations --test login", "report durations: cannot be limited by --test"),
-        ("health --from 2024-03-01", "report health: cannot be limited by --from"),
+        (
+            "durations --test login",
+            (
+                "report durations: cannot be limited by --test; it takes --application, --from,"
+                " --label, --plan, --to"
+            ),
+        ),
+        (
+            "health --from 2024-03-01",
+            "report health: cannot be limited by --from; it takes no filter",
+        ),
         ("trend --from yesterday", "--from yesterday: give a day or a time such as 2026-11-02"),
         ("trend --from 2024-03-02 --to 2024-03-01", "--from 2024-03-02: is not before --to"),
         ("trend --as-of 2999-01-01", "--as-of 2999-01-01: is not over yet (Europe/Berlin)"),

@@ -47,7 +47,10 @@ def find(name: str) -> Definition:
 def run(connection: Connection, definition: Definition, request: Request) -> Report:
     """Answer a report. Raises UsageError where a filter makes no sense for it."""
     for misused in sorted(request.filters.used - definition.filters):
-        raise UsageError(f"report {definition.name}: cannot be limited by --{misused}")
+        taken = ", ".join(f"--{each}" for each in sorted(definition.filters)) or "no filter"
+        raise UsageError(
+            f"report {definition.name}: cannot be limited by --{misused}; it takes {taken}"
+        )
     if request.as_of and request.filters.labels:
         raise UsageError("--label: labels have no history; leave it out, or --as-of")
     answer = definition.answer(connection, request)
