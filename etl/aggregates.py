@@ -59,7 +59,6 @@ from etl.schema import (
     outcomes,
     plan_variants,
     rosters,
-    runs,
     series,
     uncounted,
     weekly_results,
@@ -244,26 +243,52 @@ class NewestFirst:
 # --- bringing up to date --------------------------------------------------------------------
 
 
-def note(connection: Connection, run_ids: Sequence[str]) -> None:
-    """Take in a new revision of each of `run_ids`, just stored: add to days and weeks, mark series.
+class Noted(NamedTuple):
+    """A revision of a run, as far as it counts: `period` is None for one that names no day."""
 
-    A series has a row for each test, and one run after the other of a plan would write all of
-    them again: `count_some` does that once for many runs.
+    plan: Plan
+    variant_id: str
+    roster_id: str
+    period: Period | None
+
+
+def noted(connection: Connection, revisions: Sequence[tuple[str, int]]) -> list[Noted]:
+    """Return what is stored of some revisions, given by run ID and number."""
+    columns = (
+        plan_variants.c.application,
+        plan_variants.c.plan,
+        outcomes.c.variant_id,
+        outcomes.c.roster_id,
+        outcomes.c.started_on,
+        outcomes.c.outcomes,
+        *[outcomes.c[f"checks_{name}"] for name in Counts._fields],
+    )
+    same_variant = plan_variants.c.variant_id == outcomes.c.variant_id
+    query = select(*columns).join(plan_variants, same_variant)
+    key = tuple_(outcomes.c.run_id, outcomes.c.revision)
+    found = []
+    for chunk in chunks(revisions):
+        for row in connection.execute(query.where(key.in_(chunk))):
+            application, plan, variant_id, roster_id, started_on, strip, *checks = row
+            period = as_period(started_on, strip, Counts(*checks)) if started_on else None
+            found.append(Noted(Plan(application, plan), variant_id, roster_id, period))
+    return found
+
+
+def note(connection: Connection, opened: Sequence[Noted], closed: Sequence[Noted]) -> None:
+    """Take in what revisions just stored count, and out what those count that they supersede.
+
+    Adds to days and weeks, and marks series. A series has a row for each test, and one run after
+    the other of a plan would write all of them again: `count_some` does that once for many runs.
     """
     differences: defaultdict[Plan, list[Period]] = defaultdict(list)
-    plans: set[Plan] = set()
-    marks: set[tuple[str, str]] = set()
-    for chunk in chunks(run_ids):
-        for row in connection.execute(_newest_two(chunk)):
-            plan = Plan(row.application, row.plan)
-            plans.add(plan)
-            marks.add((row.variant_id, row.roster_id))
-            if row.started_on is not None:
-                checks = Counts(*[getattr(row, f"checks_{name}") for name in Counts._fields])
-                period = as_period(row.started_on, row.outcomes, checks)
-                differences[plan].append(period if row.is_newest else negative(period))
+    for each in opened:
+        differences[each.plan] += [each.period] if each.period else []
+    for each in closed:
+        differences[each.plan] += [negative(each.period)] if each.period else []
     # First: who counts meanwhile does not see our runs, and would take away a mark that is there.
-    hold(connection, [plan.plan_id for plan in plans])
+    hold(connection, [plan.plan_id for plan in differences])
+    marks = {(each.variant_id, each.roster_id) for each in (*opened, *closed)}
     bulk.add_missing(connection, uncounted, sorted(marks))
     days = {plan: summed(each) for plan, each in differences.items()}
     _add_periods(connection, daily_results, days)
@@ -331,25 +356,6 @@ def refresh_plans(connection: Connection, plans: Collection[Plan], rules: Rules)
         _refresh_variants(connection, dict.fromkeys(variant_ids), book, rules)
 
 
-def _newest_two(run_ids: Sequence[str]) -> Select[Any]:
-    """Return the query for the newest revision of runs and the one before, with their plan."""
-    return (
-        select(
-            outcomes.c.variant_id,
-            outcomes.c.roster_id,
-            outcomes.c.started_on,
-            outcomes.c.outcomes,
-            *[outcomes.c[f"checks_{name}"] for name in Counts._fields],
-            plan_variants.c.application,
-            plan_variants.c.plan,
-            (outcomes.c.revision == runs.c.revision).label("is_newest"),
-        )
-        .join(runs, runs.c.run_id == outcomes.c.run_id)
-        .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
-        .where(outcomes.c.run_id.in_(run_ids), outcomes.c.revision >= runs.c.revision - 1)
-    )
-
-
 def hold(connection: Connection, plan_ids: Collection[str]) -> None:
     """Let nobody else bring these plans up to date until the commit, from rows we cannot see yet.
 
@@ -400,16 +406,20 @@ def _add_periods(
     ]
     before = _read_periods(connection, table, keys)
     rows: list[Row] = []
+    gone: list[Row] = []
     for plan, periods in differences.items():
-        merged = summed([*before.get(plan.plan_id, []), *periods])
-        rows += [period_row(plan, period) for period in merged]
-    bulk.delete(connection, table, keys)
-    bulk.insert(connection, table, rows)
+        for difference in periods:
+            key = (plan.plan_id, difference.first_day)
+            merged = summed([before[key], difference] if key in before else [difference])
+            rows += [period_row(plan, period) for period in merged]
+            gone += [] if merged else [key]
+    bulk.delete(connection, table, gone)
+    bulk.replace(connection, table, rows)
 
 
 def _read_periods(
     connection: Connection, table: Table, keys: Sequence[tuple[str, date]]
-) -> dict[str, list[Period]]:
+) -> dict[tuple[str, date], Period]:
     plan_id, first_day = table.primary_key.columns
     columns = [
         table.c.runs,
@@ -417,13 +427,13 @@ def _read_periods(
         *[table.c[name] for name in Counts._fields],
         *[table.c[f"checks_{name}"] for name in Counts._fields],
     ]
-    found: defaultdict[str, list[Period]] = defaultdict(list)
+    found = {}
     for chunk in chunks(keys):
         query = select(plan_id, first_day, *columns)
         for row in connection.execute(query.where(tuple_(plan_id, first_day).in_(chunk))):
             key, day, run_count, test_count, *counted = row
             counts, checks = Counts(*counted[:5]), Counts(*counted[5:])
-            found[key].append(Period(day, run_count, test_count, counts, checks))
+            found[key, day] = Period(day, run_count, test_count, counts, checks)
     return found
 
 

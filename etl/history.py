@@ -7,12 +7,24 @@ here is how. `store` adds a content at a time by these rules; `rebuild` applies 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgspec
 
-from etl.metrics import Plan, as_plan, checks_of, count, digest, rates, strip_of
+from etl.metrics import (
+    Counts,
+    Period,
+    Plan,
+    as_period,
+    as_plan,
+    checks_of,
+    count,
+    digest,
+    rates,
+    strip_of,
+)
 from etl.normalize import Rows
 from etl.payload import COUNTERS, OPEN_STATUS
 
@@ -84,7 +96,7 @@ def derived(
         ],
         "warnings": [row for stretch in stretches for row in warning_rows(owner.run_id, stretch)],
         "outcomes": [
-            outcome_row(owner.run_id, stretch, superseded_at, names_of(stretch.rows, id_keyed))
+            outcome_row(owner.run_id, stretch, superseded_at, outcome_of(stretch.rows, id_keyed))
             for stretch, superseded_at in zip(stretches, ends, strict=True)
         ],
         "status_changes": [
@@ -164,19 +176,13 @@ def differing_tests(
 def variant_row(rows: Rows) -> Row:
     """Return the row of `plan_variants` that an answer belongs to."""
     run = rows.run
-    plan = as_plan(run.application, run.name)
-    return (
-        variant_id(plan, run.environment_signature),
-        plan.plan_id,
-        plan.application,
-        plan.plan,
-        run.environment_signature,
-    )
+    return _variant_row(as_plan(run.application, run.name), run.environment_signature)
 
 
-def variant_id(plan: Plan, environment_signature: str) -> str:
-    """Return the key of a plan under one set of environments."""
-    return digest([plan.application, plan.plan, environment_signature])
+@lru_cache(maxsize=256)  # plans recur
+def _variant_row(plan: Plan, environment_signature: str) -> Row:
+    variant_id = digest([plan.application, plan.plan, environment_signature])
+    return (variant_id, plan.plan_id, plan.application, plan.plan, environment_signature)
 
 
 def roster_row(rows: Rows, id_keyed: Collection[str]) -> tuple[str, str]:
@@ -190,32 +196,49 @@ def roster_row(rows: Rows, id_keyed: Collection[str]) -> tuple[str, str]:
     return hashlib.sha256(tests).hexdigest()[:32], tests.decode()
 
 
-class Names(NamedTuple):
-    """The rows that an outcome refers to: of `plan_variants` and of `rosters`, each by its key."""
+class Outcome(NamedTuple):
+    """How the tests of an answer ended: a letter for each (`strip`), and what that counts.
+
+    `variant` and `roster` are the rows of `plan_variants` and `rosters` that it refers to.
+    """
 
     variant: Row
     roster: Row
+    strip: str
+    tests: Counts
+    checks: Counts
+    period: Period | None
+    """What it adds to its day, None where the answer names no day."""
 
 
-def names_of(rows: Rows, id_keyed: Collection[str]) -> Names:
-    """Return what the outcome of an answer refers to."""
-    return Names(variant_row(rows), roster_row(rows, id_keyed))
+def outcome_of(rows: Rows, id_keyed: Collection[str]) -> Outcome:
+    """Return what an answer counts."""
+    strip = strip_of([test.status for test in rows.tests])
+    checks = checks_of(rows.counts[0]._asdict())
+    day = rows.run.started_on
+    return Outcome(
+        variant_row(rows),
+        roster_row(rows, id_keyed),
+        strip,
+        count(strip),
+        checks,
+        as_period(day, strip, checks) if day else None,
+    )
 
 
-def outcome_row(run_id: str, stretch: Stretch, superseded_at: datetime | None, names: Names) -> Row:
+def outcome_row(
+    run_id: str, stretch: Stretch, superseded_at: datetime | None, outcome: Outcome
+) -> Row:
     """Return the row of `outcomes`."""
-    run, own = stretch.rows.run, stretch.rows.counts[0]
-    outcomes = strip_of(test.status for test in stretch.rows.tests)
-    tests = count(outcomes)
-    checks = checks_of(own._asdict())
+    run, tests, checks = stretch.rows.run, outcome.tests, outcome.checks
     return (
         run_id,
         stretch.revision,
         stretch.observed_at,
         superseded_at,
-        names.variant[0],
-        names.roster[0],
-        outcomes,
+        outcome.variant[0],
+        outcome.roster[0],
+        outcome.strip,
         run.status,
         run.started_at,
         run.started_on,
@@ -224,7 +247,7 @@ def outcome_row(run_id: str, stretch: Stretch, superseded_at: datetime | None, n
         *(getattr(checks, name) for name in COUNTERS),
         rates(checks).pass_rate,
         *(getattr(tests, name) for name in COUNTERS),
-        len(outcomes) - sum(tests),
+        len(outcome.strip) - sum(tests),
         *rates(tests),
     )
 

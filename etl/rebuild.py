@@ -31,7 +31,7 @@ from sqlalchemy.exc import DataError, DBAPIError
 
 from etl import aggregates, bulk, store
 from etl.database import reading, writing
-from etl.history import DERIVED, Owner, Row, Stretch, derived, names_of
+from etl.history import DERIVED, Owner, Row, Stretch, derived, outcome_of
 from etl.metrics import DEFAULT_RULES, Rules
 from etl.normalize import ECHO_WARNING, normalize
 from etl.payload import COUNTERS, decode
@@ -350,8 +350,8 @@ def _expected(connection: Connection, run_ids: Sequence[str], zone: tzinfo) -> _
 
 
 def _note_names(batch: _Batch, stretch: Stretch, id_keyed: Collection[str]) -> None:
-    names = names_of(stretch.rows, id_keyed)
-    named = {plan_variants: names.variant, rosters: names.roster}
+    outcome = outcome_of(stretch.rows, id_keyed)
+    named = {plan_variants: outcome.variant, rosters: outcome.roster}
     for table, row in named.items():
         batch.names[table.name][row[:1]] = row
 

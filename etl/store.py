@@ -16,14 +16,14 @@ from sqlalchemy import Connection, Table, and_, delete, select, tuple_, update
 from etl import aggregates, bulk
 from etl.history import (
     Before,
-    Names,
+    Outcome,
     Owner,
     Row,
     Stretch,
     TestState,
     changed_statuses,
     differing_tests,
-    names_of,
+    outcome_of,
     outcome_row,
     revision_row,
     run_row,
@@ -31,6 +31,7 @@ from etl.history import (
     warning_rows,
 )
 from etl.lifecycle import Seen
+from etl.metrics import Plan
 from etl.normalize import Drift, Rows
 from etl.schema import (
     COUNTERS,
@@ -215,11 +216,14 @@ def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
     stretches = {
         answer.run_id: _stretch(answer, before.get(answer.run_id)) for answer in new + changed
     }
+    closed = aggregates.noted(
+        connection, [(answer.run_id, before[answer.run_id].revision) for answer in changed]
+    )
     status_rows = _supersede(connection, changed, stretches, before)
-    _insert_new(connection, [*new, *changed], stretches, before)
+    outcomes_now = _insert_new(connection, [*new, *changed], stretches, before)
     bulk.insert(connection, status_changes, status_rows)
     _put_drift(connection, new + changed)
-    aggregates.note(connection, list(stretches))
+    aggregates.note(connection, [_noted(each) for each in outcomes_now], closed)
     unmark_gone(connection, [run_id for run_id, known in before.items() if known.gone_at])
     after = archived(connection, list(stretches))
     return {
@@ -306,7 +310,7 @@ def _insert_new(
     answers: Sequence[Answer],
     stretches: Mapping[str, Stretch],
     before: Mapping[str, Archived],
-) -> None:
+) -> list[Outcome]:
     """Write what the answers say now: run, children, the open stretch and its payload."""
     run_rows = []
     for answer in answers:
@@ -329,14 +333,14 @@ def _insert_new(
         [revision_row(answer.run_id, opened, None) for answer, opened in opened_by],
     )
     id_keyed = id_keyed_applications(connection)
-    names = [names_of(each, id_keyed) for each in rows]
-    _put_names(connection, names)
+    opened_outcomes = [outcome_of(each, id_keyed) for each in rows]
+    _put_names(connection, opened_outcomes)
     bulk.insert(
         connection,
         outcomes,
         [
-            outcome_row(answer.run_id, opened, None, named)
-            for (answer, opened), named in zip(opened_by, names, strict=True)
+            outcome_row(answer.run_id, opened, None, outcome)
+            for (answer, opened), outcome in zip(opened_by, opened_outcomes, strict=True)
         ],
     )
     bulk.insert(connection, payloads, [_payload_row(*pair) for pair in opened_by])
@@ -345,6 +349,12 @@ def _insert_new(
         warnings,
         [row for answer, opened in opened_by for row in warning_rows(answer.run_id, opened)],
     )
+    return opened_outcomes
+
+
+def _noted(outcome: Outcome) -> aggregates.Noted:
+    variant_id, _, application, plan, _ = outcome.variant
+    return aggregates.Noted(Plan(application, plan), variant_id, outcome.roster[0], outcome.period)
 
 
 def id_keyed_applications(connection: Connection) -> frozenset[str]:
@@ -353,10 +363,10 @@ def id_keyed_applications(connection: Connection) -> frozenset[str]:
     return frozenset(connection.scalars(query))
 
 
-def _put_names(connection: Connection, names: Sequence[Names]) -> None:
+def _put_names(connection: Connection, opened: Sequence[Outcome]) -> None:
     """Keep what `outcomes` refers to: plans with their environments, and lists of tests."""
-    _add_missing(connection, plan_variants, {each.variant[0]: each.variant for each in names})
-    _add_missing(connection, rosters, {each.roster[0]: each.roster for each in names})
+    _add_missing(connection, plan_variants, {each.variant[0]: each.variant for each in opened})
+    _add_missing(connection, rosters, {each.roster[0]: each.roster for each in opened})
 
 
 def _add_missing(connection: Connection, table: Table, rows: Mapping[str, Row]) -> None:

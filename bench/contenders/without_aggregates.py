@@ -7,9 +7,10 @@ from sqlalchemy import Connection
 
 from etl import aggregates
 from etl.__main__ import main as archiver
+from etl.aggregates import Noted
 
 
-def note_nothing(connection: Connection, run_ids: Sequence[str]) -> None:
+def note_nothing(connection: Connection, opened: Sequence[Noted], closed: Sequence[Noted]) -> None:
     """Stand for `aggregates.note`: days stay as they are, and nothing is marked to be counted."""
 
 
