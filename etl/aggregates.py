@@ -420,21 +420,12 @@ def _add_periods(
 def _read_periods(
     connection: Connection, table: Table, keys: Sequence[tuple[str, date]]
 ) -> dict[tuple[str, date], Period]:
-    plan_id, first_day = table.primary_key.columns
-    columns = [
-        table.c.runs,
-        table.c.tests,
-        *[table.c[name] for name in Counts._fields],
-        *[table.c[f"checks_{name}"] for name in Counts._fields],
-    ]
-    found = {}
-    for chunk in chunks(keys):
-        query = select(plan_id, first_day, *columns)
-        for row in connection.execute(query.where(tuple_(plan_id, first_day).in_(chunk))):
-            key, day, run_count, test_count, *counted = row
-            counts, checks = Counts(*counted[:5]), Counts(*counted[5:])
-            found[key, day] = Period(day, run_count, test_count, counts, checks)
-    return found
+    checks = [f"checks_{name}" for name in Counts._fields]
+    found = bulk.find(connection, table, ["runs", "tests", *Counts._fields, *checks], keys)
+    return {
+        (plan_id, day): Period(day, row[0], row[1], Counts(*row[2:7]), Counts(*row[7:]))
+        for (plan_id, day), row in found.items()
+    }
 
 
 # --- rows -----------------------------------------------------------------------------------

@@ -93,22 +93,40 @@ def read(
     return [tuple(row) for row in connection.exec_driver_sql(statement, tuple(keys))]
 
 
+def find(
+    connection: Connection, table: Table, names: Sequence[str], keys: Sequence[Row]
+) -> dict[Row, Row]:
+    """Return the values of the columns `names`, by primary key, of those `keys` that are there.
+
+    The values are as `storable` has them, the keys as they were given.
+    """
+    if not keys:
+        return {}
+    columns = list(table.primary_key)
+    wanted = ", ".join(f'"{name}"' for name in [*(each.name for each in columns), *names])
+    given = dict(zip(storable(connection, columns, keys), keys, strict=True))
+    rows = _with_keys(connection, f"SELECT {wanted} FROM {table.name}", table, list(given))  # noqa: S608  our names
+    return {given[row[: len(columns)]]: row[len(columns) :] for row in rows}
+
+
 def delete(connection: Connection, table: Table, keys: Sequence[Row]) -> None:
     """Delete rows by primary key."""
-    if not keys:
-        return
-    columns = list(table.primary_key)
-    names = ", ".join(column.name for column in columns)
-    storable_keys = storable(connection, columns, keys)
-    if connection.dialect.name == "postgresql":
-        given = ", ".join(f"%s::{_sql_type(connection, column)}[]" for column in columns)
-        connection.exec_driver_sql(
-            f"DELETE FROM {table.name} WHERE ({names}) IN (SELECT * FROM unnest({given}))",  # noqa: S608  our names
-            tuple(map(list, zip(*storable_keys, strict=True))),
-        )
-        return
-    statement = f"DELETE FROM {table.name} WHERE ({names}) IN (VALUES {{values}})"  # noqa: S608  our names
-    _many_at_once(connection, statement, storable_keys)
+    if keys:
+        storable_keys = storable(connection, list(table.primary_key), keys)
+        _with_keys(connection, f"DELETE FROM {table.name}", table, storable_keys)  # noqa: S608  our names
+
+
+def _with_keys(connection: Connection, verb: str, table: Table, keys: Sequence[Row]) -> list[Row]:
+    """Run `verb` for the rows with these primary keys, and return the rows that it gives."""
+    names = ", ".join(column.name for column in table.primary_key)
+    if connection.dialect.name == "sqlite":
+        return _many_at_once(connection, f"{verb} WHERE ({names}) IN (VALUES {{values}})", keys)
+    given = ", ".join(f"%s::{_sql_type(connection, column)}[]" for column in table.primary_key)
+    result = connection.exec_driver_sql(
+        f"{verb} WHERE ({names}) IN (SELECT * FROM unnest({given}))",  # noqa: S608  our names
+        tuple(map(list, zip(*keys, strict=True))),
+    )
+    return [tuple(row) for row in result] if result.returns_rows else []
 
 
 def update(
@@ -147,20 +165,25 @@ def _sql_type(connection: Connection, column: Column[Any]) -> str:
     return name.partition(" COLLATE ")[0]
 
 
-def _many_at_once(connection: Connection, statement: str, rows: Sequence[Row]) -> None:
+def _many_at_once(connection: Connection, statement: str, rows: Sequence[Row]) -> list[Row]:
     """Run `statement` with the values of as many rows as it may have, again and again.
+
+    Returns the rows that it gives.
 
     SQLite works outside of Python's lock: with a statement for each row, the writing thread
     would have to wait for its turn after each of them.
     """
     marks = f"({', '.join('?' * len(rows[0]))})"
     start = 0
+    found: list[Row] = []
     with _cursor(connection, statement) as cursor:
         for height in HEIGHTS:
             text = statement.format(values=", ".join([marks] * height))
             while len(rows) - start >= height:
                 cursor.execute(text, tuple(chain.from_iterable(rows[start : start + height])))
+                found += cursor
                 start += height
+    return found
 
 
 def _copy(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
