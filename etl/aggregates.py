@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from functools import lru_cache
+from itertools import chain
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -300,15 +301,21 @@ def count_some(connection: Connection, rules: Rules) -> bool:
     """Bring the series and durations of some marked variants up to date; False if none was."""
     chosen = select(uncounted.c.variant_id).distinct().order_by(uncounted.c.variant_id)
     variant_ids = list(connection.scalars(chosen.limit(PORTION_VARIANTS)))
-    for plan, of_plan in _by_plan(connection, variant_ids).items():
-        hold(connection, [plan.plan_id])
-        taken = delete(uncounted).where(uncounted.c.variant_id.in_(of_plan))
-        book = RosterBook(connection, Namings(connection).of(plan))
-        tests: dict[str, set[str]] = {}
-        for mark in connection.execute(taken.returning(uncounted)).all():
-            book.learn([mark.roster_id])
-            tests.setdefault(mark.variant_id, set()).update(book[mark.roster_id].keys)
-        _refresh_variants(connection, tests, book, rules)
+    plans = _by_plan(connection, variant_ids)
+    hold(connection, [plan.plan_id for plan in plans])
+    taken = delete(uncounted).where(uncounted.c.variant_id.in_(variant_ids))
+    marks: defaultdict[str, list[str]] = defaultdict(list)
+    for mark in connection.execute(taken.returning(uncounted)):
+        marks[mark.variant_id].append(mark.roster_id)
+    namings = Namings(connection)
+    wanted = []
+    for plan, of_plan in plans.items():
+        book = RosterBook(connection, namings.of(plan))
+        book.learn(chain.from_iterable(marks[variant_id] for variant_id in of_plan))
+        for variant_id in of_plan:
+            keys = {key for roster_id in marks[variant_id] for key in book[roster_id].keys}
+            wanted.append(_Wanted(variant_id, book, keys))
+    _refresh(connection, wanted, rules)
     return bool(variant_ids)
 
 
@@ -353,7 +360,7 @@ def refresh_plans(connection: Connection, plans: Collection[Plan], rules: Rules)
         variant_ids = _variant_ids(connection, plan.plan_id)
         connection.execute(delete(series).where(series.c.variant_id.in_(_in_plan(plan.plan_id))))
         book = RosterBook(connection, namings.of(plan))
-        _refresh_variants(connection, dict.fromkeys(variant_ids), book, rules)
+        _refresh(connection, [_Wanted(variant_id, book) for variant_id in variant_ids], rules)
 
 
 def hold(connection: Connection, plan_ids: Collection[str]) -> None:
@@ -370,17 +377,20 @@ _LOCK = text(
 )
 
 
-def _refresh_variants(
-    connection: Connection,
-    tests: Mapping[str, Collection[str] | None],
-    book: RosterBook,
-    rules: Rules,
-) -> None:
-    """Write the series (the given test keys, or all) and durations of variants anew."""
+class _Wanted(NamedTuple):
+    """A variant whose durations are counted, and its series: of these test keys, or all."""
+
+    variant_id: str
+    book: RosterBook
+    keys: Collection[str] | None = None
+
+
+def _refresh(connection: Connection, wanted: Sequence[_Wanted], rules: Rules) -> None:
+    """Write series and durations anew."""
     series_rows: list[Row] = []
     duration_rows: list[Row] = []
     gone: list[Row] = []
-    for variant_id, keys in tests.items():
+    for variant_id, book, keys in wanted:
         newest_first = NewestFirst(connection, variant_id, book)
         found = series_of(newest_first, rules, keys)
         series_rows += [series_row(variant_id, each) for each in found]
@@ -389,7 +399,7 @@ def _refresh_variants(
         measured = durations_of(newest_first, rules)
         duration_rows += [(variant_id, *measured)] if measured else []
     bulk.delete(connection, series, gone)
-    bulk.delete(connection, durations, [(variant_id,) for variant_id in tests])
+    bulk.delete(connection, durations, [(each.variant_id,) for each in wanted])
     bulk.replace(connection, series, sorted(series_rows, key=_KEY_OF_SERIES))
     bulk.insert(connection, durations, duration_rows)
 

@@ -82,7 +82,7 @@ class Plan(NamedTuple):
     @property
     def plan_id(self) -> str:
         """The key of the plan in the tables."""
-        return digest([self.application, self.plan])
+        return _plan_id(self)
 
 
 class NamedTest(NamedTuple):
@@ -156,6 +156,11 @@ def canonical(parts: Sequence[str | None]) -> str:
 def digest(parts: Sequence[str | None]) -> str:
     """Return a key of 32 hexadecimal digits for `parts`."""
     return short_hash(canonical(parts))
+
+
+@lru_cache(maxsize=1024)  # plans recur
+def _plan_id(plan: Plan) -> str:
+    return digest([plan.application, plan.plan])
 
 
 def short_hash(text: str) -> str:
