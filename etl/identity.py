@@ -21,7 +21,8 @@ from etl.schema import among, identities, outcomes, plan_variants, runs, tests
 
 COMPARED_RUNS = 40
 COMPARED_TESTS = 20_000
-RUNS_AT_ONCE = 8
+TESTS_AT_ONCE = 1000
+"""So many are read at once: of large runs the newest few tell enough."""
 LEAST_COMPARED = 20
 """Fewer pairs of the same test in two runs decide nothing."""
 ENOUGH_COMPARED = 50
@@ -182,14 +183,24 @@ def _newest_tests(connection: Connection, application: str) -> Iterator[list[Lis
         .order_by(runs.c.started_at.desc(), runs.c.run_id.desc())
         .limit(COMPARED_RUNS)
     )
-    read = 0
-    newest = connection.execute(query).all()
-    for start in range(0, len(newest), RUNS_AT_ONCE):
-        part = newest[start : start + RUNS_AT_ONCE]
-        read += sum(run.test_count for run in part)
-        if start and read > COMPARED_TESTS:
-            return
-        yield from _tests_of(connection, {run.run_id: run.plan for run in part})
+    for plans in _portions(connection.execute(query).all()):
+        yield from _tests_of(connection, plans)
+
+
+def _portions(newest: Iterable[Any]) -> Iterator[dict[str, str]]:
+    """Yield the plans of runs by run ID, few at a time, until they have `COMPARED_TESTS` tests."""
+    part: dict[str, str] = {}
+    read = unread = 0
+    for run in newest:
+        part[run.run_id] = run.plan
+        unread += run.test_count
+        if unread >= TESTS_AT_ONCE:
+            yield part
+            part, read, unread = {}, read + unread, 0
+            if read >= COMPARED_TESTS:
+                return
+    if part:
+        yield part
 
 
 def _tests_of(connection: Connection, plans: Mapping[str, str]) -> list[list[ListedTest]]:

@@ -87,16 +87,17 @@ def decode(body: bytes) -> Payload:
             is no list.
     """
     try:
-        return _framed(_parse(body))
+        document = _parse(body)
+        if not isinstance(document, dict):
+            raise PayloadError("the answer is no JSON object")
+        if _brackets(body) > DEEPEST and _depth(document) > DEEPEST:
+            raise PayloadError("the answer is nested too deeply")
+        return _framed(document)
     except RecursionError:
         raise PayloadError("the answer is nested too deeply") from None
 
 
-def _framed(document: Any) -> Payload:
-    if not isinstance(document, dict):
-        raise PayloadError("the answer is no JSON object")
-    if _depth(document) > DEEPEST:
-        raise PayloadError("the answer is nested too deeply")
+def _framed(document: dict[str, Any]) -> Payload:
     result = document.get("result")
     if not isinstance(result, dict):
         raise PayloadError("the answer has no `result` object")
@@ -104,6 +105,11 @@ def _framed(document: Any) -> Payload:
         if not isinstance(result.get(name, []), list):
             raise PayloadError(f"`result.{name}` is no list")
     return _named(document)
+
+
+def _brackets(body: bytes) -> int:
+    """Count what may open an object or a list: nothing is nested deeper than that."""
+    return body.count(b"{") + body.count(b"[")
 
 
 def _depth(document: Any) -> int:
