@@ -72,7 +72,9 @@ COMMIT_LABEL = "commit"
 PAGE_RUNS = 50
 LONGEST_PAGE_RUNS = 1000
 PORTION_VARIANTS = 10
-"""So many variants are counted in a transaction: their series are in memory."""
+"""So many variants are counted in a transaction."""
+PORTION_SERIES = 2000
+"""With more series than that in memory, they are written."""
 IS_CURRENT = outcomes.c.superseded_at.is_(None)
 
 AGGREGATES = (series, durations, daily_results, weekly_results)
@@ -307,16 +309,21 @@ def count_some(connection: Connection, rules: Rules) -> bool:
     marks: defaultdict[str, list[str]] = defaultdict(list)
     for mark in connection.execute(taken.returning(uncounted)):
         marks[mark.variant_id].append(mark.roster_id)
-    namings = Namings(connection)
-    wanted = []
-    for plan, of_plan in plans.items():
-        book = RosterBook(connection, namings.of(plan))
-        book.learn(chain.from_iterable(marks[variant_id] for variant_id in of_plan))
-        for variant_id in of_plan:
-            keys = {key for roster_id in marks[variant_id] for key in book[roster_id].keys}
-            wanted.append(_Wanted(variant_id, book, keys))
-    _refresh(connection, wanted, rules)
+    _refresh(connection, _marked(connection, plans, marks), rules)
     return bool(variant_ids)
+
+
+def _marked(
+    connection: Connection, plans: Mapping[Plan, list[str]], marks: Mapping[str, list[str]]
+) -> Iterator["_Wanted"]:
+    """Yield the variants of `plans` with the tests of the rosters that `marks` has of each."""
+    namings = Namings(connection)
+    for plan, variant_ids in plans.items():
+        book = RosterBook(connection, namings.of(plan))
+        book.learn(chain.from_iterable(marks[variant_id] for variant_id in variant_ids))
+        for variant_id in variant_ids:
+            keys = {key for roster_id in marks[variant_id] for key in book[roster_id].keys}
+            yield _Wanted(variant_id, book, keys)
 
 
 def count_marked(engine: Engine, rules: Rules) -> None:
@@ -385,23 +392,39 @@ class _Wanted(NamedTuple):
     keys: Collection[str] | None = None
 
 
-def _refresh(connection: Connection, wanted: Sequence[_Wanted], rules: Rules) -> None:
-    """Write series and durations anew."""
-    series_rows: list[Row] = []
-    duration_rows: list[Row] = []
-    gone: list[Row] = []
+def _refresh(connection: Connection, wanted: Iterable[_Wanted], rules: Rules) -> None:
+    """Write series and durations anew, those of a few variants at a time."""
+    counted = _Counted([], [], [], [])
     for variant_id, book, keys in wanted:
         newest_first = NewestFirst(connection, variant_id, book)
         found = series_of(newest_first, rules, keys)
-        series_rows += [series_row(variant_id, each) for each in found]
         lost = set(keys or ()) - {each.test_key for each in found}
-        gone += [(variant_id, series_id(variant_id, key)) for key in lost]
         measured = durations_of(newest_first, rules)
-        duration_rows += [(variant_id, *measured)] if measured else []
-    bulk.delete(connection, series, gone)
-    bulk.delete(connection, durations, [(each.variant_id,) for each in wanted])
-    bulk.replace(connection, series, sorted(series_rows, key=_KEY_OF_SERIES))
-    bulk.insert(connection, durations, duration_rows)
+        counted.variants.append((variant_id,))
+        counted.series.extend(series_row(variant_id, each) for each in found)
+        counted.gone.extend((variant_id, series_id(variant_id, key)) for key in lost)
+        if measured:
+            counted.durations.append((variant_id, *measured))
+        if len(counted.series) >= PORTION_SERIES:
+            _write(connection, counted)
+            counted = _Counted([], [], [], [])
+    _write(connection, counted)
+
+
+class _Counted(NamedTuple):
+    """What is known anew of variants: keys and rows, and the keys of series that are no more."""
+
+    variants: list[Row]
+    series: list[Row]
+    gone: list[Row]
+    durations: list[Row]
+
+
+def _write(connection: Connection, counted: _Counted) -> None:
+    bulk.delete(connection, series, counted.gone)
+    bulk.delete(connection, durations, counted.variants)
+    bulk.replace(connection, series, sorted(counted.series, key=_KEY_OF_SERIES))
+    bulk.insert(connection, durations, counted.durations)
 
 
 _KEY_OF_SERIES = itemgetter(0, 1)
