@@ -20,6 +20,7 @@ CHANGED_EVERY = 20
 NEWEST = 0.03
 """In this share of the runs, the last month's, tests are still unresolved."""
 YEARS = timedelta(days=3 * 365)
+RUNS_IN_YEARS = 100_000
 
 COUNTERS = ("failed", "passed", "aborted", "pending", "unresolved")
 STATUSES = ("passed", "failed", "unresolved", "aborted")
@@ -64,14 +65,14 @@ PROFILES = {
 
 
 class History(NamedTuple):
-    """Three years until `ends_at`, over which so many runs are spread."""
+    """Three years until `ends_at` with 91 runs a day, or their last part with fewer `runs`."""
 
     ends_at: datetime = datetime(2026, 10, 1, tzinfo=UTC)
-    runs: int = 100_000
+    runs: int = RUNS_IN_YEARS
 
     def started_at(self, index: int) -> datetime:
         """Return when run number `index` started; beyond the last run it begins anew."""
-        return self.ends_at - YEARS * (1 - index % self.runs / self.runs)
+        return self.ends_at - YEARS * ((self.runs - index % self.runs) / RUNS_IN_YEARS)
 
     def is_newest(self, index: int) -> bool:
         """Tell whether the run is so new that people have not looked at all of it."""
