@@ -4,6 +4,7 @@ An alias changes no answer and no run, only what series are counted over: `alias
 with its time, so that a report as of an earlier moment is as it was.
 """
 
+import difflib
 from datetime import datetime
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, and_, insert, select, update
 from etl import aggregates
 from etl.errors import UsageError
 from etl.metrics import Plan, Rules
-from etl.schema import aliases, plan_variants
+from etl.schema import aliases, plan_variants, series
 
 
 class Renaming(NamedTuple):
@@ -46,6 +47,24 @@ def add(connection: Connection, renaming: Renaming, now: datetime, rules: Rules)
         )
     connection.execute(insert(aliases).values(**renaming._asdict(), added_at=now))
     aggregates.refresh_plans(connection, plans, rules)
+
+
+def doubt(connection: Connection, renaming: Renaming) -> str:
+    """Return what makes the old name look like a slip, "" where a test is called that."""
+    query = (
+        select(series.c.test)
+        .distinct()
+        .join(plan_variants, plan_variants.c.variant_id == series.c.variant_id)
+        .where(plan_variants.c.application == renaming.application, series.c.test.is_not(None))
+    )
+    if renaming.plan:
+        query = query.where(plan_variants.c.plan == renaming.plan)
+    names = list(connection.scalars(query))
+    if renaming.old_name in names:
+        return ""
+    close = difflib.get_close_matches(renaming.old_name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"no test there is called {renaming.old_name!r} so far; {hint}alias remove takes it back"
 
 
 def remove(connection: Connection, renaming: Renaming, now: datetime, rules: Rules) -> None:

@@ -70,6 +70,15 @@ def test_an_alias_joins_the_history_of_every_plan_and_can_be_taken_back(
     assert archiver.call("verify").exit_code == 0
 
 
+@pytest.mark.usefixtures("engine")
+def test_an_alias_of_a_name_that_no_test_has_is_added_with_a_doubt(archiver: Program) -> None:
+    added = archiver.call("alias", "add", "Pay", "Pays by card", "--application", "Shop")
+    assert added.exit_code == 0
+    assert "no test there is called 'Pay' so far; did you mean 'Pays'?" in added.stderr
+    known = archiver.call("alias", "add", "Pays", "Pays by card", "--application", "Shop")
+    assert "so far" not in known.stderr
+
+
 def test_an_alias_can_be_for_one_plan(engine: Engine, archiver: Program) -> None:
     where = ("--application", "Shop", "--plan", "Smoke")
     archiver.call("alias", "add", "Pays", "Pays by card", *where)

@@ -12,8 +12,11 @@ def add(path: Path | None, renaming: Renaming) -> int:
     session = open_session(path)
     database.require_archive(session.engine)
     with database.writing(session.engine) as connection:
+        doubt = naming.doubt(connection, renaming)
         naming.add(connection, renaming, clock.now(), session.config.rules)
     display.note(f"{renaming.old_name} counts as {renaming.new_name} now")
+    if doubt:
+        display.note(doubt)
     return 0
 
 
