@@ -69,7 +69,7 @@ Row = tuple[Any, ...]
 
 COMMIT_LABEL = "commit"
 """The label that makes a flaky test a confirmed one."""
-PAGE_RUNS = 50
+PAGE_RUNS = 200
 LONGEST_PAGE_RUNS = 1000
 PORTION_VARIANTS = 10
 """So many variants are counted in a transaction."""
@@ -292,7 +292,8 @@ def note(connection: Connection, opened: Sequence[Noted], closed: Sequence[Noted
     # First: who counts meanwhile does not see our runs, and would take away a mark that is there.
     hold(connection, [plan.plan_id for plan in differences])
     marks = {(each.variant_id, each.roster_id) for each in (*opened, *closed)}
-    bulk.add_missing(connection, uncounted, sorted(marks))
+    marked = bulk.find(connection, uncounted, [], sorted(marks))
+    bulk.add_missing(connection, uncounted, sorted(marks - marked.keys()))
     days = {plan: summed(each) for plan, each in differences.items()}
     _add_periods(connection, daily_results, days)
     weeks = {plan: weeks_of(each) for plan, each in days.items()}
