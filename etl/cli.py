@@ -497,17 +497,28 @@ def verify(context: typer.Context, as_json: AsJson = False) -> int:
     return truth.verify(context.obj, as_json=as_json)
 
 
-@app.command(epilog="Example: result-archiver export --sqlite /srv/results/results.db")
+@app.command(epilog="Example: result-archiver export --csv results")
 def export(
     context: typer.Context,
     sqlite: Annotated[
-        Path, typer.Option(metavar="FILE", help="The copy to make, or to replace, at once.")
-    ],
+        Path | None, typer.Option(metavar="FILE", help="A copy of an archive in SQLite.")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A CSV file for each view and table.")
+    ] = None,
+    jsonl: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="The same in JSON Lines.")
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="CSV: leave texts alone that a spreadsheet would run.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> int:
-    """Write a finished copy of an archive in SQLite, for BI tools; without tokens."""
+    """Write the archive to files for other programs, all at once; without tokens."""
     from etl.commands import export as exporting
 
-    return exporting.to_sqlite(context.obj, sqlite)
+    wanted = {"sqlite": sqlite, "csv": csv, "jsonl": jsonl}
+    return exporting.to(context.obj, wanted, raw=raw, as_json=as_json)
 
 
 @app.command(epilog="Example: result-archiver sandbox --port 8642 --speed 60")

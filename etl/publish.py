@@ -4,14 +4,13 @@ The archive itself is in WAL mode: whoever opens it has to write into its folder
 file that nobody changes any more, without what only the archiver needs to know.
 """
 
-import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy import Engine
 
+from etl import files
 from etl.database import require_archive, shown_url
 from etl.errors import DatabaseError, UsageError
 
@@ -34,9 +33,13 @@ def copy_to(engine: Engine, target: Path) -> None:
     require_archive(engine)
     source = Path(engine.url.database or "")
     _refuse_unfit(source, target)
-    with _finished(target) as unfinished:
-        _copy(source, unfinished)
-        _empty_secrets(unfinished)
+    try:
+        with files.finished([target]) as [unfinished]:
+            _copy(source, unfinished)
+            _empty_secrets(unfinished)
+    except (OSError, sqlite3.Error) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise DatabaseError(f"{target}: cannot be written: {reason}") from None
 
 
 def _refuse_unfit(source: Path, target: Path) -> None:
@@ -47,22 +50,6 @@ def _refuse_unfit(source: Path, target: Path) -> None:
             raise UsageError(f"{target}: is the archive itself; name another file")
     except OSError as error:
         raise DatabaseError(f"{target}: cannot be written: {error.strerror}") from None
-
-
-@contextmanager
-def _finished(target: Path) -> Iterator[Path]:
-    """Give a file beside `target` that takes its place at the end, or is removed on any error."""
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        yield unfinished
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(target)
-    except (OSError, sqlite3.Error) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
-        raise DatabaseError(f"{target}: cannot be written: {reason}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _copy(source: Path, unfinished: Path) -> None:

@@ -1,13 +1,52 @@
 """`export`: the archive in a form to hand on."""
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from etl import display, publish
+from etl import display, export, publish
 from etl.commands.session import open_session
+from etl.errors import UsageError
+
+FORMS = "--sqlite FILE, --csv FOLDER or --jsonl FOLDER"
 
 
-def to_sqlite(path: Path | None, target: Path) -> int:
-    """Write a finished copy of an archive in SQLite. Raises UsageError."""
+def to(path: Path | None, wanted: Mapping[str, Path | None], *, raw: bool, as_json: bool) -> int:
+    """Write the archive to the one target that is `wanted`, by the name of its form.
+
+    Raises:
+        UsageError: there is not one target, or it cannot be written.
+    """
+    given = [(form, target) for form, target in wanted.items() if target is not None]
+    if len(given) != 1:
+        raise UsageError(f"export: give one of {FORMS}")
+    [(form, target)] = given
+    if form == "sqlite":
+        return _to_sqlite(path, target, as_json=as_json)
+    write = export.write_json_lines if form == "jsonl" else partial(export.write_csv, raw=raw)
+    return _to_folder(path, target, form, write, as_json=as_json)
+
+
+def _to_sqlite(path: Path | None, target: Path, *, as_json: bool) -> int:
     publish.copy_to(open_session(path).engine, target)
-    display.note(f"{target}: a copy to publish, {target.stat().st_size / 1e6:.1f} MB")
+    size = target.stat().st_size
+    if as_json:
+        display.as_json([{"file": str(target), "bytes": size}])
+    else:
+        display.note(f"{target}: a copy to publish, {size / 1e6:.1f} MB")
+    return 0
+
+
+def _to_folder(
+    path: Path | None, folder: Path, form: str, write: export.Write, *, as_json: bool
+) -> int:
+    try:
+        written = export.write(open_session(path).engine, folder, form, write)
+    except OSError as error:
+        raise UsageError(f"--{form} {folder}: cannot be written: {error.strerror}") from None
+    if as_json:
+        display.as_json([{"file": str(file), "rows": rows} for file, rows in written.items()])
+    else:
+        for file, rows in written.items():
+            display.say(f"{display.safe(file)}: {rows} rows")
     return 0

@@ -1,6 +1,5 @@
 """`report`: answer a report in the form that is asked for."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import date, datetime
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from etl import clock, database, display
+from etl import clock, database, display, files
 from etl.commands.intake import read_labels
 from etl.commands.session import open_session
 from etl.config import Config
@@ -67,15 +66,15 @@ def written_to(file: Path | None) -> Iterator[None]:
         return
     if not file.name:
         raise UsageError(f"--output {file}: is a folder; name a file in it")
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with partial.open("x", encoding="utf-8") as text, redirect_stdout(text):
+        with (
+            files.finished([file]) as [unfinished],
+            unfinished.open("x", encoding="utf-8") as text,
+            redirect_stdout(text),
+        ):
             yield
-        partial.replace(file)
     except OSError as error:
         raise UsageError(f"--output {file}: cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def report(path: Path | None, name: str, options: Options, form: Form, *, raw: bool) -> int:

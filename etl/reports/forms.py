@@ -123,16 +123,17 @@ def as_csv(report: Report, *, raw: bool) -> Iterator[str]:
     """Yield the lines of a report as CSV; `raw` leaves texts as the API sent them."""
     for row in ([column.name for column in report.columns], *report.rows):
         line = io.StringIO()
-        csv.writer(line, lineterminator="").writerow([_csv_cell(value, raw=raw) for value in row])
+        csv.writer(line, lineterminator="").writerow([csv_cell(value, raw=raw) for value in row])
         yield line.getvalue()
 
 
-def _csv_cell(value: Any, *, raw: bool) -> Any:
+def csv_cell(value: Any, *, raw: bool) -> Any:
+    """Return what a cell of CSV has; texts run nothing in a spreadsheet, unless `raw`."""
     if isinstance(value, str):
         return value if raw else _no_formula(display.safe(value))
     if isinstance(value, bool):
         return "true" if value else "false"
-    return _plain(value)
+    return plain(value)
 
 
 def _no_formula(text: str) -> str:
@@ -157,16 +158,16 @@ def as_json(report: Report) -> Iterator[str]:
         "total": report.total,
     }
     names = [column.name for column in report.columns]
-    opened = json.dumps(head, default=_plain, indent=2).removesuffix("\n}")
+    opened = json.dumps(head, default=plain, indent=2).removesuffix("\n}")
     yield f'{opened},\n  "rows": ['
     last = len(report.rows) - 1
     for place, row in enumerate(report.rows):
-        item = json.dumps(dict(zip(names, row, strict=True)), default=_plain)
+        item = json.dumps(dict(zip(names, row, strict=True)), default=plain)
         yield f"    {item}{'' if place == last else ','}"
     yield "  ]\n}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return times as text, and all else as it is."""
     if isinstance(value, datetime):
         return _moment(value)
