@@ -255,8 +255,8 @@ class Noted(NamedTuple):
     period: Period | None
 
 
-def noted(connection: Connection, revisions: Sequence[tuple[str, int]]) -> list[Noted]:
-    """Return what is stored of some revisions, given by run ID and number."""
+def noted(connection: Connection, run_ids: Sequence[str]) -> list[Noted]:
+    """Return what is stored of the current revisions of some runs."""
     columns = (
         plan_variants.c.application,
         plan_variants.c.plan,
@@ -268,10 +268,9 @@ def noted(connection: Connection, revisions: Sequence[tuple[str, int]]) -> list[
     )
     same_variant = plan_variants.c.variant_id == outcomes.c.variant_id
     query = select(*columns).join(plan_variants, same_variant)
-    key = tuple_(outcomes.c.run_id, outcomes.c.revision)
     found = []
-    for chunk in chunks(revisions):
-        for row in connection.execute(query.where(key.in_(chunk))):
+    for chunk in chunks(run_ids):
+        for row in connection.execute(query.where(outcomes.c.run_id.in_(chunk), IS_CURRENT)):
             application, plan, variant_id, roster_id, started_on, strip, *checks = row
             period = as_period(started_on, strip, Counts(*checks)) if started_on else None
             found.append(Noted(Plan(application, plan), variant_id, roster_id, period))
@@ -338,7 +337,9 @@ def count_marked(engine: Engine, rules: Rules) -> None:
 def mark_plan(connection: Connection, plan_id: str) -> None:
     """Have all series of a plan counted anew, under whatever keys its tests have now."""
     hold(connection, [plan_id])
-    connection.execute(delete(series).where(series.c.variant_id.in_(_in_plan(plan_id))))
+    # Marks of lists under other keys would have series looked for that are gone.
+    for table in (series, uncounted):
+        connection.execute(delete(table).where(table.c.variant_id.in_(_in_plan(plan_id))))
     counted = and_(outcomes.c.variant_id.in_(_in_plan(plan_id)), IS_CURRENT)
     marks = select(outcomes.c.variant_id, outcomes.c.roster_id).distinct().where(counted)
     rows = [tuple(mark) for mark in connection.execute(marks)]

@@ -120,7 +120,9 @@ def _with_keys(connection: Connection, verb: str, table: Table, keys: Sequence[R
     """Run `verb` for the rows with these primary keys, and return the rows that it gives."""
     names = ", ".join(column.name for column in table.primary_key)
     if connection.dialect.name == "sqlite":
-        return _many_at_once(connection, f"{verb} WHERE ({names}) IN (VALUES {{values}})", keys)
+        # Without the SELECT, SQLite would compare each row of the table.
+        given = "SELECT * FROM (VALUES {values})"
+        return _many_at_once(connection, f"{verb} WHERE ({names}) IN ({given})", keys)
     given = ", ".join(f"%s::{_sql_type(connection, column)}[]" for column in table.primary_key)
     result = connection.exec_driver_sql(
         f"{verb} WHERE ({names}) IN (SELECT * FROM unnest({given}))",  # noqa: S608  our names

@@ -216,9 +216,7 @@ def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
     stretches = {
         answer.run_id: _stretch(answer, before.get(answer.run_id)) for answer in new + changed
     }
-    closed = aggregates.noted(
-        connection, [(answer.run_id, before[answer.run_id].revision) for answer in changed]
-    )
+    closed = aggregates.noted(connection, [answer.run_id for answer in changed])
     status_rows = _supersede(connection, changed, stretches, before)
     outcomes_now = _insert_new(connection, [*new, *changed], stretches, before)
     bulk.insert(connection, status_changes, status_rows)

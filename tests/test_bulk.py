@@ -176,6 +176,27 @@ def test_many_runs_are_found_by_the_key_and_not_by_reading_all_rows(sqlite_url: 
     assert any("SEARCH tests USING PRIMARY KEY" in row.detail for row in plan), plan
 
 
+def test_rows_are_found_and_deleted_by_the_key_and_not_by_reading_all_rows(
+    sqlite_url: str,
+) -> None:
+    engine = connect(sqlite_url)
+    prepare(engine)
+    statements: list[str] = []
+    keys = [(f"run-{number}", 1) for number in range(max(bulk.HEIGHTS))]
+    with writing(engine) as connection:
+        driver: Any = connection.connection.driver_connection
+        driver.set_trace_callback(statements.append)
+        bulk.find(connection, tests, ["name"], keys)
+        bulk.delete(connection, tests, keys)
+        driver.set_trace_callback(None)
+        chosen = [each for each in statements if each.startswith(("SELECT", "DELETE"))]
+        plans = [connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {each}").all() for each in chosen]
+    engine.dispose()
+    assert len(plans) == 2
+    for plan in plans:
+        assert any("SEARCH tests USING PRIMARY KEY" in row.detail for row in plan), plan
+
+
 def test_runs_are_chosen_by_being_among_others_or_not(connection: Connection) -> None:
     listed, others = (
         connection.scalars(select(tracked_runs.c.run_id).where(condition)).all()
