@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     and_,
     delete,
+    exists,
     or_,
     select,
     text,
@@ -344,6 +345,22 @@ def mark_plan(connection: Connection, plan_id: str) -> None:
     marks = select(outcomes.c.variant_id, outcomes.c.roster_id).distinct().where(counted)
     rows = [tuple(mark) for mark in connection.execute(marks)]
     bulk.add_missing(connection, uncounted, sorted(rows))
+
+
+def drop_unused_rosters(connection: Connection) -> None:
+    """Drop the lists of tests that nothing refers to, after tests got other keys.
+
+    Else it would depend on the order of answers which of the old lists stay.
+    """
+    is_used = or_(
+        exists().where(outcomes.c.roster_id == rosters.c.roster_id),
+        exists().where(uncounted.c.roster_id == rosters.c.roster_id),
+    )
+    # On PostgreSQL, whoever stores an outcome just now has locked the list that it refers to.
+    unused = select(rosters.c.roster_id).where(~is_used).with_for_update(skip_locked=True)
+    for chunk in chunks(connection.scalars(unused).all()):
+        # Asked again: what was committed before we had the lock is seen only now.
+        connection.execute(delete(rosters).where(rosters.c.roster_id.in_(chunk), ~is_used))
 
 
 def has_uncounted(connection: Connection) -> bool:

@@ -116,6 +116,7 @@ def _settle(engine: Engine, applications: Sequence[str], zone: tzinfo) -> None:
         rebuild.replay_application(engine, application, zone)
         with writing(engine) as connection:
             is_it = identities.c.application == application
+            aggregates.drop_unused_rosters(connection)
             connection.execute(update(identities).where(is_it).values(is_applied=True))
 
 

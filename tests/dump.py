@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, select
 
-from etl.schema import metadata, outcomes
+from etl.schema import metadata
 
 Row = dict[str, Any]
 
@@ -30,21 +30,12 @@ FIXED = ("dates", "data_dictionary")
 
 
 def dump(connection: Connection, leave_out: Collection[str] = ()) -> dict[str, list[Row]]:
-    """Return the rows of all tables that are filled, but those to `leave_out`, by name.
-
-    Lists of tests and plans that no outcome refers to any more are left out: which of them stay
-    depends on what was stored when it turned out that an application's ids repeat.
-    """
-    rows = {
+    """Return the rows of all tables that are filled, but those to `leave_out`, by name."""
+    return {
         table.name: rows_of(connection, table)
         for table in metadata.sorted_tables
         if table.name not in {*leave_out, *FIXED}
     }
-    for name, key in (("plan_variants", "variant_id"), ("rosters", "roster_id")):
-        if name in rows:
-            referred_to = set(connection.scalars(select(outcomes.c[key])))
-            rows[name] = [row for row in rows[name] if row[key] in referred_to]
-    return rows
 
 
 def rows_of(connection: Connection, table: Table) -> list[Row]:

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, insert, select
 
-from etl import identity, rebuild
-from etl.database import connect, reading
+from etl import aggregates, identity, rebuild
+from etl.database import connect, prepare, reading, writing
 from etl.identity import ListedTest, Repeats, count_repeats, key_kind
-from etl.schema import identities, series
+from etl.schema import identities, rosters, series
 from tests.dump import dump
 from tests.fake_api import FakeApi, result
 from tests.program import Program
@@ -95,6 +95,34 @@ def test_a_test_that_keeps_its_id_keeps_its_history_when_it_is_renamed(
     assert measured(engine) == [("Shop", 21, 21, "id", True)]
     assert known_tests(engine) == [("A", "P" * 10), ("B, renamed", "P" * 10)]
     assert archiver.call("verify").exit_code == 0
+
+
+def test_the_lists_that_were_kept_by_name_are_gone_once_ids_are_known_to_repeat(
+    api: FakeApi, archiver: Program, engine: Engine
+) -> None:
+    api.answers = runs_of([("id of a", "id of b")] * 12)
+    archiver.call("ingest", *RUN_IDS)
+    with reading(engine) as connection:
+        assert sorted(connection.scalars(select(rosters.c.tests))) == [
+            '[["A",null,"id of a"],["B",null,"id of b"]]',
+            '[["A",null,"id of a"],["B, renamed",null,"id of b"]]',
+        ]
+
+
+def test_a_list_that_somebody_is_about_to_refer_to_stays(postgresql_url: str) -> None:
+    engine = connect(postgresql_url)
+    prepare(engine)
+    with writing(engine) as connection:
+        connection.execute(insert(rosters).values(roster_id="0" * 32, tests="[]"))
+    with writing(engine) as storing, writing(engine) as connection:
+        # As the check of a foreign key does.
+        storing.execute(select(rosters).with_for_update(read=True, key_share=True))
+        aggregates.drop_unused_rosters(connection)
+        assert len(connection.execute(select(rosters)).all()) == 1
+    with writing(engine) as connection:
+        aggregates.drop_unused_rosters(connection)
+        assert connection.execute(select(rosters)).all() == []
+    engine.dispose()
 
 
 def test_a_test_whose_id_is_made_up_anew_is_known_by_its_name(
