@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, Table, delete, event, insert, select, update
 
@@ -718,6 +718,7 @@ def test_verify_finds_every_cell_that_is_changed(
     def holds(change: tuple[Cell, Any]) -> None:
         cell, value = change
         before = vandal.read(cell)
+        is_other = False
         with suppress(refused):
             moved = vandal.write(cell, value)
             is_other = vandal.read(moved) != before
@@ -725,11 +726,12 @@ def test_verify_finds_every_cell_that_is_changed(
             vandal.write(moved, before[1])
             assert names_cell(found, cell) == is_other, found
             changed.extend([cell] * is_other)
+        assume(is_other)  # another one, where the database refused or rounded it
 
     holds()
     assert {cell.table for cell in cells} == {*DERIVED, payloads, *SHARED}
     is_sqlite = archive.dialect.name == "sqlite"
-    assert len(changed) >= (on_sqlite * 2 / 3 if is_sqlite else on_postgresql / 2)
+    assert len(changed) >= (on_sqlite if is_sqlite else on_postgresql)
     assert wrong(archive) == []
 
 
