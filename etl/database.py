@@ -41,7 +41,7 @@ _REMEDIES = {
     sqlite3.SQLITE_CANTOPEN: "make its folder, and that writable",
 }
 """What to do about errors of SQLite, by their primary codes: its own words say little."""
-_UNREACHABLE = "check database.url, and that the database runs and lets this user in"
+UNREACHABLE_REMEDY = "check database.url, and that the database runs and lets this user in"
 
 
 def connect(url: str) -> Engine:
@@ -193,7 +193,7 @@ def _reason(error: SQLAlchemyError) -> str:
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     reason = mask(lines[0]) if lines else type(cause).__name__
-    remedy = _UNREACHABLE if _is_unreachable(error) else _REMEDIES.get(_sqlite_code(error))
+    remedy = UNREACHABLE_REMEDY if _is_unreachable(error) else _REMEDIES.get(_sqlite_code(error))
     return f"{reason}; {remedy}" if remedy else reason
 
 

@@ -159,7 +159,10 @@ def test_a_connection_that_is_lost_during_an_insert_is_told_and_replaced(
     prepare(engine)
     with pytest.raises(DatabaseError) as caught:
         insert_on_a_connection_that_is_lost(engine, postgresql)
-    assert str(caught.value).startswith(f"{shown_url(engine)}: the connection is lost; check ")
+    assert str(caught.value) == (
+        f"{shown_url(engine)}: the connection is lost"
+        "; check database.url, and that the database runs and lets this user in"
+    )
     with writing(engine) as connection:
         assert rows_of(connection, drift) == []
     engine.dispose()

@@ -54,6 +54,13 @@ def test_no_secret_is_left_in_unused_space(archive: Engine, tmp_path: Path) -> N
     assert TOKEN.encode() not in (tmp_path / "copy.db").read_bytes()
 
 
+@pytest.mark.usefixtures("archive")
+def test_a_program_is_told_what_was_copied(archiver: Program, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    told = archiver.call("export", "--sqlite", copy, "--json").json()
+    assert told == [{"file": str(copy), "bytes": copy.stat().st_size}]
+
+
 def test_the_copy_is_one_file_that_can_be_read_where_nothing_can_be_written(
     archive: Engine, archiver: Program, tmp_path: Path
 ) -> None:

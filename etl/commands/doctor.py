@@ -59,8 +59,7 @@ def _database(engine: Engine) -> Finding:
         if database.has_archive(engine):
             return Finding("database", f"{database.shown_url(engine)} is up to date", "", 0)
     except ArchiverError as error:
-        remedy = "check database.url, and that the database runs and lets this user in"
-        return _told("database", error, remedy)
+        return _told("database", error, database.UNREACHABLE_REMEDY)
     if problem := database.folder_problem(engine):
         return Finding("database", problem, "make its folder, or change database.url", 4)
     remedy = "nothing to do: the first ingest makes the tables"
