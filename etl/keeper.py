@@ -150,8 +150,9 @@ class Keeper:
         chosen = and_(due, tracked_runs.c.source.not_in(without))
         with writing(self._engine) as connection:
             claims = ledger.claim(connection, lease, chosen, limit)
+            fetched = [claim for claim in claims if claim.last_fetched_at]
             known = store.known(
-                connection, {claim.run_id: claim.first_tracked_at for claim in claims}
+                connection, {claim.run_id: claim.first_tracked_at for claim in fetched}
             )
         self._in_hand.update(claim.run_id for claim in claims)
         return [

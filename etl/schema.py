@@ -1,7 +1,8 @@
 """The tables of the archive (described in docs/TABLES.md) and their column types.
 
 Declares only: the tables are created and altered by `migrations/` alone, and a test proves
-that both agree. Times are UTC: aware in Python, refused when naive, milliseconds at rest.
+that both agree. Indexes of some rows only stand in `indexes`. Times are UTC: aware in Python,
+refused when naive, milliseconds at rest.
 `sqlite_with_rowid=False` keeps a table's rows in the order of its key, with no second copy.
 """
 
@@ -238,12 +239,6 @@ def _rates() -> list[Column[float]]:
     return [Column(name, Double) for name in RATES]
 
 
-def _partial(column: Column[Any], condition: ColumnElement[bool]) -> None:
-    """Index `column` in the rows for which `condition` holds."""
-    name = f"ix_{column.table.name}_{column.name}"
-    Index(name, column, sqlite_where=condition, postgresql_where=condition)
-
-
 def _run_of(parent: str) -> ForeignKeyConstraint:
     return ForeignKeyConstraint(["run_id"], [f"{parent}.run_id"], ondelete="CASCADE")
 
@@ -271,8 +266,6 @@ tracked_runs = Table(
 Index("ix_tracked_runs_due_at", tracked_runs.c.due_at)
 HAS_FAILED = tracked_runs.c.state == literal_column("'failed'")
 """What marks a run that was given up. Spelled out, since a parameter finds no partial index."""
-_partial(tracked_runs.c.state, HAS_FAILED)
-_partial(tracked_runs.c.gone_at, tracked_runs.c.gone_at.is_not(None))
 
 # What reports need of a run, as of any moment: a row for each revision, valid from observed_at
 # until superseded_at. Names and environments are kept once, in plan_variants and rosters.
@@ -403,7 +396,6 @@ revisions = Table(
     CheckConstraint("(last_seen_at IS NULL) = (superseded_at IS NULL)", name="stretch"),
     sqlite_with_rowid=False,
 )
-_partial(revisions.c.superseded_at, revisions.c.superseded_at.is_not(None))
 
 test_revisions = Table(
     "test_revisions",
@@ -452,18 +444,10 @@ outcomes = Table(
     ForeignKeyConstraint(["roster_id"], ["rosters.roster_id"]),
     sqlite_with_rowid=False,
 )
-_IS_CURRENT = outcomes.c.superseded_at.is_(None)
-Index(
-    "ix_outcomes_variant_id_started_at_run_id",
-    outcomes.c.variant_id,
-    outcomes.c.started_at,
-    outcomes.c.run_id,
-    sqlite_where=_IS_CURRENT,
-    postgresql_where=_IS_CURRENT,
-)
-IS_OPEN = and_(_IS_CURRENT, outcomes.c.tests_unresolved > literal_column("0"))
+IS_CURRENT = outcomes.c.superseded_at.is_(None)
+"""What marks what a run says now."""
+IS_OPEN = and_(IS_CURRENT, outcomes.c.tests_unresolved > literal_column("0"))
 """What marks a run that waits for a person now."""
-_partial(outcomes.c.ended_at, IS_OPEN)
 
 status_changes = Table(
     "status_changes",

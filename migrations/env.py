@@ -14,7 +14,7 @@ from alembic import context
 from sqlalchemy import Connection, delete, insert, inspect, text
 from sqlalchemy.engine.reflection import ObjectKind
 
-from etl import config, database, schema
+from etl import config, database, indexes, schema
 
 FOLDER = Path(__file__).parent
 VIEWS = sorted(FOLDER.glob("views/*.sql"))
@@ -40,7 +40,7 @@ END $$
 def _migrate(connection: Connection) -> None:
     context.configure(
         connection=connection,
-        target_metadata=schema.metadata,
+        target_metadata=indexes.metadata,
         transactional_ddl=True,
         compare_type=True,
     )

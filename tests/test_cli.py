@@ -88,6 +88,21 @@ def test_help_loads_nothing_that_takes_time(bare: Program, command: str) -> None
     assert loaded.isdisjoint(HEAVY)
 
 
+def test_a_pass_loads_no_other_database_than_its_own(archiver: Program) -> None:
+    archiver.call("ingest", "r-1")  # whose migrations may load what they like
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *COMMAND[1:], "ingest", "r-2"],
+        cwd=archiver.folder,
+        env=archiver.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "sqlalchemy.dialects.sqlite" in loaded
+    assert loaded.isdisjoint({"sqlalchemy.dialects.postgresql", "psycopg", "alembic"})
+
+
 def test_version_is_one_line_for_programs(bare: Program) -> None:
     assert re.fullmatch(r"result-archiver \d+\.\d+\.\d+\S*\n", bare.call("--version").stdout)
 
