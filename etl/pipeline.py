@@ -25,6 +25,7 @@ from etl.errors import ArchiverError, DatabaseError
 from etl.exchange import Batch, Exchange
 from etl.fetcher import Clients, Fetcher
 from etl.keeper import Keeper, Tally
+from etl.lean import share_one_heap
 from etl.log import bind_context, bound_context, context, get_logger
 from etl.store import Answer
 
@@ -90,6 +91,7 @@ def run_pass(
         ConfigError: a source that is due has no key. Nothing was fetched.
         DatabaseError: the database went away. What was stored is whole.
     """
+    share_one_heap()
     keeper = Keeper(engine, config.polling, clock.now(), config.rules)
     patience = Patience()
     keeper.open_ingest(order.trigger)
