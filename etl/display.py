@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import date, datetime
 from typing import Any, Literal, NamedTuple
 
-import typer
+import click
 
 WIDTH = 80
 LONGEST_CELL = 1000
@@ -40,17 +40,17 @@ def _visible(character: str) -> str:
 
 def say(text: str = "") -> None:
     """Print one line of an answer."""
-    typer.echo(text)
+    click.echo(text)
 
 
 def say_raw(text: str) -> None:
     """Print one line as it is, whatever it does to a terminal: for programs, when asked for."""
-    typer.echo(text, color=True)  # else whatever looks like a colour is taken out
+    click.echo(text, color=True)  # else whatever looks like a colour is taken out
 
 
 def note(text: str) -> None:
     """Print one line that is not part of the answer: to stderr."""
-    typer.echo(safe(text), err=True)
+    click.echo(safe(text), err=True)
 
 
 class Heading(NamedTuple):
@@ -131,7 +131,7 @@ def _on_terminal() -> bool:
 
 def as_json(value: Any) -> None:
     """Print `value` as JSON, in ASCII so that no name steers a terminal; times are ISO 8601."""
-    typer.echo(json.dumps(value, default=_json_default, indent=2))
+    click.echo(json.dumps(value, default=_json_default, indent=2))
 
 
 def _json_default(value: Any) -> Any:

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 from unittest import mock
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import click
 import pytest
-import typer
 from cryptography.fernet import Fernet
 from sqlalchemy import inspect, text
-from typer.core import TyperGroup
 
 from etl import cli, database, dispatch, secrets, store
 from tests import faulty
@@ -113,7 +112,7 @@ NEEDS_POSTGRESQL = ("db", "grant-reader", "canary")
 
 def commands() -> Iterator[Command]:
     """Yield all commands, those of today and those to come; what is taken back is made again."""
-    for name, its in sorted(_walk(typer.main.get_command(cli.app), ()), key=_turn):
+    for name, its in sorted(_walk(cli.app, ()), key=_turn):
         if name[0] not in SERVICES:
             required = [each for each in its.params if each.required]
             words = ARGUMENTS.get(name, ("r-1",) * len(required))
@@ -127,7 +126,7 @@ def _turn(command: tuple[tuple[str, ...], Any]) -> tuple[bool, bool]:
 
 
 def _walk(command: Any, name: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(command, TyperGroup):
+    if isinstance(command, click.Group):
         for word, inner in command.commands.items():
             yield from _walk(inner, (*name, word))
     else:

@@ -24,9 +24,10 @@ from tests.fake_api import Answer, FakeApi, result
 from tests.postgres import free_port
 from tests.program import COMMAND, Program, bare_program, program
 
+GROUPS = {"db": cli.db, "alias": cli.alias}
 COMMANDS = [
-    *(info.name or getattr(info.callback, "__name__", "") for info in cli.app.registered_commands),
-    *(f"db {info.name}" for info in cli.db.registered_commands),
+    *(name for name in cli.app.commands if name not in GROUPS),
+    *(f"{group} {name}" for group, each in GROUPS.items() for name in each.commands),
 ]
 HEAVY = ("alembic", "apscheduler", "msgspec", "psycopg", "requests", "rich", "sqlalchemy")
 
@@ -84,7 +85,7 @@ def test_help_loads_nothing_that_takes_time(bare: Program, command: str) -> None
         check=True,
     )
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "typer" in loaded
+    assert "click" in loaded
     assert loaded.isdisjoint(HEAVY)
 
 
@@ -121,14 +122,11 @@ def test_without_a_command_the_help_is_on_stderr(bare: Program, arguments: list[
     ("command", "message"),
     [
         ("statsu", "No such command 'statsu'. Did you mean 'status'? (see --help)"),
-        ("track --form x", "No such option: --form (Possible options: --from) (see --help)"),
+        ("track --form x", "No such option '--form'. Did you mean '--from'? (see --help)"),
         ("show", "show: give a run ID, or --test NAME"),
         (
             "sandbox --port x",
-            (
-                "Invalid value for '--port': Input should be a valid integer, unable to parse"
-                " string as an integer (see --help)"
-            ),
+            "Invalid value for '--port': 'x' is not a valid integer. (see --help)",
         ),
         ("track", "no runs were given; name run IDs, or a list with --from FILE"),
         ("track --from no.txt", "no.txt: cannot be read: No such file or directory"),
