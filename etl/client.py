@@ -18,8 +18,6 @@ from http.client import HTTPResponse
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
-import requests
-from requests.adapters import HTTPAdapter
 from urllib3 import Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, ReadTimeoutError
@@ -27,8 +25,13 @@ from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, ReadTime
 from etl import __version__, secrets
 from etl.config import Api, Source
 from etl.errors import KeyRefusedError
+from etl.lean import without
 from etl.lifecycle import DENIED
 from etl.secrets import Secret
+
+with without("charset_normalizer"):  # which guesses encodings: JSON is UTF-8
+    import requests
+    from requests.adapters import HTTPAdapter
 
 CHUNK_BYTES = 1_048_576
 MEBIBYTE = 1_048_576

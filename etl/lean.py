@@ -4,17 +4,23 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from warnings import catch_warnings, simplefilter
 
 
 @contextmanager
 def without(name: str) -> Iterator[None]:
-    """Have libraries imported meanwhile believe that the package `name` is not installed."""
+    """Have libraries imported meanwhile believe that the package `name` is not installed.
+
+    What they have to say about that is not heard.
+    """
     if name in sys.modules:
         yield
         return
     sys.modules[name] = None  # type: ignore[assignment]  # how Python itself marks it as missing
     try:
-        yield
+        with catch_warnings():
+            simplefilter("ignore")
+            yield
     finally:
         del sys.modules[name]
 
