@@ -14,10 +14,12 @@ import codecs
 import csv
 import json
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -94,12 +96,14 @@ def read_entries(content: bytes) -> Iterator[ListedRun | BadLine]:
     The text is UTF-8, or UTF-16 with a byte order mark. Never raises: what cannot be read is
     among the bad lines, and the rest goes on. A run comes as often as it is listed.
     """
-    lines, unreadable = _lines(content)
-    yield from unreadable
+    lines, unreadable = _lines(content)  # all that is kept of it, while the entries are read
     reported = {bad.line for bad in unreadable}
-    for entry in _entries(lines):
-        if isinstance(entry, ListedRun) or entry.line not in reported:
-            yield entry
+    others = (
+        entry
+        for entry in _entries(lines)
+        if isinstance(entry, ListedRun) or entry.line not in reported
+    )
+    return chain(unreadable, others)
 
 
 def check_run_id(text: str) -> str:
@@ -124,18 +128,49 @@ def check_run_id(text: str) -> str:
     return text
 
 
-def _lines(content: bytes) -> tuple[list[str], list[BadLine]]:
-    """Split the content into lines without their ends, and report those that are no text."""
+class _Lines(Sequence[str]):
+    """The lines of a text without their ends, each made when it is wanted.
+
+    A list of them all would take three times the memory of the text.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._starts = array("Q", [0])
+        self._starts.extend(found.end() for found in re.finditer("\n", text))
+        self._starts.append(len(text) + 1)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        return self._text[self._starts[index] : self._starts[index + 1] - 1]
+
+
+def _lines(content: bytes) -> tuple[_Lines, list[BadLine]]:
+    """Split the content into lines, and report those that are no text."""
     text = _decoded(content).replace("\r\n", "\n").replace("\r", "\n")
     # Lists that were put together have byte order marks inside.
-    lines = text.removeprefix("\ufeff").replace("\n\ufeff", "\n").split("\n")
-    bad_lines = []
-    if _SURROGATE.search(text):
-        for number, line in enumerate(lines, 1):
-            if _SURROGATE.search(line):
-                lines[number - 1] = _UNREADABLE
-                bad_lines.append(BadLine(number, "not readable as text; save the list as UTF-8"))
-    return lines, bad_lines
+    text = text.removeprefix("\ufeff").replace("\n\ufeff", "\n")
+    if not _SURROGATE.search(text):
+        return _Lines(text), []
+    lines = text.split("\n")
+    bad_lines = [
+        BadLine(number, "not readable as text; save the list as UTF-8")
+        for number, line in enumerate(lines, 1)
+        if _SURROGATE.search(line)
+    ]
+    for bad in bad_lines:
+        lines[bad.line - 1] = _UNREADABLE
+    return _Lines("\n".join(lines)), bad_lines
 
 
 def _decoded(content: bytes) -> str:

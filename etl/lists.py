@@ -69,7 +69,9 @@ def _read_one(name: str, config: Config) -> Iterator[ListedRun | None]:
     if name == "-" and not content.strip():
         display.note("stdin: there is nothing in it; did the command before the pipe fail?")
         yield None
-    for entry in read_entries(content):
+    listed = read_entries(content)
+    del content  # long lists are not to be in memory twice
+    for entry in listed:
         if isinstance(entry, BadLine):
             display.note(f"{shown}:{entry.line}: {entry.reason}")
             yield None
