@@ -452,28 +452,28 @@ _KEY_OF_SERIES = itemgetter(0, 1)
 def _add_periods(
     connection: Connection, table: Table, differences: Mapping[Plan, Sequence[Period]]
 ) -> None:
-    """Add what the days or weeks of plans gain or lose to their rows; without a run, a row goes."""
+    """Add what the days or weeks of plans gain or lose to their rows; without a run, a row goes.
+
+    A row is taken out and put back: to write over it would take one more statement.
+    """
     keys = [
         (plan.plan_id, each.first_day) for plan, periods in differences.items() for each in periods
     ]
-    before = _read_periods(connection, table, keys)
+    before = _take_periods(connection, table, keys)
     rows: list[Row] = []
-    gone: list[Row] = []
     for plan, periods in differences.items():
         for difference in periods:
             key = (plan.plan_id, difference.first_day)
             merged = summed([before[key], difference] if key in before else [difference])
             rows += [period_row(plan, period) for period in merged]
-            gone += [] if merged else [key]
-    bulk.delete(connection, table, gone)
-    bulk.replace(connection, table, rows)
+    bulk.insert(connection, table, rows)
 
 
-def _read_periods(
+def _take_periods(
     connection: Connection, table: Table, keys: Sequence[tuple[str, date]]
 ) -> dict[tuple[str, date], Period]:
     checks = [f"checks_{name}" for name in Counts._fields]
-    found = bulk.find(connection, table, ["runs", "tests", *Counts._fields, *checks], keys)
+    found = bulk.take(connection, table, ["runs", "tests", *Counts._fields, *checks], keys)
     return {
         (plan_id, day): Period(day, row[0], row[1], Counts(*row[2:7]), Counts(*row[7:]))
         for (plan_id, day), row in found.items()

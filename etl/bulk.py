@@ -100,12 +100,32 @@ def find(
 
     The values are as `storable` has them, the keys as they were given.
     """
+    verb = f"SELECT {_key_and(table, names)} FROM {table.name}"  # noqa: S608  our names
+    return _by_key(connection, verb, table, keys)
+
+
+def take(
+    connection: Connection, table: Table, names: Sequence[str], keys: Sequence[Row]
+) -> dict[Row, Row]:
+    """Delete rows by primary key, and return what `find` would have returned of them."""
+    returning = f" RETURNING {_key_and(table, names)}"
+    return _by_key(connection, f"DELETE FROM {table.name}", table, keys, returning)  # noqa: S608  our names
+
+
+def _key_and(table: Table, names: Sequence[str]) -> str:
+    keys = [column.name for column in table.primary_key]
+    return ", ".join(f'"{name}"' for name in [*keys, *names])
+
+
+def _by_key(
+    connection: Connection, verb: str, table: Table, keys: Sequence[Row], also: str = ""
+) -> dict[Row, Row]:
+    """Run `verb` for rows, and return by their keys, as they were given, the rest of each row."""
     if not keys:
         return {}
     columns = list(table.primary_key)
-    wanted = ", ".join(f'"{name}"' for name in [*(each.name for each in columns), *names])
     given = dict(zip(storable(connection, columns, keys), keys, strict=True))
-    rows = _with_keys(connection, f"SELECT {wanted} FROM {table.name}", table, list(given))  # noqa: S608  our names
+    rows = _with_keys(connection, verb, table, list(given), also)
     return {given[row[: len(columns)]]: row[len(columns) :] for row in rows}
 
 
@@ -116,16 +136,21 @@ def delete(connection: Connection, table: Table, keys: Sequence[Row]) -> None:
         _with_keys(connection, f"DELETE FROM {table.name}", table, storable_keys)  # noqa: S608  our names
 
 
-def _with_keys(connection: Connection, verb: str, table: Table, keys: Sequence[Row]) -> list[Row]:
-    """Run `verb` for the rows with these primary keys, and return the rows that it gives."""
+def _with_keys(
+    connection: Connection, verb: str, table: Table, keys: Sequence[Row], also: str = ""
+) -> list[Row]:
+    """Run `verb` for the rows with these primary keys, and return the rows that it gives.
+
+    `also` is SQL that stands behind the keys.
+    """
     names = ", ".join(column.name for column in table.primary_key)
     if connection.dialect.name == "sqlite":
         # Without the SELECT, SQLite would compare each row of the table.
         given = "SELECT * FROM (VALUES {values})"
-        return _many_at_once(connection, f"{verb} WHERE ({names}) IN ({given})", keys)
+        return _many_at_once(connection, f"{verb} WHERE ({names}) IN ({given}){also}", keys)
     given = ", ".join(f"%s::{_sql_type(connection, column)}[]" for column in table.primary_key)
     result = connection.exec_driver_sql(
-        f"{verb} WHERE ({names}) IN (SELECT * FROM unnest({given}))",  # noqa: S608  our names
+        f"{verb} WHERE ({names}) IN (SELECT * FROM unnest({given})){also}",  # noqa: S608  our names
         tuple(map(list, zip(*keys, strict=True))),
     )
     return [tuple(row) for row in result] if result.returns_rows else []
