@@ -3,8 +3,10 @@
 Each command imports its part when it is called, so that `--help` is there at once.
 """
 
+import math
 import signal
 from pathlib import Path
+from typing import Any
 
 import click
 from click import argument, option, pass_obj
@@ -12,8 +14,25 @@ from click import argument, option, pass_obj
 from etl import __version__
 from etl.errors import ArchiverError, UsageError
 
+
+class Within(click.FloatRange):
+    """A number in a range. NaN is in none, though Click lets it pass: it is not below or above any.
+
+    A gate with NaN as its limit would never fail.
+    """
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number that the text `value` says."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
 FILE = click.Path(path_type=Path)
-SHARE = click.FloatRange(0, 1)
+SHARE = Within(0, 1)
 NUMBER = click.IntRange(min=0)
 
 run_ids = argument("run_ids", metavar="[RUN_ID]...", nargs=-1, help="Run IDs.")
@@ -486,7 +505,7 @@ def export(
 @option("--now", metavar="TIME", help="ISO 8601: what its clock shows at the start.")
 @option(
     "--speed",
-    type=click.FloatRange(min=0),
+    type=Within(min=0),
     metavar="SECONDS",
     default=1.0,
     show_default=True,
@@ -494,7 +513,7 @@ def export(
 )
 @option(
     "--latency-ms",
-    type=click.FloatRange(min=0),
+    type=Within(min=0),
     metavar="MS",
     default=0.0,
     show_default=True,

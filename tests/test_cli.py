@@ -128,6 +128,18 @@ def test_without_a_command_the_help_is_on_stderr(bare: Program, arguments: list[
             "sandbox --port x",
             "Invalid value for '--port': 'x' is not a valid integer. (see --help)",
         ),
+        *(
+            (
+                f"{command} {option} nan",
+                f"Invalid value for '{option}': 'nan' is not a number. (see --help)",
+            )
+            for command, option in [
+                ("gate r-1", "--min-pass-rate"),
+                ("gate r-1", "--min-decided-share"),
+                ("sandbox", "--speed"),
+                ("sandbox", "--latency-ms"),
+            ]
+        ),
         ("track", "no runs were given; name run IDs, or a list with --from FILE"),
         ("track --from no.txt", "no.txt: cannot be read: No such file or directory"),
         ("track --from .", ".: cannot be read: Is a directory"),
