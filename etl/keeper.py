@@ -267,8 +267,12 @@ def _store(
 ) -> list[_End]:
     outcomes = batch.values()
     store.reject(connection, [each for each in outcomes if isinstance(each, Reject)])
-    seen = {claim.run_id: claim.seen for claim in batch}
-    seen |= {run_id: save.archived.seen() for run_id, save in saved.items()}
+    seen = {
+        claim.run_id: saved[claim.run_id].archived.seen(claim.first_tracked_at)
+        if claim.run_id in saved
+        else claim.seen
+        for claim in batch
+    }
     _heed_absence(connection, batch)
     ends = []
     for claim, outcome in batch.items():

@@ -99,12 +99,11 @@ class Archived(NamedTuple):
     archived_at: datetime
     changed_at: datetime
     gone_at: datetime | None
-    first_tracked_at: datetime
     last_fetched_at: datetime | None
 
-    def seen(self) -> Seen:
+    def seen(self, first_tracked_at: datetime) -> Seen:
         """Return what `lifecycle` decides by."""
-        return _seen(self, self.first_tracked_at)
+        return _seen(self, first_tracked_at)
 
 
 def _seen(run: Any, first_tracked_at: datetime) -> Seen:
@@ -122,7 +121,10 @@ def _seen(run: Any, first_tracked_at: datetime) -> Seen:
 
 
 class Saved(NamedTuple):
-    """How an answer changed the archive: `is_new`, or of another content, or neither."""
+    """How an answer changed the archive: `is_new`, or of another content, or neither.
+
+    `archived` is what the archive has of the run now.
+    """
 
     is_new: bool
     is_changed: bool
@@ -160,7 +162,6 @@ def archived(connection: Connection, run_ids: Sequence[str]) -> dict[str, Archiv
             runs.c.archived_at,
             runs.c.changed_at,
             runs.c.gone_at,
-            tracked_runs.c.first_tracked_at,
             tracked_runs.c.last_fetched_at,
         )
         .join(tracked_runs, tracked_runs.c.run_id == runs.c.run_id)
@@ -223,15 +224,36 @@ def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
     _put_drift(connection, new + changed)
     aggregates.note(connection, [_noted(each) for each in outcomes_now], closed)
     unmark_gone(connection, [run_id for run_id, known in before.items() if known.gone_at])
-    after = archived(connection, list(stretches))
-    return {
-        answer.run_id: Saved(
-            answer.run_id not in before,
-            answer.run_id in before and answer.run_id in stretches,
-            after.get(answer.run_id) or before[answer.run_id]._replace(gone_at=None),
-        )
-        for answer in answers
+    unchanged = {
+        run_id: Saved(is_new=False, is_changed=False, archived=known._replace(gone_at=None))
+        for run_id, known in before.items()
+        if run_id not in stretches
     }
+    return unchanged | {
+        run_id: Saved(
+            is_new=run_id not in before,
+            is_changed=run_id in before,
+            archived=_archived_now(run_id, opened, before.get(run_id)),
+        )
+        for run_id, opened in stretches.items()
+    }
+
+
+def _archived_now(run_id: str, opened: Stretch, known: Archived | None) -> Archived:
+    """Return what `archived` would, after a stretch was opened."""
+    run = opened.rows.run
+    return Archived(
+        run_id,
+        opened.revision,
+        opened.content_hash,
+        run.status,
+        run.started_at,
+        run.ended_at,
+        archived_at=known.archived_at if known else opened.observed_at,
+        changed_at=opened.observed_at,
+        gone_at=None,
+        last_fetched_at=known.last_fetched_at if known else None,
+    )
 
 
 def _stretch(answer: Answer, known: Archived | None) -> Stretch:

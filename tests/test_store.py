@@ -644,7 +644,6 @@ def test_the_archive_tells_what_it_has_of_a_run(connection: Connection) -> None:
             archived_at=after(5),
             changed_at=after(5),
             gone_at=None,
-            first_tracked_at=START,
             last_fetched_at=after(5),
         )
     }
@@ -672,17 +671,16 @@ def test_what_polling_decides_by_is_known_as_well_as_can_be(
         archived_at=after(3),
         changed_at=after(3),
         gone_at=None,
-        first_tracked_at=after(0),
         last_fetched_at=after(4),
     )
-    assert known._replace(**changes).seen() == seen
+    assert known._replace(**changes).seen(first_tracked_at=after(0)) == seen
 
 
 def test_a_run_is_known_by_the_bytes_of_its_newest_payload(connection: Connection) -> None:
     newest = answer({"name": "b"}, minutes=1)
     look(connection, answer({"name": "a"}))
     look(connection, newest)
-    seen = store.archived(connection, ["run-1"])["run-1"].seen()
+    seen = store.archived(connection, ["run-1"])["run-1"].seen(START)
     assert store.known(connection, dict.fromkeys(["run-1", "run-2"], START)) == {
         "run-1": Known(seen, newest.body.sha256)
     }
