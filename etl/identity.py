@@ -6,11 +6,11 @@ that changed something of it. The answer is kept in `identities` (docs/REPORTS.m
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, Select, and_, or_, select, update
+from sqlalchemy import Connection, Engine, Select, and_, select, update
 
 from etl import aggregates, clock, rebuild
 from etl.bulk import upsert_into
@@ -93,15 +93,15 @@ def settle(engine: Engine, since: datetime, zone: tzinfo, rules: Rules) -> None:
     aggregates.count_marked(engine, rules)
 
 
-def settle_new(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> None:
-    """Measure those applications of `run_ids`, just stored, of which too little is known yet.
+def settle_new(engine: Engine, applications: Collection[str], zone: tzinfo) -> None:
+    """Measure those of `applications`, of which runs were just stored, that are not decided yet.
 
     What has to be counted anew is marked: the pass counts it.
     """
     with reading(engine) as connection:
-        applications = _undecided(connection, run_ids)
-    if applications:
-        _settle(engine, applications, zone)
+        undecided = _undecided(connection, applications)
+    if undecided:
+        _settle(engine, undecided, zone)
 
 
 def _settle(engine: Engine, applications: Sequence[str], zone: tzinfo) -> None:
@@ -120,17 +120,17 @@ def _settle(engine: Engine, applications: Sequence[str], zone: tzinfo) -> None:
             connection.execute(update(identities).where(is_it).values(is_applied=True))
 
 
-def _undecided(connection: Connection, run_ids: Sequence[str]) -> list[str]:
-    is_it = identities.c.application == plan_variants.c.application
-    is_open = or_(identities.c.compared.is_(None), identities.c.compared < LEAST_COMPARED)
-    query = (
-        select(plan_variants.c.application)
-        .distinct()
-        .join(outcomes, outcomes.c.variant_id == plan_variants.c.variant_id)
-        .outerjoin(identities, is_it)
-        .where(among(outcomes.c.run_id, run_ids), is_open)
+def _undecided(connection: Connection, applications: Collection[str]) -> list[str]:
+    """Return those of `applications` of which too little is known, if they have runs."""
+    decided = select(identities.c.application).where(
+        among(identities.c.application, applications), identities.c.compared >= LEAST_COMPARED
     )
-    return _short(connection.scalars(query))
+    undecided = set(applications).difference(connection.scalars(decided))
+    if not undecided:
+        return []
+    application = plan_variants.c.application
+    there = select(application).distinct().where(among(application, undecided))
+    return _short(connection.scalars(there))
 
 
 def _changed(connection: Connection, since: datetime) -> list[str]:

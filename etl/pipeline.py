@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -27,6 +27,7 @@ from etl.fetcher import Clients, Fetcher
 from etl.keeper import Keeper, Tally
 from etl.lean import share_one_heap
 from etl.log import bind_context, bound_context, context, get_logger
+from etl.metrics import as_plan
 from etl.store import Answer
 
 if TYPE_CHECKING:
@@ -128,11 +129,11 @@ def exit_code(tally: Tally, interrupt: Interrupt) -> int:
 
 
 class _Hands(NamedTuple):
-    """What a pass does in the database: `learn` is told of the runs that were stored."""
+    """What a pass does in the database: `learn` is told of which applications runs were stored."""
 
     keeper: Keeper
     patience: "Patience"
-    learn: Callable[[Sequence[str]], None]
+    learn: Callable[[Collection[str]], None]
 
 
 class _Pass:
@@ -212,8 +213,11 @@ class _Pass:
 
     def _keep(self, batch: Batch) -> None:
         self._keeper.keep(batch)
-        if stored := [each.run_id for each in batch.values() if isinstance(each, Answer)]:
-            self._learn(stored)
+        answers = (each for each in batch.values() if isinstance(each, Answer))
+        if applications := {
+            as_plan(each.rows.run.application, None).application for each in answers
+        }:
+            self._learn(applications)
         self._exchange.written(batch)
 
     def _is_over(self, intake: "_Intake") -> bool:

@@ -223,7 +223,8 @@ def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
     bulk.insert(connection, status_changes, status_rows)
     _put_drift(connection, new + changed)
     aggregates.note(connection, [_noted(each) for each in outcomes_now], closed)
-    unmark_gone(connection, [run_id for run_id, known in before.items() if known.gone_at])
+    if back := [run_id for run_id, known in before.items() if known.gone_at]:
+        unmark_gone(connection, back)
     unchanged = {
         run_id: Saved(is_new=False, is_changed=False, archived=known._replace(gone_at=None))
         for run_id, known in before.items()
