@@ -34,7 +34,7 @@ month: $(SETUP) ## follow a simulated month of runs, and print what it cost
 polling: $(SETUP) ## compare the polling with fixed intervals
 	$(BIN)/python -m bench.polling
 
-bench: $(SETUP) $(BENCH_SETUP) ## compare the speed with scripts and dlt (25 minutes)
+bench: $(SETUP) $(BENCH_SETUP) ## compare the speed with scripts and dlt (half an hour)
 	.ci/setup postgresql
 	$(BIN)/python -m bench
 

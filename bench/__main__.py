@@ -21,7 +21,8 @@ from tests.postgres import roomy_folder
 
 PARTS = ("cells", "latency", "memory", "start")
 CONTENTS = ("cold", "unchanged", "changed")
-RUNS = {"small": 5000, "medium": 1500, "large": 150}
+RUNS = {"small": 10_000, "medium": 3000, "large": 300}
+"""So many that they take some seconds, beside which a start counts for little."""
 CONNECTIONS = (8, 64)
 
 
