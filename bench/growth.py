@@ -41,6 +41,8 @@ AS_OF = ("overview", "series", "unresolved")
 LAST_MONTH = timedelta(days=30)
 PAGE = "page of all reports"
 AGGREGATES_SHARE = 0.1
+SHARE_REPEATS = 3
+"""As often again: a tenth is less than two samples may differ by."""
 COLD, UNCHANGED = 0.8, 0.95
 """How fast an ingest into the grown archive should be at least, of one into an empty one."""
 
@@ -297,7 +299,7 @@ def _figures(given: argparse.Namespace, kind: str) -> Iterator[Figure]:
             grown.probe(given.probe_runs, given.repeats),
             grown.views(),
             grown.questions(given.repeats),
-            grown.aggregates(given.probe_runs, given.repeats),
+            grown.aggregates(given.probe_runs, SHARE_REPEATS * given.repeats),
         ):
             print(f"{figure.name}: {figure.shown} {figure.unit}", file=sys.stderr)
             yield figure
