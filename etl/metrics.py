@@ -476,24 +476,26 @@ def days_of(runs: Iterable[PlanRun]) -> list[Period]:
 
 def summed(periods: Iterable[Period]) -> list[Period]:
     """Add up the periods that begin on the same day, in their order; nothing left, no row."""
-    sums: dict[date, Period] = {}
+    by_first_day: defaultdict[date, list[Period]] = defaultdict(list)
     for period in periods:
-        before = sums.get(period.first_day)
-        sums[period.first_day] = _added(before, period) if before else period
-    return [sums[first_day] for first_day in sorted(sums) if any(_numbers(sums[first_day]))]
+        by_first_day[period.first_day].append(period)
+    sums = [_sum(by_first_day[first_day]) for first_day in sorted(by_first_day)]
+    return [period for period in sums if any(_numbers(period))]
 
 
 def _numbers(period: Period) -> tuple[int, ...]:
     return (period.runs, period.tests, *period.counts, *period.checks)
 
 
-def _added(one: Period, other: Period) -> Period:
+def _sum(periods: Sequence[Period]) -> Period:
+    if len(periods) == 1:
+        return periods[0]
     return Period(
-        one.first_day,
-        one.runs + other.runs,
-        one.tests + other.tests,
-        total([one.counts, other.counts]),
-        total([one.checks, other.checks]),
+        periods[0].first_day,
+        sum(period.runs for period in periods),
+        sum(period.tests for period in periods),
+        total(period.counts for period in periods),
+        total(period.checks for period in periods),
     )
 
 
