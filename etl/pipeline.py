@@ -213,10 +213,8 @@ class _Pass:
 
     def _keep(self, batch: Batch) -> None:
         self._keeper.keep(batch)
-        answers = (each for each in batch.values() if isinstance(each, Answer))
-        if applications := {
-            as_plan(each.rows.run.application, None).application for each in answers
-        }:
+        stored = [each.rows.run for each in batch.values() if isinstance(each, Answer)]
+        if applications := {as_plan(run.application, run.name).application for run in stored}:
             self._learn(applications)
         self._exchange.written(batch)
 
