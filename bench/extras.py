@@ -13,7 +13,7 @@ from bench.process import FailedError, measure
 from bench.states import States
 
 LATENCY_MS = 100
-LATENT_S = 15
+LATENT_S = 30
 """How long the runs of the latency part would take if requests were all there is."""
 REACHED = 0.92
 FEW_RUNS, MANY_RUNS = 300, 30_000

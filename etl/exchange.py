@@ -17,9 +17,9 @@ from etl.store import Answer, Reject
 FULL_RUNS = 250
 FULL_BYTES = 1 * 1_048_576
 """So many outcomes are worth a transaction."""
-MOST_BYTES = 2 * FULL_BYTES
+MOST_BYTES = 3 * FULL_BYTES // 2
 """With more than that fetched and not yet written, nothing more is fetched."""
-MOST_RUNS = 2 * FULL_RUNS
+MOST_RUNS = 3 * FULL_RUNS // 2
 
 Batch = dict[Claim, Outcome]
 
