@@ -18,7 +18,7 @@ from etl.errors import DatabaseError
 from etl.ledger import Claim, Lease, Recorded
 from etl.lifecycle import Polling, Seen, Standing, State
 from etl.log import get_logger
-from etl.metrics import DEFAULT_RULES, Rules
+from etl.metrics import DEFAULT_RULES, Rules, as_plan
 from etl.outcome import Deferred, Missing, Outcome, Postponed, Refused, Unchanged
 from etl.schema import OUTCOMES, ingests, tracked_runs
 from etl.store import Answer, Reject, Saved
@@ -180,31 +180,31 @@ class Keeper:
         with writing(self._engine) as connection:
             ledger.release(connection, self._owner)
 
-    def keep(self, batch: Mapping[Claim, Outcome]) -> None:
+    def keep(self, batch: Mapping[Claim, Outcome]) -> set[str]:
         """Store outcomes and their ledger rows in one transaction, then count them.
 
-        An outcome that the database will not take costs its own run, not the others'.
+        An outcome that the database will not take costs its own run, not the others'. Returns
+        the applications of which answers were stored.
         """
         if self._uncounted >= COUNT_EVERY:
             self.count()
         try:
-            self._keep(batch)
+            return self._keep(batch)
         except DatabaseError as error:
             if not error.is_of_values:
                 raise
             self._undecided = {}
-            for claim, outcome in batch.items():
-                self._keep_alone(claim, outcome)
+            return set[str]().union(*[self._keep_alone(*each) for each in batch.items()])
 
-    def _keep_alone(self, claim: Claim, outcome: Outcome) -> None:
+    def _keep_alone(self, claim: Claim, outcome: Outcome) -> set[str]:
         try:
-            self._keep({claim: outcome})
+            return self._keep({claim: outcome})
         except DatabaseError as error:
             if not error.is_of_values:
                 raise
-            self._keep({claim: Refused(claim.run_id, f"cannot be stored: {error}")})
+            return self._keep({claim: Refused(claim.run_id, f"cannot be stored: {error}")})
 
-    def _keep(self, batch: Mapping[Claim, Outcome]) -> None:
+    def _keep(self, batch: Mapping[Claim, Outcome]) -> set[str]:
         run_ids = [claim.run_id for claim in batch]
         with writing(self._engine) as connection:
             held = ledger.held(connection, self._owner, run_ids)
@@ -222,6 +222,8 @@ class Keeper:
                 _count(self.tally, end)
         self._in_hand.difference_update(run_ids)
         self._uncounted += sum(save.is_new or save.is_changed for save in saved.values())
+        stored = [answer.rows.run for answer in answers]
+        return {as_plan(run.application, run.name).application for run in stored}
 
     def _after_this_pass(self, end: _End) -> Recorded:
         """Return how the run stands, not due again in this pass, which would never be over.

@@ -1,6 +1,5 @@
 """Spare memory, and the time it takes to start, where libraries and the C library waste them."""
 
-import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,8 +32,12 @@ def share_one_heap() -> None:
 
     It would give each of them a heap of its own (mallopt(3), M_ARENA_MAX), and what is free in
     one cannot be used in another: 10 to 20 MiB of a pass. Python's own lock keeps threads from
-    having to wait for the one heap.
+    having to wait for the one heap. To be called before there are threads.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)
+    try:
+        import ctypes  # noqa: PLC0415  only who starts threads needs it, and not each Python has it
+
+        mallopt = ctypes.CDLL(None).mallopt
+    except (ImportError, OSError, AttributeError):
+        return  # another C library
+    mallopt(_M_ARENA_MAX, 1)

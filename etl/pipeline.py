@@ -25,10 +25,7 @@ from etl.errors import ArchiverError, DatabaseError
 from etl.exchange import Batch, Exchange
 from etl.fetcher import Clients, Fetcher
 from etl.keeper import Keeper, Tally
-from etl.lean import share_one_heap
 from etl.log import bind_context, bound_context, context, get_logger
-from etl.metrics import as_plan
-from etl.store import Answer
 
 if TYPE_CHECKING:
     from etl.ledger import Claim
@@ -92,7 +89,6 @@ def run_pass(
         ConfigError: a source that is due has no key. Nothing was fetched.
         DatabaseError: the database went away. What was stored is whole.
     """
-    share_one_heap()
     keeper = Keeper(engine, config.polling, clock.now(), config.rules)
     patience = Patience()
     keeper.open_ingest(order.trigger)
@@ -212,9 +208,7 @@ class _Pass:
             writer.write(partial(self._keep, batch))
 
     def _keep(self, batch: Batch) -> None:
-        self._keeper.keep(batch)
-        stored = [each.rows.run for each in batch.values() if isinstance(each, Answer)]
-        if applications := {as_plan(run.application, run.name).application for run in stored}:
+        if applications := self._keeper.keep(batch):
             self._learn(applications)
         self._exchange.written(batch)
 

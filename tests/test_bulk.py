@@ -191,11 +191,12 @@ def test_rows_are_found_and_deleted_by_the_key_and_not_by_reading_all_rows(
         driver.set_trace_callback(statements.append)
         bulk.find(connection, tests, ["name"], keys)
         bulk.delete(connection, tests, keys)
+        bulk.take(connection, tests, ["name"], keys)
         driver.set_trace_callback(None)
         chosen = [each for each in statements if each.startswith(("SELECT", "DELETE"))]
         plans = [connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {each}").all() for each in chosen]
     engine.dispose()
-    assert len(plans) == 2
+    assert len(plans) == 3
     for plan in plans:
         assert any("SEARCH tests USING PRIMARY KEY" in row.detail for row in plan), plan
 

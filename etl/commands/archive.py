@@ -16,6 +16,7 @@ from etl.dispatch import Halt
 from etl.errors import UsageError
 from etl.fetcher import Clients
 from etl.keeper import Tally
+from etl.lean import share_one_heap
 from etl.passes import Pass
 from etl.pipeline import Interrupt
 
@@ -36,6 +37,7 @@ def track(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
 
 def ingest(path: Path | None, wanted: Wanted, *, refresh: bool, wait: bool, as_json: bool) -> int:
     """Track what is given, then do one pass, or (`wait`) passes until no run is going any more."""
+    share_one_heap()
     session = open_session(path)
     given = intake.read(wanted, session.config)
     Clients(session.config).require({wanted.source or DEFAULT_SOURCE} if wanted.run_ids else set())
@@ -58,6 +60,7 @@ def schedule(path: Path | None) -> int:
     """Do passes as scheduled until SIGINT or SIGTERM; that is the regular end: 0."""
     from etl import scheduler  # noqa: PLC0415  APScheduler, which only the service needs
 
+    share_one_heap()
     session = open_session(path)
     Clients(session.config).require(set(session.config.sources))
     with Interrupt().listening() as interrupt:
