@@ -61,6 +61,19 @@ def everything(database_url: str) -> dict[str, list[Row]]:
     return found
 
 
+def modules_of(program: Program, *arguments: str) -> set[str]:
+    """Return the modules that a command loads."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *COMMAND[1:], *arguments],
+        cwd=program.folder,
+        env=program.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
 # --- help ---
 
 
@@ -79,29 +92,14 @@ def test_help_names_every_command(bare: Program) -> None:
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_loads_nothing_that_takes_time(bare: Program, command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", *COMMAND[1:], *command.split(), "--help"],
-        env=bare.environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    loaded = modules_of(bare, *command.split(), "--help")
     assert "click" in loaded
     assert loaded.isdisjoint(HEAVY)
 
 
 def test_a_pass_loads_neither_another_database_nor_pydantic(archiver: Program) -> None:
     archiver.call("ingest", "r-1")  # whose migrations may load what they like
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", *COMMAND[1:], "ingest", "r-2"],
-        cwd=archiver.folder,
-        env=archiver.environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    loaded = modules_of(archiver, "ingest", "r-2")
     assert "sqlalchemy.dialects.sqlite" in loaded
     assert loaded.isdisjoint({"sqlalchemy.dialects.postgresql", "psycopg", "alembic", "pydantic"})
 
