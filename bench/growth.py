@@ -26,7 +26,8 @@ from bench.content import CHANGED_EVERY, PROFILES, History, Offer
 from bench.figures import ARCHIVER, LABELS, Figure, figure_table
 from bench.process import FailedError, Sample, measure
 from bench.states import DATABASES, State, States, states
-from etl import database, store
+from etl import database
+from etl.compression import decompress
 from etl.reports.catalog import REPORTS
 
 PROFILE = PROFILES["growth"]
@@ -112,7 +113,7 @@ class Grown:
     def _newest_body(self, run_id: str) -> bytes:
         query = "SELECT body, encoding FROM payloads WHERE run_id = '{}' ORDER BY revision DESC"
         [(body, encoding), *_] = _rows(self._state, query.format(run_id))
-        return store.decompress(bytes(body), encoding)
+        return decompress(bytes(body), encoding)
 
     def size(self) -> Iterator[Figure]:
         """Tell how many bytes all tables and indexes but the payloads take for each test row."""

@@ -8,22 +8,25 @@ import argparse
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest.mock import patch
 
-from sqlalchemy import Engine, select
+from sqlalchemy import select
 
-from etl import clock, database, ledger, pipeline, store
+from etl import clock, database, ledger, pipeline
+from etl.compression import decompress
 from etl.config import DEFAULT_SOURCE, Api, Config, Database, Source
+from etl.fetching import FetchProcess
 from etl.ledger import Entry
 from etl.sandbox.app import READ_KEY
 from etl.sandbox.clock import Clock
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
 from etl.schema import payloads, runs, tracked_runs
+from tests.hosted import hosted
 
 END = datetime(2026, 11, 2, tzinfo=UTC)
 STEP = timedelta(minutes=2)
@@ -59,9 +62,12 @@ def simulate(days: int, world_runs: int, url: str) -> Month:
         sandbox = stack.enter_context(running(world, Clock(start, speed=0)))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(patch.object(clock, "now", sandbox.clock.now))
+        stack.enter_context(hosted())  # by the same clock
+        process = stack.enter_context(closing(FetchProcess()))
         engine = database.connect(url)
         stack.callback(engine.dispose)
-        month = _Simulation(engine, sandbox, _settings(sandbox, folder, url)).follow(start)
+        means = pipeline.Means(engine, _settings(sandbox, folder, url), process)
+        month = _Simulation(means, sandbox).follow(start)
     month.elapsed_s = time.monotonic() - began
     return month
 
@@ -79,10 +85,10 @@ def _settings(sandbox: Sandbox, folder: Path, url: str) -> Config:
 class _Simulation:
     """The archive, the sandbox, and what the ledger announced for each run."""
 
-    def __init__(self, engine: Engine, sandbox: Sandbox, config: Config) -> None:
-        self._engine = engine
+    def __init__(self, means: pipeline.Means, sandbox: Sandbox) -> None:
+        self._means = means
+        self._engine = means.engine
         self._sandbox = sandbox
-        self._config = config
         self._announced: dict[str, datetime | None] = {}
         self._month = Month()
 
@@ -123,8 +129,7 @@ class _Simulation:
         """Do a pass, and hold each fetch against what the one before it had announced."""
         before = self._sandbox.requests.copy()
         pipeline.run_pass(
-            self._engine,
-            self._config,
+            self._means,
             pipeline.Order("month"),
             lambda _done, _total: None,
             pipeline.Interrupt(),
@@ -151,8 +156,7 @@ class _Simulation:
         )
         with database.reading(self._engine) as connection:
             kept = {
-                row.run_id: store.decompress(row.body, row.encoding)
-                for row in connection.execute(newest)
+                row.run_id: decompress(row.body, row.encoding) for row in connection.execute(newest)
             }
             settled = {
                 run_id

@@ -5,6 +5,7 @@ Each command imports its part when it is called, so that `--help` is there at on
 
 import math
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -210,12 +211,18 @@ def ingest(
     as_json: bool,
 ) -> int:
     """Do one pass: track the given runs, fetch all that is due, store it."""
-    from etl.commands import archive, intake
+    from etl.fetching import FetchProcess
 
-    wanted = intake.Wanted(run_ids, lists, source, ())
-    if dry_run:
-        return archive.preview(config, wanted, refresh=refresh, as_json=as_json)
-    return archive.ingest(config, wanted, refresh=refresh, wait=wait, as_json=as_json)
+    with closing(FetchProcess()) as process:
+        if (run_ids or lists or refresh) and not dry_run:
+            process.start()  # before our own imports, which take as long as its own
+
+        from etl.commands import archive, intake
+
+        wanted = intake.Wanted(run_ids, lists, source, (), refresh)
+        if dry_run:
+            return archive.preview(config, wanted, as_json=as_json)
+        return archive.ingest(config, wanted, process, wait=wait, as_json=as_json)
 
 
 @app.command(epilog="Example: result-archiver schedule")

@@ -136,6 +136,15 @@ def writing(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+def writers(engine: Engine) -> int:
+    """Return how many transactions are best written side by side.
+
+    SQLite has one writer at a time. A PostgreSQL process uses one core, and most of the time for
+    what it does with rows at the end of a COPY, so that we would wait for it.
+    """
+    return 1 if engine.dialect.name == "sqlite" else 2
+
+
 @contextmanager
 def _explained(engine: Engine) -> Iterator[None]:
     """Turn the driver's errors into one line without statement, parameters or password."""

@@ -3,7 +3,7 @@
 import shlex
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -12,11 +12,13 @@ from sqlalchemy import Connection, Engine
 
 from etl import clock, database, display, ledger, log, pipeline
 from etl.config import DEFAULT_SOURCE, Api, Config, Database, Log, Security, Source
+from etl.fetching import FetchProcess
 from etl.intake import read_list
 from etl.keeper import Tally
 from etl.ledger import Entry
 from etl.lifecycle import Polling
 from etl.metrics import DEFAULT_RULES
+from etl.pipeline import Means
 from etl.reports import catalog, forms
 from etl.reports.model import Request
 from etl.sandbox import listing
@@ -68,8 +70,13 @@ def _archive(engine: Engine, config: Config, sandbox: Sandbox) -> Tally:
     with database.writing(engine) as connection:
         entries = [Entry(run.run_id, None, None, run.labels) for run in runs.runs]
         ledger.track(connection, entries, clock.now())
-    with display.progress("archiving") as progress, pipeline.Interrupt().listening() as interrupt:
-        return pipeline.run_pass(engine, config, pipeline.Order("demo"), progress, interrupt)
+    with (
+        closing(FetchProcess()) as process,
+        display.progress("archiving") as progress,
+        pipeline.Interrupt().listening() as interrupt,
+    ):
+        means = Means(engine, config, process)
+        return pipeline.run_pass(means, pipeline.Order("demo"), progress, interrupt)
 
 
 def _print_reports(connection: Connection, tally: Tally) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from etl.ledger import Claim
+from etl.outcome import Target, Trouble
 
 FAILED_PROBES = 5
 """So many probes in a row without an answer: the API is down."""
@@ -113,6 +113,10 @@ class Crew:
         self._since: float | None = None
         self._cpu_s = 0.0
 
+    def pause(self) -> None:
+        """Judge by nothing before now: the threads were kept from working."""
+        self._since = None
+
     def is_due(self, now: float) -> bool:
         """Tell whether it is time for a review: every `REVIEW_S`, as far as requests come back."""
         return self._since is None or now - self._since >= REVIEW_S
@@ -125,20 +129,11 @@ class Crew:
         self._since, self._cpu_s = now, cpu_s
 
 
-class Trouble(NamedTuple):
-    """A request without a good answer. `wait_s` is what the API asked for, `chance` is 0 to 1."""
-
-    reason: str
-    wait_s: float | None
-    is_busy: bool
-    chance: float
-
-
 @dataclass(eq=False)
 class Job:
-    """A claimed run on its way."""
+    """A run on its way."""
 
-    claim: Claim
+    target: Target
     attempts: int = 0
     is_probe: bool = False
     trouble: Trouble | None = None
@@ -192,9 +187,9 @@ class Dispatcher:
         is_done = not self._ready or self.halt is not None or self._pace.is_spent
         return self.in_flight == 0 and is_done
 
-    def offer(self, claims: Iterable[Claim]) -> None:
+    def offer(self, targets: Iterable[Target]) -> None:
         """Take runs over that are to be fetched."""
-        self._ready.extend(Job(claim) for claim in claims)
+        self._ready.extend(map(Job, targets))
 
     def take(self, now: float) -> Job | None:
         """Return a job that may be sent `now` (seconds of any steady clock), if there is one."""
@@ -237,7 +232,7 @@ class Dispatcher:
             return
         # A key that may not read still reads with a token: ask for a run that has one next.
         token_is_next = self._bring_token_to_front()
-        is_tried = any(each.claim.read_token for each in self._denied) or not token_is_next
+        is_tried = any(each.target.read_token for each in self._denied) or not token_is_next
         if is_tried and len(self._denied) >= DENIED_AT_FIRST:
             self.stop(
                 Halt.REFUSED, f"the first {DENIED_AT_FIRST} answers were all 403; {DENIED_REMEDY}"
@@ -301,7 +296,7 @@ class Dispatcher:
 
     def _bring_token_to_front(self) -> bool:
         for place, job in enumerate(self._ready):
-            if job.claim.read_token:
+            if job.target.read_token:
                 self._ready.rotate(-place)
                 return True
         return False

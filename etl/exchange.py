@@ -7,36 +7,52 @@ one in, so that between two requests no other thread has to be woken.
 import threading
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from etl.dispatch import Crew, Dispatcher, Halt, Job, Limits, Pace, Trouble
+from etl.dispatch import Crew, Dispatcher, Halt, Job, Limits, Pace
 from etl.errors import KeyRefusedError
-from etl.ledger import Claim
-from etl.outcome import Deferred, Denied, Outcome, Postponed, Refused, Returned
-from etl.store import Answer, Reject
+from etl.outcome import (
+    Answer,
+    Deferred,
+    Denied,
+    Fetched,
+    Outcome,
+    Postponed,
+    Refused,
+    Reject,
+    Returned,
+    Target,
+    Trouble,
+)
 
 FULL_RUNS = 250
 FULL_BYTES = 1 * 1_048_576
 """So many outcomes are worth a transaction."""
-MOST_BYTES = 3 * FULL_BYTES // 2
-"""With more than that fetched and not yet written, nothing more is fetched."""
-MOST_RUNS = 3 * FULL_RUNS // 2
 
-Batch = dict[Claim, Outcome]
+
+class Batch(NamedTuple):
+    """Outcomes that are written together, and how many bytes of the API's they keep in memory."""
+
+    outcomes: list[Outcome | Fetched]
+    size_bytes: int
 
 
 class Exchange:
     """The jobs of a pass, and the outcomes that wait to be written.
 
-    `news` is set when the pass has something to do: a batch is full, or jobs run out.
+    `news` is set when the pass has something to do: a batch is full, or jobs run out. With more
+    fetched and not yet written than `most_batches` hold, nothing more is fetched.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, most_batches: int) -> None:
         self.news = threading.Event()
         self._changed = threading.Condition()
         self._sources = _Sources(limits)
+        self._most_bytes = most_batches * FULL_BYTES
+        self._most_runs = most_batches * FULL_RUNS
         self._crew = Crew(limits.connections)
-        self._outcomes: dict[Job, Outcome] = {}
-        self._batch: Batch = {}
+        self._outcomes: dict[Job, Outcome | Fetched] = {}
+        self._batch: list[Outcome | Fetched] = []
         self._batch_bytes = 0
         self._unwritten_runs = 0
         self._unwritten_bytes = 0
@@ -66,6 +82,8 @@ class Exchange:
             now = time.monotonic()
             if self._crew.is_due(now):
                 self._crew.review(now, time.process_time())
+            if self._is_stalled:
+                self._crew.pause()
             wait_s = self._wait_s(now)
             if wait_s == 0:
                 job = self._sources.take(now)
@@ -76,10 +94,16 @@ class Exchange:
         return None
 
     def _wait_s(self, now: float) -> float | None:
-        is_full = self._unwritten_bytes >= MOST_BYTES or self._unwritten_runs >= MOST_RUNS
-        if is_full or self._sources.pace.in_flight >= self._crew.size:
+        if self._is_stalled or self._sources.pace.in_flight >= self._crew.size:
             return None
         return self._sources.wait_s(now)
+
+    @property
+    def _is_stalled(self) -> bool:
+        """Whether so much is not yet written that nothing more is fetched."""
+        if self._unwritten_bytes >= self._most_bytes:
+            return True
+        return self._unwritten_runs >= self._most_runs
 
     def _wait(self, wait_s: float | None) -> None:
         """Wait for a change, or for the next job's time, which one thread does for all."""
@@ -91,7 +115,7 @@ class Exchange:
         self._is_timed = False
 
     def _judge(self, job: Job, returned: Returned) -> None:
-        dispatcher = self._sources.of(job.claim)
+        dispatcher = self._sources.of(job.target)
         match returned:
             case Trouble():
                 dispatcher.troubled(job, returned, time.monotonic())
@@ -112,17 +136,17 @@ class Exchange:
         for job in self._sources.finished():
             outcome = self._outcomes.pop(job, None)
             if outcome is None and job.denial:
-                outcome = Refused(job.claim.run_id, job.denial)
+                outcome = Refused(job.target.run_id, job.denial)
             elif outcome is None and job.trouble:
-                outcome = Postponed(job.claim.run_id, job.trouble)
+                outcome = Postponed(job.target.run_id, job.trouble)
             if outcome is not None:
-                self._add(job.claim, outcome)
+                self._add(outcome)
 
-    def _add(self, claim: Claim, outcome: Outcome) -> None:
+    def _add(self, outcome: Outcome | Fetched) -> None:
         size = _size(outcome)
         if not self._batch:
             self._begun_at = time.monotonic()
-        self._batch[claim] = outcome
+        self._batch.append(outcome)
         self._batch_bytes += size
         self._unwritten_runs += 1
         self._unwritten_bytes += size
@@ -148,10 +172,10 @@ class Exchange:
         """How long the API still wants to be left alone."""
         return self._sources.pace.asked_wait_s(time.monotonic())
 
-    def offer(self, claims: Sequence[Claim]) -> None:
+    def offer(self, targets: Sequence[Target]) -> None:
         """Take runs over that are to be fetched."""
         with self._changed:
-            self._sources.offer(claims)
+            self._sources.offer(targets)
             self._changed.notify()
 
     def needs(self, low_mark: int) -> bool:
@@ -186,13 +210,13 @@ class Exchange:
         """Return the outcomes that are to be written now: many, or some that wait for long."""
         with self._changed:
             is_late = time.monotonic() - self._begun_at > at_least_every_s
-            return self._taken() if self._is_full() or is_late else {}
+            return self._taken() if self._is_full() or is_late else Batch([], 0)
 
-    def written(self, batch: Batch) -> None:
-        """Note that a batch is out of the way."""
+    def written(self, runs: int, size_bytes: int) -> None:
+        """Note that so many outcomes are out of the way."""
         with self._changed:
-            self._unwritten_runs -= len(batch)
-            self._unwritten_bytes -= sum(map(_size, batch.values()))
+            self._unwritten_runs -= runs
+            self._unwritten_bytes -= size_bytes
             self._changed.notify()
 
     def close(self) -> Batch:
@@ -208,8 +232,8 @@ class Exchange:
             for job in self._sources.deferred():
                 if job.trouble:
                     wait_s = job.trouble.wait_s or 0
-                    deferred = Deferred(job.claim.run_id, job.trouble.reason, wait_s)
-                    self._add(job.claim, deferred)
+                    deferred = Deferred(job.target.run_id, job.trouble.reason, wait_s)
+                    self._add(deferred)
             return self._taken()
 
     def worst_halt(self) -> tuple[Halt | None, str]:
@@ -220,14 +244,15 @@ class Exchange:
         return len(self._batch) >= FULL_RUNS or self._batch_bytes >= FULL_BYTES
 
     def _taken(self) -> Batch:
-        batch, self._batch, self._batch_bytes = self._batch, {}, 0
+        batch = Batch(self._batch, self._batch_bytes)
+        self._batch, self._batch_bytes = [], 0
         return batch
 
 
-def _size(outcome: Outcome) -> int:
+def _size(outcome: Outcome | Fetched) -> int:
     """Return how many bytes of the API's an outcome keeps in memory."""
     match outcome:
-        case Answer():
+        case Answer() | Fetched():
             return outcome.body.size
         case Reject():
             return len(outcome.body)
@@ -244,11 +269,11 @@ class _Sources:
         self._by_source: dict[str, Dispatcher] = {}
         self._interruption = ""
 
-    def of(self, claim: Claim) -> Dispatcher:
+    def of(self, target: Target) -> Dispatcher:
         """Return the dispatcher of a run's source."""
-        if claim.source not in self._by_source:
-            self._by_source[claim.source] = Dispatcher(self._limits, self.pace)
-        return self._by_source[claim.source]
+        if target.source not in self._by_source:
+            self._by_source[target.source] = Dispatcher(self._limits, self.pace)
+        return self._by_source[target.source]
 
     def halted(self) -> list[str]:
         """Return the sources that are not asked any more."""
@@ -264,10 +289,10 @@ class _Sources:
         """Whether nothing is under way, and nothing will be without more jobs."""
         return all(each.is_idle for each in self._by_source.values())
 
-    def offer(self, claims: Sequence[Claim]) -> None:
+    def offer(self, targets: Sequence[Target]) -> None:
         """Take runs over that are to be fetched."""
-        for claim in claims:
-            self.of(claim).offer([claim])
+        for target in targets:
+            self.of(target).offer([target])
 
     def take(self, now: float) -> Job | None:
         """Return a job of any source that may be sent now."""

@@ -113,7 +113,7 @@ def _settle(engine: Engine, applications: Sequence[str], zone: tzinfo) -> None:
         unsettled = list(connection.scalars(undone.order_by(identities.c.application)))
     for application in unsettled:
         log.debug("tests are known by other keys now: counting anew", application=application)
-        rebuild.replay_application(engine, application, zone)
+        rebuild.rekey_application(engine, application, zone)
         with writing(engine) as connection:
             is_it = identities.c.application == application
             aggregates.drop_unused_rosters(connection)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Collection, Mapping
@@ -19,9 +20,18 @@ from etl.ledger import Claim, Lease, Recorded
 from etl.lifecycle import Polling, Seen, Standing, State
 from etl.log import get_logger
 from etl.metrics import DEFAULT_RULES, Rules, as_plan
-from etl.outcome import Deferred, Missing, Outcome, Postponed, Refused, Unchanged
+from etl.outcome import (
+    Answer,
+    Deferred,
+    Missing,
+    Outcome,
+    Postponed,
+    Refused,
+    Reject,
+    Unchanged,
+)
 from etl.schema import OUTCOMES, ingests, tracked_runs
-from etl.store import Answer, Reject, Saved
+from etl.store import Saved
 
 log = get_logger()
 
@@ -76,7 +86,10 @@ class Tally:
 
 
 class Keeper:
-    """The hands of one pass in the database, and the `tally` of what they did."""
+    """The hands of one pass in the database, and the `tally` of what they did.
+
+    Several threads may `keep` batches at a time, as several processes may.
+    """
 
     def __init__(
         self,
@@ -89,6 +102,8 @@ class Keeper:
         self._engine = engine
         self._rules = rules
         self._report_rules = report_rules
+        self._counting = threading.Lock()
+        """Whoever changes the tally, or what is in hand, has it."""
         self._uncounted = 0
         self._started_at = started_at
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
@@ -146,7 +161,9 @@ class Keeper:
     def claim(self, limit: int, without: Collection[str] = ()) -> list[Claim]:
         """Take runs that were due when the pass began, `without` those of some sources."""
         lease = self._lease()
-        due = ledger.due_or_stray(self._started_at, lease, self._in_hand)
+        with self._counting:
+            in_hand = set(self._in_hand)
+        due = ledger.due_or_stray(self._started_at, lease, in_hand)
         chosen = and_(due, tracked_runs.c.source.not_in(without))
         with writing(self._engine) as connection:
             claims = ledger.claim(connection, lease, chosen, limit)
@@ -154,7 +171,8 @@ class Keeper:
             known = store.known(
                 connection, {claim.run_id: claim.first_tracked_at for claim in fetched}
             )
-        self._in_hand.update(claim.run_id for claim in claims)
+        with self._counting:
+            self._in_hand.update(claim.run_id for claim in claims)
         return [
             claim._replace(**known[claim.run_id]._asdict()) if claim.run_id in known else claim
             for claim in claims
@@ -193,7 +211,8 @@ class Keeper:
         except DatabaseError as error:
             if not error.is_of_values:
                 raise
-            self._undecided = {}
+            for claim in batch:
+                self._undecided.pop(claim.run_id, None)
             return set[str]().union(*[self._keep_alone(*each) for each in batch.items()])
 
     def _keep_alone(self, claim: Claim, outcome: Outcome) -> set[str]:
@@ -217,13 +236,20 @@ class Keeper:
             ledger.record(connection, [self._after_this_pass(end) for end in ends.values()])
             # Those not held any more were kept by a commit whose answer was lost.
             self._undecided |= ends
-        for run_id in run_ids:
-            if end := self._undecided.pop(run_id, None):
-                _count(self.tally, end)
-        self._in_hand.difference_update(run_ids)
-        self._uncounted += sum(save.is_new or save.is_changed for save in saved.values())
+        with self._counting:
+            self._count(batch.values(), saved.values())
         stored = [answer.rows.run for answer in answers]
         return {as_plan(run.application, run.name).application for run in stored}
+
+    def _count(self, outcomes: Collection[Outcome], saved: Collection[Saved]) -> None:
+        """Count what was committed."""
+        for outcome in outcomes:
+            if isinstance(outcome, Refused) and outcome.traceback:
+                log.error("internal error", run_id=outcome.run_id, exception=outcome.traceback)
+            if end := self._undecided.pop(outcome.run_id, None):
+                _count(self.tally, end)
+        self._in_hand.difference_update(outcome.run_id for outcome in outcomes)
+        self._uncounted += sum(save.is_new or save.is_changed for save in saved)
 
     def _after_this_pass(self, end: _End) -> Recorded:
         """Return how the run stands, not due again in this pass, which would never be over.

@@ -24,15 +24,18 @@ def without(name: str) -> Iterator[None]:
         del sys.modules[name]
 
 
-_M_ARENA_MAX = -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_KEPT_BYTES = 4 * 1_048_576
 
 
-def share_one_heap() -> None:
-    """Have all threads take memory from one heap, where the C library is glibc.
+def tune_heap() -> None:
+    """Have threads share one heap that keeps what large answers need, where there is glibc.
 
-    It would give each of them a heap of its own (mallopt(3), M_ARENA_MAX), and what is free in
-    one cannot be used in another: 10 to 20 MiB of a pass. Python's own lock keeps threads from
-    having to wait for the one heap. To be called before there are threads.
+    It would give each thread a heap of its own, and what is free in one cannot be used in
+    another: 10 to 20 MiB of a pass. Python's own lock keeps threads from having to wait for the
+    one heap. And what an answer of 400 KB took it would give back to the kernel after each, only
+    to have it cleared and given again: a third of the time of fetching it. See mallopt(3). To be
+    called before there are threads.
     """
     try:
         import ctypes  # noqa: PLC0415  only who starts threads needs it, and not each Python has it
@@ -41,3 +44,5 @@ def share_one_heap() -> None:
     except (ImportError, OSError, AttributeError):
         return  # another C library
     mallopt(_M_ARENA_MAX, 1)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)

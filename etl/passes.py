@@ -8,16 +8,16 @@ from collections.abc import Callable
 from functools import partial
 from itertools import islice
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
 from etl import aggregates, clock, database, identity, ledger, lists, pipeline
-from etl.config import DEFAULT_SOURCE, Config
+from etl.config import DEFAULT_SOURCE
 from etl.keeper import Tally
 from etl.ledger import Entry, Tracked
 from etl.lists import Given
 from etl.log import get_logger
 from etl.ping import ping
-from etl.pipeline import Interrupt, Order, Progress
+from etl.pipeline import Interrupt, Means, Order, Progress
 from etl.secrets import open_vault
 
 BATCH_RUNS = 500
@@ -28,9 +28,10 @@ log = get_logger()
 class Pass:
     """Passes over one archive: what `ingest` does once and the service again and again."""
 
-    def __init__(self, engine: Engine, config: Config, trigger: str) -> None:
-        self._engine = engine
-        self._config = config
+    def __init__(self, means: Means, trigger: str) -> None:
+        self._means = means
+        self._engine = means.engine
+        self._config = means.config
         self._trigger = trigger
         self._bad_lines = 0
 
@@ -104,7 +105,10 @@ class Pass:
             self.track(lists.read_watched(self._config))
             bad_lines, self._bad_lines = self._bad_lines, 0
             tally = pipeline.run_pass(
-                self._engine, self._config, Order(self._trigger, bad_lines), progress, interrupt
+                self._means,
+                Order(self._trigger, bad_lines),
+                progress,
+                interrupt,
             )
             if interrupt.signal is None:
                 # Even if nothing changed: the pass before may have been killed in it.

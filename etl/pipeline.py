@@ -1,8 +1,8 @@
 """One pass: claim what is due, fetch it, make rows of it, store it, and say what happened.
 
-Worker threads fetch and decode (`fetcher`); what they do next, and what became of it, is decided
-at the `exchange`. One thread writes (`keeper`), and the main thread sees to it that there is
-enough to do. Only claimed runs are in memory, and only so many of them.
+Another process fetches and decodes (`fetch_process`): we offer it runs, and get batches of
+outcomes back. Here as many threads write (`keeper`) as the database has use for, and the main
+thread sees to it that all have enough to do. Only claimed runs are in memory, and only so many.
 """
 
 import signal
@@ -16,16 +16,18 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
+from msgspec.structs import replace
 from sqlalchemy import Engine
 
-from etl import clock, identity
-from etl.config import Config
+from etl import clock, database, identity
+from etl.config import Config, Database, Telemetry
 from etl.dispatch import Halt, Limits
 from etl.errors import ArchiverError, DatabaseError
-from etl.exchange import Batch, Exchange
-from etl.fetcher import Clients, Fetcher
+from etl.fetching import Batch, Fetching, FetchProcess
 from etl.keeper import Keeper, Tally
 from etl.log import bind_context, bound_context, context, get_logger
+from etl.secrets import require_keys
+from etl.wire import Begin
 
 if TYPE_CHECKING:
     from etl.ledger import Claim
@@ -34,7 +36,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 CLAIM_AT_LEAST = 1000
-FLUSH_EVERY_S = 1.0
 TICK_S = 0.1
 """How often signals are heeded and the database thread is looked after, at the least."""
 PATIENCE_S = 60.0
@@ -80,26 +81,33 @@ class Order(NamedTuple):
     bad_lines: int = 0
 
 
-def run_pass(
-    engine: Engine, config: Config, order: Order, progress: Progress, interrupt: Interrupt
-) -> Tally:
+class Means(NamedTuple):
+    """What a pass works with."""
+
+    engine: Engine
+    config: Config
+    process: FetchProcess
+
+
+def run_pass(means: Means, order: Order, progress: Progress, interrupt: Interrupt) -> Tally:
     """Fetch and store all runs that are due now, and record the pass in `ingests`.
 
     Raises:
         ConfigError: a source that is due has no key. Nothing was fetched.
         DatabaseError: the database went away. What was stored is whole.
+        FetchingLostError: so did the process that fetches.
     """
+    engine, config = means.engine, means.config
     keeper = Keeper(engine, config.polling, clock.now(), config.rules)
     patience = Patience()
     keeper.open_ingest(order.trigger)
     tally = keeper.tally
     with bound_context(pass_id=tally.pass_id):
         try:
-            clients = Clients(config)
-            clients.require(keeper.due_sources())
+            require_keys(config, keeper.due_sources())
             learn = partial(identity.settle_new, engine, zone=config.reporting_zone)
             hands = _Hands(keeper, patience, learn)
-            _Pass(config, Fetcher(clients, config), hands).run(progress, interrupt)
+            _Pass(means, hands).run(progress, interrupt)
             tally.exit_code = exit_code(tally, interrupt) or (1 if order.bad_lines else 0)
         except Exception as error:
             tally.exit_code = error.exit_code if isinstance(error, ArchiverError) else 1
@@ -135,59 +143,53 @@ class _Hands(NamedTuple):
 class _Pass:
     """One pass under way: its threads, and what goes between them."""
 
-    def __init__(self, config: Config, fetcher: Fetcher, hands: _Hands) -> None:
-        api = config.api
-        limits = Limits(
-            api.connections,
-            api.max_requests_per_second,
-            api.attempts,
-            api.max_wait_s,
-            config.polling.max_requests_per_pass,
-        )
-        self._exchange = Exchange(limits)
-        self._exchange.heed(hands.keeper.asked_wait_s())
-        self._fetcher = fetcher
+    def __init__(self, means: Means, hands: _Hands) -> None:
+        self._means = means
         self._keeper, self._patience, self._learn = hands
-        self._connections = api.connections
         self._interrupted_at: float | None = None
+        self._news = threading.Event()
 
     def run(self, progress: Progress, interrupt: Interrupt) -> None:
-        total = self._keeper.due_now()
-        tally = self._keeper.tally
         logged = context()  # which no thread inherits
-        with ThreadPoolExecutor(1, initializer=partial(bind_context, **logged)) as executor:
-            writer = _Writer(
+        threads = database.writers(self._means.engine)
+        with ThreadPoolExecutor(threads, initializer=partial(bind_context, **logged)) as executor:
+            writers = _Writers(
                 do_later=lambda task: executor.submit(self._patience.do, task),
-                wake=self._exchange.news.set,
+                wake=self._news.set,
             )
-            intake = _Intake(self._keeper, self._exchange, writer, self._connections)
-            self._start_fetching(min(self._connections, max(total, 1)))
-            try:
-                while self._step(intake, writer, interrupt):
-                    progress(tally.done, total)
-            finally:
-                rest = self._exchange.close()
-                tally.asked_wait_s = self._exchange.asked_wait_s
-            self._write(writer, rest)
-            writer.finish()
-            writer.submit(self._keeper.release).result()
+            if due := self._keeper.due_now():
+                self._fetch(due, writers, partial(self._tell, progress, due), interrupt)
+            elif interrupt.signal:
+                tally = self._keeper.tally
+                tally.halt, tally.halt_reason = Halt.INTERRUPTED, _name_of(interrupt.signal)
             if self._interrupted_at is None:
-                writer.submit(self._keeper.count).result()
-        tally.requests = self._exchange.requests
-        tally.halt, tally.halt_reason = self._exchange.worst_halt()
-        progress(tally.done, total)
+                writers.submit(self._keeper.count).result()
 
-    def _start_fetching(self, threads: int) -> None:
-        """Start daemon threads: one that hangs in a request does not keep the process."""
-        for number in range(threads):
-            threading.Thread(target=self._fetch, name=f"fetch-{number}", daemon=True).start()
+    def _tell(self, progress: Progress, due: int) -> None:
+        progress(self._keeper.tally.done, due)
 
-    def _fetch(self) -> None:
-        job = self._exchange.first()
-        while job:
-            job = self._exchange.swap(job, self._fetcher.fetch(job.claim))
+    def _fetch(
+        self, due: int, writers: "_Writers", tell: Callable[[], None], interrupt: Interrupt
+    ) -> None:
+        """Have the due runs fetched and written."""
+        begin = _begin(self._means, due, self._keeper.asked_wait_s())
+        self._fetching = Fetching(self._means.process.start(), begin, self._news)
+        intake = _Intake(self._keeper, self._fetching, writers, 2 * begin.low_mark)
+        tally = self._keeper.tally
+        try:
+            while self._step(intake, writers, interrupt):
+                tell()
+        finally:
+            end = self._fetching.close()
+            tally.asked_wait_s = end.asked_wait_s
+        self._write(writers, self._fetching.take())
+        writers.finish()
+        writers.submit(self._keeper.release).result()
+        tally.requests = self._fetching.requests
+        tally.halt, tally.halt_reason = end.halt, end.halt_reason
+        tell()
 
-    def _step(self, intake: "_Intake", writer: "_Writer", interrupt: Interrupt) -> bool:
+    def _step(self, intake: "_Intake", writers: "_Writers", interrupt: Interrupt) -> bool:
         """Wait for something to happen, and do what can be done now; False at the end."""
         self._heed(interrupt)
         self._patience.is_over |= self._interrupted_at is not None
@@ -195,46 +197,70 @@ class _Pass:
             intake.feed()
         if self._is_over(intake):
             return False
-        self._exchange.news.wait(TICK_S)
-        self._exchange.news.clear()
-        self._write(writer, self._exchange.take_batch(FLUSH_EVERY_S))
+        self._news.wait(TICK_S)
+        self._news.clear()
+        self._write(writers, self._fetching.take())
         if self._keeper.lease_is_old():
-            writer.renew(self._keeper.renew)
-        writer.tend()
+            writers.renew(self._keeper.renew)
+        writers.tend()
         return True
 
-    def _write(self, writer: "_Writer", batch: Batch) -> None:
-        if batch:
-            writer.write(partial(self._keep, batch))
+    def _write(self, writers: "_Writers", batches: list[Batch]) -> None:
+        for batch in batches:
+            writers.write(partial(self._keep, batch))
 
     def _keep(self, batch: Batch) -> None:
-        if applications := self._keeper.keep(batch):
+        outcomes = self._fetching.outcomes(batch)
+        if applications := self._keeper.keep(outcomes):
             self._learn(applications)
-        self._exchange.written(batch)
+        self._fetching.written(batch, outcomes.keys())
 
     def _is_over(self, intake: "_Intake") -> bool:
         if self._interrupted_at and time.monotonic() - self._interrupted_at > GRACE_S:
             return True
         is_last = self._interrupted_at is not None or intake.is_exhausted
-        return is_last and self._exchange.is_idle
+        return is_last and self._fetching.is_idle
 
     def _heed(self, interrupt: Interrupt) -> None:
         if interrupt.signal and self._interrupted_at is None:
             self._interrupted_at = time.monotonic()
-            self._exchange.interrupt(signal.Signals(interrupt.signal).name)
+            self._fetching.interrupt(_name_of(interrupt.signal))
+
+
+def _name_of(number: int) -> str:
+    return signal.Signals(number).name
+
+
+def _begin(means: Means, due: int, asked_wait_s: float) -> Begin:
+    """Return the first order of a pass over so many runs: all that has to be known to fetch."""
+    config, api = means.config, means.config.api
+    limits = Limits(
+        api.connections,
+        api.max_requests_per_second,
+        api.attempts,
+        api.max_wait_s,
+        config.polling.max_requests_per_pass,
+    )
+    return Begin(
+        # Of the database nothing need be known, nor who is told: their URLs may have passwords.
+        replace(config, database=Database(), telemetry=Telemetry()),
+        limits,
+        threads=min(api.connections, due),
+        low_mark=max(CLAIM_AT_LEAST, 4 * api.connections) // 2,
+        most_batches=1 + database.writers(means.engine),
+        asked_wait_s=asked_wait_s,
+    )
 
 
 class _Intake:
     """Claims due runs as the exchange gets through them."""
 
-    def __init__(
-        self, keeper: Keeper, exchange: Exchange, writer: "_Writer", connections: int
-    ) -> None:
+    def __init__(self, keeper: Keeper, fetching: Fetching, writers: "_Writers", size: int) -> None:
         self.is_exhausted = False
         self._keeper = keeper
-        self._exchange = exchange
-        self._writer = writer
-        self._size = max(CLAIM_AT_LEAST, 4 * connections)
+        self._fetching = fetching
+        self._writers = writers
+        self._size = size
         self._claiming: Future[list[Claim]] | None = None
 
     def feed(self) -> None:
@@ -242,13 +268,13 @@ class _Intake:
         if self._claiming is not None and self._claiming.done():
             claims, self._claiming = self._claiming.result(), None
             self.is_exhausted = not claims
-            self._exchange.offer(claims)
-        self.is_exhausted |= self._exchange.is_spent
+            self._fetching.offer(claims)
+        self.is_exhausted |= self._fetching.state.is_spent
         if self._claiming is not None or self.is_exhausted:
             return
-        if self._exchange.needs(self._size // 2):
-            halted = self._exchange.halted()
-            self._claiming = self._writer.submit(self._keeper.claim, self._size, halted)
+        if self._fetching.is_low:
+            halted = self._fetching.state.halted
+            self._claiming = self._writers.submit(self._keeper.claim, self._size, halted)
 
 
 class Patience:
@@ -282,10 +308,10 @@ class Patience:
                 return result
 
 
-class _Writer:
-    """Has things done by the one thread that writes, one after another.
+class _Writers:
+    """Has things done by the threads that write, begun one after another.
 
-    `wake` is called whenever that thread has done something.
+    `wake` is called whenever one of them has done something.
     """
 
     def __init__(
@@ -297,7 +323,7 @@ class _Writer:
         self._renewal: Future[None] | None = None
 
     def submit(self, task: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Have the writing thread do `task` in its turn."""
+        """Have a writing thread do `task` in its turn."""
         future: Future[T] = self._do_later(partial(task, *args, **kwargs))
         future.add_done_callback(lambda _: self._wake())
         return future

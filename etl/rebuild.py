@@ -30,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DataError, DBAPIError
 
 from etl import aggregates, bulk, store
+from etl.compression import decompress
 from etl.database import reading, writing
 from etl.history import DERIVED, Owner, Row, Stretch, derived, outcome_of
 from etl.metrics import DEFAULT_RULES, Rules
@@ -54,6 +55,9 @@ BATCH_RUNS = 50
 BATCH_BYTES = 1_048_576
 """How much of unpacked bodies a batch has at most, unless it is a single run."""
 
+REKEYED = ("roster_id", "outcomes")
+"""The columns of `outcomes` that depend on how tests are known."""
+OUTCOMES_KEY = ("run_id", "revision")
 TABLES = [metadata.tables[name] for name in DERIVED]
 NAMES = (plan_variants, rosters)
 
@@ -163,8 +167,8 @@ def lacks_counts(engine: Engine) -> bool:
         )
 
 
-def replay_application(engine: Engine, application: str, zone: tzinfo) -> None:
-    """Rebuild the runs of an application whose tests are known by other keys than before.
+def rekey_application(engine: Engine, application: str, zone: tzinfo) -> None:
+    """Name the tests of an application's runs anew, which are known by other keys than before.
 
     Its series are marked to be counted anew.
     """
@@ -172,9 +176,20 @@ def replay_application(engine: Engine, application: str, zone: tzinfo) -> None:
         plans = aggregates.plan_ids_of(connection, application)
     for plan_id in plans:
         for run_ids in _batches(engine, payloads.c.run_id.in_(_runs_of_plan(plan_id))):
-            _mend_runs(engine, run_ids, zone)
+            _rekey_runs(engine, run_ids, zone)
         with writing(engine) as connection:
             aggregates.mark_plan(connection, plan_id)
+
+
+def _rekey_runs(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> None:
+    """Write what the keys of tests decide: lists of tests, and the order of outcomes in them."""
+    with writing(engine) as connection:
+        _hold(connection, run_ids)
+        batch = _expected(connection, run_ids, zone)
+        _put_names(connection, batch)
+        places = [outcomes.columns.keys().index(name) for name in (*REKEYED, *OUTCOMES_KEY)]
+        rows = [tuple(row[place] for place in places) for row in batch.rows[outcomes.name]]
+        bulk.update(connection, outcomes, REKEYED, rows)
 
 
 def _mend_runs(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> Checked:
@@ -443,7 +458,7 @@ def _body(row: _Kept) -> bytes:
     # By the size first, before memory is taken for one that is damaged.
     if not isinstance(row.body, bytes) or zstandard.frame_content_size(row.body) != row.size:
         raise ValueError(f"its body is not of the {_shown(row.size)} bytes that were kept")
-    return store.decompress(row.body, row.encoding)
+    return decompress(row.body, row.encoding)
 
 
 def _moment(name: str, value: Any) -> datetime | None:

@@ -14,34 +14,34 @@ from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
-from sqlalchemy import Engine
 
 from etl import clock, pipeline, prometheus
-from etl.config import Config, Schedule
+from etl.config import Schedule
 from etl.errors import ArchiverError, ConfigError
 from etl.log import bound_context, get_logger
 from etl.passes import Pass
-from etl.pipeline import Interrupt
+from etl.pipeline import Interrupt, Means
 
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
 log = get_logger()
 
 
-def serve(engine: Engine, config: Config, interrupt: Interrupt) -> None:
+def serve(means: Means, interrupt: Interrupt) -> None:
     """Do a pass now and whenever the schedule says, until `interrupt` gets a signal.
 
     Raises:
         ConfigError: the schedule cannot be read.
         UsageError: the metrics port cannot be had.
     """
+    config = means.config
     trigger = make_trigger(config.schedule)
-    prometheus.serve(engine, config.telemetry)
+    prometheus.serve(means.engine, config.telemetry)
     scheduler = BackgroundScheduler(timezone=UTC)
     scheduler.add_job(
         _sweep,
         trigger,
-        args=[Pass(engine, config, "schedule"), interrupt],
+        args=[Pass(means, "schedule"), interrupt],
         next_run_time=datetime.now(UTC),  # by default the first pass waits for the schedule
         misfire_grace_time=int(config.schedule.misfire_grace.total_seconds()) or 1,
         coalesce=True,  # passes that were missed become one

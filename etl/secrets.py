@@ -119,6 +119,16 @@ def api_key(name: str, source: Source) -> Secret:
     return Secret(key)
 
 
+def require_keys(config: Config, names: set[str]) -> None:
+    """Raise ConfigError where the key of one of the sources `names` is missing.
+
+    With one account only, its missing key is a mistake even while nothing is due.
+    """
+    known = config.sources.keys()
+    for name in sorted((names & known) or (known if len(known) == 1 else set())):
+        api_key(name, config.sources[name])
+
+
 def _no_key(name: str, source: Source) -> str:
     if name == DEFAULT_SOURCE and not source.key_file:
         return f"no API key: set {API_KEY_ENV}, or api.key_file in config.toml"

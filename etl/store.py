@@ -5,12 +5,11 @@ after another, the later one fetched later.
 """
 
 import hashlib
-import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-import zstandard
+from msgspec.structs import asdict
 from sqlalchemy import Connection, Table, and_, delete, select, tuple_, update
 
 from etl import aggregates, bulk
@@ -32,7 +31,8 @@ from etl.history import (
 )
 from etl.lifecycle import Seen
 from etl.metrics import Plan
-from etl.normalize import Drift, Rows
+from etl.normalize import Drift
+from etl.outcome import Answer, Reject
 from etl.schema import (
     COUNTERS,
     among,
@@ -53,38 +53,6 @@ from etl.schema import (
     tracked_runs,
     warnings,
 )
-
-ENCODING = "zstd"
-
-
-class Body(NamedTuple):
-    """An answer's body as it rests: compressed, with the size and hash of what was received."""
-
-    compressed: bytes
-    size: int
-    sha256: str
-
-
-class Answer(NamedTuple):
-    """An accepted answer, ready to be stored."""
-
-    run_id: str
-    source: str
-    fetched_at: datetime
-    body: Body
-    content_hash: str
-    rows: Rows
-
-
-class Reject(NamedTuple):
-    """An answer that could not be accepted, with its body as received."""
-
-    run_id: str
-    fetched_at: datetime
-    http_status: int
-    reason: str
-    body: bytes
-    sha256: str
 
 
 class Archived(NamedTuple):
@@ -129,24 +97,6 @@ class Saved(NamedTuple):
     is_new: bool
     is_changed: bool
     archived: Archived
-
-
-def compress(body: bytes, sha256: str) -> Body:
-    """Return `body` as it is kept; `sha256` is that of the bytes that were received."""
-    with _compressing:
-        return Body(_COMPRESSOR.compress(body), len(body), sha256)
-
-
-# To make one takes longer than to compress a small answer; it serves one thread at a time.
-_COMPRESSOR = zstandard.ZstdCompressor(level=3)
-_compressing = threading.Lock()
-
-
-def decompress(compressed: bytes, encoding: str) -> bytes:
-    """Return a payload's bytes. Raises ValueError for an encoding this version does not know."""
-    if encoding != ENCODING:
-        raise ValueError(f"unknown encoding {encoding!r}")
-    return zstandard.decompress(compressed)
 
 
 def archived(connection: Connection, run_ids: Sequence[str]) -> dict[str, Archived]:
@@ -413,7 +363,7 @@ def _payload_row(answer: Answer, opened: Stretch) -> Row:
         answer.run_id,
         opened.revision,
         body.compressed,
-        ENCODING,
+        body.encoding,
         body.size,
         body.sha256,
         at,
@@ -491,7 +441,7 @@ def reject(connection: Connection, rejected: Sequence[Reject]) -> None:
     if rejected:
         connection.execute(
             bulk.upsert_into(connection, rejects).on_conflict_do_nothing(),
-            [{"id": _reject_id(each), **each._asdict()} for each in rejected],
+            [{"id": _reject_id(each), **asdict(each)} for each in rejected],
         )
 
 

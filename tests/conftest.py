@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from etl.database import connect, prepare
 from tests import fake_api
 from tests.fake_api import FakeApi
+from tests.hosted import hosted
 from tests.postgres import Server, running_server
 from tests.program import Program, program
 
@@ -32,6 +33,16 @@ def isolated(
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def one_process() -> Iterator[None]:
+    """What is called within our process fetches there, too, by the clock that the test has set.
+
+    Whatever is run as a process of its own has the other process as well.
+    """
+    with hosted():
+        yield
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

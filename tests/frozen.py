@@ -1,4 +1,4 @@
-"""Run the command line with a clock that stands still: frozen.py TIME COMMAND..."""
+"""Run the command line with a clock that stands still: -m tests.frozen TIME COMMAND..."""
 
 import sys
 from datetime import datetime
@@ -6,8 +6,9 @@ from datetime import datetime
 import time_machine
 
 from etl import cli
+from tests.hosted import hosted
 
 if __name__ == "__main__":
     moment = datetime.fromisoformat(sys.argv.pop(1))
-    with time_machine.travel(moment, tick=False):
+    with time_machine.travel(moment, tick=False), hosted():
         sys.exit(cli.main())

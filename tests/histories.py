@@ -10,16 +10,20 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection, Engine, Table, delete, select
 
 from etl import aggregates, ledger, store
+from etl.compression import compress
 from etl.config import load
 from etl.database import reading, writing
+from etl.fetching import FetchProcess
 from etl.intake import ListedRun
 from etl.ledger import Entry, Recorded
 from etl.lifecycle import Standing, State
 from etl.lists import Given
 from etl.metrics import DEFAULT_RULES, Rules
 from etl.normalize import normalize
+from etl.outcome import Answer
 from etl.passes import Pass
 from etl.payload import decode
+from etl.pipeline import Means
 from etl.schema import metadata, plan_variants
 from tests.dump import FIXED, Row
 
@@ -86,12 +90,12 @@ def keep(
     ledger.record(connection, [Recorded(run_id, standing, at) for run_id in seen])
 
 
-def _received(run_id: str, answer: Mapping[str, Any], at: datetime, zone: tzinfo) -> store.Answer:
+def _received(run_id: str, answer: Mapping[str, Any], at: datetime, zone: tzinfo) -> Answer:
     body = json.dumps({"result": answer}).encode()
     payload = decode(body)
-    packed = store.compress(body, hashlib.sha256(body).hexdigest())
+    packed = compress(body, hashlib.sha256(body).hexdigest())
     rows = normalize(run_id, payload, zone)
-    return store.Answer(run_id, "default", at, packed, payload.content_hash, rows)
+    return Answer(run_id, "default", at, packed, payload.content_hash, rows)
 
 
 def label(engine: Engine, commits: Mapping[str, str], rules: Rules = DEFAULT_RULES) -> None:
@@ -100,7 +104,7 @@ def label(engine: Engine, commits: Mapping[str, str], rules: Rules = DEFAULT_RUL
         f"RESULT_ARCHIVER__REPORTING__{k.upper()}": str(v) for k, v in rules._asdict().items()
     }
     listed = [ListedRun(run_id, labels={"commit": commit}) for run_id, commit in commits.items()]
-    Pass(engine, load(None, settings), "track").track(Given(listed))
+    Pass(Means(engine, load(None, settings), FetchProcess()), "track").track(Given(listed))
 
 
 def forget_all(engine: Engine) -> None:

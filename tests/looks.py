@@ -10,10 +10,12 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Engine
 
 from etl import ledger, store
+from etl.compression import compress
 from etl.database import writing
 from etl.ledger import Entry, Recorded
 from etl.lifecycle import Standing, State
 from etl.normalize import normalize
+from etl.outcome import Answer
 from etl.payload import decode
 from tests.histories import count_all
 
@@ -38,11 +40,11 @@ def look(engine: Engine, run_id: str, at: datetime, *tests: Mapping[str, Any], *
     body = json.dumps({"result": result | run}).encode()
     payload = decode(body)
     sha256 = hashlib.sha256(body).hexdigest()
-    answer = store.Answer(
+    answer = Answer(
         run_id,
         "default",
         at,
-        store.compress(body, sha256),
+        compress(body, sha256),
         payload.content_hash,
         normalize(run_id, payload, ZoneInfo("UTC")),
     )

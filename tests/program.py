@@ -20,7 +20,8 @@ from etl import cli, database
 from etl.sandbox.app import READ_KEY
 
 COMMAND = (sys.executable, "-m", "etl")
-AT_A_FIXED_TIME = (sys.executable, str(Path(__file__).with_name("frozen.py")))
+AT_A_FIXED_TIME = (sys.executable, "-m", "tests.frozen")
+ROOT = Path(__file__).parent.parent
 PATIENCE_S = 60
 
 
@@ -49,7 +50,8 @@ class Program:
 
     def run_at(self, moment: datetime, *arguments: str | Path) -> Done:
         """Run a command as a process whose clock shows `moment` from its start to its end."""
-        return self._run(AT_A_FIXED_TIME, moment.isoformat(), *arguments)
+        frozen = self.given(PYTHONPATH=str(ROOT))
+        return frozen._run(AT_A_FIXED_TIME, moment.isoformat(), *arguments)
 
     def _run(self, command: tuple[str, ...], *arguments: str | Path, stdin: str = "") -> Done:
         done = subprocess.run(

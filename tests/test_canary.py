@@ -19,7 +19,8 @@ import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import inspect, text
 
-from etl import cli, database, dispatch, secrets, store
+from etl import cli, database, dispatch, secrets
+from etl.compression import decompress
 from tests import faulty
 from tests.fake_api import SAMPLE
 from tests.faulty import Faulty, reply, send
@@ -342,7 +343,7 @@ def in_tables(archiver: Program) -> dict[str, list[str]]:
             rows = connection.execute(text(f"SELECT * FROM {name}")).all()
             found[name] = shown(b"\n".join(_bytes(cell) for row in rows for cell in row))
         for body, encoding in connection.execute(text("SELECT body, encoding FROM payloads")):
-            found["payloads"] += shown(store.decompress(bytes(body), encoding))
+            found["payloads"] += shown(decompress(bytes(body), encoding))
     engine.dispose()
     assert names
     return {name: secret for name, secret in found.items() if secret}

@@ -22,7 +22,7 @@ from tests import fake_api
 from tests.dump import Row, dump
 from tests.fake_api import Answer, FakeApi, result
 from tests.postgres import free_port
-from tests.program import COMMAND, Program, bare_program, program
+from tests.program import Program, bare_program, program
 
 GROUPS = {"db": cli.db, "alias": cli.alias}
 COMMANDS = [
@@ -61,10 +61,11 @@ def everything(database_url: str) -> dict[str, list[Row]]:
     return found
 
 
-def modules_of(program: Program, *arguments: str) -> set[str]:
+def modules_of(program: Program, *arguments: str, of: str = "etl") -> set[str]:
     """Return the modules that a command loads."""
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", *COMMAND[1:], *arguments],
+        [sys.executable, "-X", "importtime", "-m", of, *arguments],
+        stdin=subprocess.DEVNULL,
         cwd=program.folder,
         env=program.environment,
         capture_output=True,
@@ -102,6 +103,17 @@ def test_a_pass_loads_neither_another_database_nor_pydantic(archiver: Program) -
     loaded = modules_of(archiver, "ingest", "r-2")
     assert "sqlalchemy.dialects.sqlite" in loaded
     assert loaded.isdisjoint({"sqlalchemy.dialects.postgresql", "psycopg", "alembic", "pydantic"})
+
+
+def test_of_the_two_processes_of_a_pass_one_has_the_database_and_the_other_the_network(
+    archiver: Program,
+) -> None:
+    storing = modules_of(archiver, "ingest")
+    assert "sqlalchemy" in storing
+    assert storing.isdisjoint({"requests", "urllib3"})
+    fetching = modules_of(archiver, of="etl.fetch_process")
+    assert "requests" in fetching
+    assert fetching.isdisjoint({"sqlalchemy", "structlog", "click", "asyncio"})
 
 
 def test_version_is_one_line_for_programs(bare: Program) -> None:

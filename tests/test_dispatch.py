@@ -19,10 +19,8 @@ from etl.dispatch import (
     Job,
     Limits,
     Pace,
-    Trouble,
 )
-from etl.ledger import Claim
-from etl.lifecycle import Standing, State
+from etl.outcome import Target, Trouble
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
 LIMITS = Limits(connections=4, max_requests_per_second=0, attempts=3, max_wait_s=300)
@@ -30,13 +28,12 @@ LIMITS = Limits(connections=4, max_requests_per_second=0, attempts=3, max_wait_s
 Verdict = Callable[[Dispatcher, Job, float], None]
 
 
-def claims(*run_ids: str) -> list[Claim]:
-    standing = Standing(State.QUEUED, NOW)
-    return [Claim(run_id, "default", None, NOW, None, 0, standing) for run_id in run_ids]
+def targets(*run_ids: str) -> list[Target]:
+    return [Target(run_id, "default", None, None) for run_id in run_ids]
 
 
-def many(number: int = 100) -> list[Claim]:
-    return claims(*(f"run-{position}" for position in range(number)))
+def many(number: int = 100) -> list[Target]:
+    return targets(*(f"run-{position}" for position in range(number)))
 
 
 def answer(dispatcher: Dispatcher, job: Job, _now: float) -> None:
@@ -65,7 +62,7 @@ def in_turn(*verdicts: Verdict, then: Verdict) -> Callable[[Job], Verdict]:
 
 
 def by_run(verdicts: dict[str, Verdict], others: Verdict) -> Callable[[Job], Verdict]:
-    return lambda job: verdicts.get(job.claim.run_id, others)
+    return lambda job: verdicts.get(job.target.run_id, others)
 
 
 class Sent(NamedTuple):
@@ -84,7 +81,7 @@ def drive(
     while True:
         while job := dispatcher.take(now_s):
             heapq.heappush(under_way, (now_s + next(latency_s), next(number), job))
-            sent.append(Sent(now_s, job.claim.run_id, len(under_way)))
+            sent.append(Sent(now_s, job.target.run_id, len(under_way)))
         if dispatcher.is_idle:
             break
         wait_s = dispatcher.wait_s(now_s)
@@ -100,14 +97,14 @@ def drive(
 
 
 def played(
-    offered: list[Claim], verdict_on: Callable[[Job], Verdict], limits: Limits = LIMITS
+    offered: list[Target], verdict_on: Callable[[Job], Verdict], limits: Limits = LIMITS
 ) -> tuple[Dispatcher, list[Sent], dict[str, Job]]:
     """Return the dispatcher after a pass, the requests, and the jobs that ended by run ID."""
     dispatcher = Dispatcher(limits)
     dispatcher.offer(offered)
     sent = drive(dispatcher, verdict_on, iter(lambda: 1.0, None))
     finished = dispatcher.finished()
-    ended = {job.claim.run_id: job for job in finished}
+    ended = {job.target.run_id: job for job in finished}
     assert len(ended) == len(finished)
     return dispatcher, sent, ended
 
@@ -179,12 +176,12 @@ def test_patience_asked_for_does_not_close_down() -> None:
 def test_more_runs_can_be_offered_at_any_time() -> None:
     dispatcher = Dispatcher(LIMITS)
     assert dispatcher.is_idle
-    dispatcher.offer(claims("a"))
+    dispatcher.offer(targets("a"))
     assert (dispatcher.is_idle, dispatcher.waiting) == (False, 1)
     drive(dispatcher, in_turn(then=answer), iter(lambda: 1.0, None))
     assert dispatcher.is_idle
-    dispatcher.offer(claims("b"))
-    assert taken(dispatcher, 100).claim.run_id == "b"
+    dispatcher.offer(targets("b"))
+    assert taken(dispatcher, 100).target.run_id == "b"
 
 
 # An API that is down.
@@ -202,7 +199,7 @@ def test_a_dead_api_costs_so_many_requests_as_probes_may_fail(attempts: int) -> 
 @pytest.mark.parametrize("attempts", [1, 3, 5])
 def test_with_a_single_run_a_dead_api_costs_its_attempts(attempts: int) -> None:
     limits = LIMITS._replace(attempts=attempts)
-    dispatcher, sent, ended = played(claims("a"), in_turn(then=fail), limits)
+    dispatcher, sent, ended = played(targets("a"), in_turn(then=fail), limits)
     assert (dispatcher.halt, dispatcher.halt_reason) == (Halt.DOWN, "no answer")
     assert len(sent) == attempts
     assert ended == {}
@@ -256,13 +253,13 @@ def test_a_bad_run_among_good_ones_is_trouble_and_stops_nothing(bad: str, attemp
 
 
 def test_a_run_that_fails_once_and_answers_then_ends_without_trouble() -> None:
-    _, sent, ended = played(claims("a", "b"), in_turn(fail, then=answer))
+    _, sent, ended = played(targets("a", "b"), in_turn(fail, then=answer))
     assert [each.run_id for each in sent] == ["a", "b", "a"]
     assert [job.trouble for job in ended.values()] == [None, None]
 
 
 def test_a_run_that_fails_once_and_is_denied_then_ends_denied() -> None:
-    _, _, ended = played(claims("a"), in_turn(fail, then=deny))
+    _, _, ended = played(targets("a"), in_turn(fail, then=deny))
     assert (ended["a"].trouble, ended["a"].denial) == (None, "403")
 
 
@@ -293,7 +290,7 @@ def test_fewer_403_and_nothing_else_are_failures_of_those_runs() -> None:
 
 
 def test_an_api_that_answers_403_is_not_down() -> None:
-    dispatcher, _, ended = played(claims("a", "b"), by_run({"a": deny}, others=fail))
+    dispatcher, _, ended = played(targets("a", "b"), by_run({"a": deny}, others=fail))
     assert dispatcher.halt is None
     assert ended["a"].denial == "403"
     assert ended["b"].trouble is not None
@@ -462,7 +459,7 @@ class AnyPass(RuleBasedStateMachine):
     def offer(self, number: int) -> None:
         run_ids = [f"run-{len(self.offered) + position}" for position in range(number)]
         self.offered.update(run_ids)
-        self.dispatcher.offer(claims(*run_ids))
+        self.dispatcher.offer(targets(*run_ids))
 
     @rule(seconds=st.floats(0, 60))
     def wait(self, seconds: float) -> None:
@@ -486,13 +483,13 @@ class AnyPass(RuleBasedStateMachine):
     @precondition(lambda self: self.under_way)
     @rule()
     def come_back_without_a_verdict(self) -> None:
-        self.dropped.add(self.under_way.pop().claim.run_id)
+        self.dropped.add(self.under_way.pop().target.run_id)
         self.dispatcher.returned()
         self.dispatcher.stop(Halt.REFUSED, "401")
 
     @rule()
     def collect(self) -> None:
-        self.ended += [job.claim.run_id for job in self.dispatcher.finished()]
+        self.ended += [job.target.run_id for job in self.dispatcher.finished()]
 
     @invariant()
     def as_many_are_under_way_as_were_taken_and_may_be(self) -> None:
@@ -502,7 +499,7 @@ class AnyPass(RuleBasedStateMachine):
     def none_ends_twice_or_while_it_is_under_way(self) -> None:
         assert len(set(self.ended)) == len(self.ended)
         assert not self.dropped.intersection(self.ended)
-        assert not {job.claim.run_id for job in self.under_way}.intersection(self.ended)
+        assert not {job.target.run_id for job in self.under_way}.intersection(self.ended)
 
     @invariant()
     def none_is_sent_more_often_than_it_may_be(self) -> None:
@@ -527,16 +524,16 @@ TestAnyPass.settings = settings(max_examples=100, stateful_step_count=40)
 # --- what the sources of a pass share ---
 
 
-def with_token(run_id: str) -> Claim:
-    return claims(run_id)[0]._replace(read_token="encrypted")
+def with_token(run_id: str) -> Target:
+    return targets(run_id)[0]._replace(read_token="encrypted")
 
 
 def test_two_sources_share_connections_and_rate() -> None:
     limits = LIMITS._replace(connections=1)
     pace = Pace(limits)
     one, other = Dispatcher(limits, pace), Dispatcher(limits, pace)
-    one.offer(claims("a"))
-    other.offer(claims("b"))
+    one.offer(targets("a"))
+    other.offer(targets("b"))
     job = taken(one, 0)
     assert other.take(0) is None
     one.answered(job)
@@ -546,8 +543,8 @@ def test_two_sources_share_connections_and_rate() -> None:
 def test_a_wait_that_one_source_asks_for_is_kept_by_the_other() -> None:
     pace = Pace(LIMITS)
     one, other = Dispatcher(LIMITS, pace), Dispatcher(LIMITS, pace)
-    one.offer(claims("a"))
-    other.offer(claims("b"))
+    one.offer(targets("a"))
+    other.offer(targets("b"))
     one.troubled(taken(one, 0), Trouble("429", 60, is_busy=True, chance=0), 0)
     assert (other.take(59.9), other.halt) == (None, None)
     assert other.take(60) is not None
@@ -556,8 +553,8 @@ def test_a_wait_that_one_source_asks_for_is_kept_by_the_other() -> None:
 def test_a_longer_wait_that_one_source_asks_for_halts_the_other_too() -> None:
     pace = Pace(LIMITS)
     one, other = Dispatcher(LIMITS, pace), Dispatcher(LIMITS, pace)
-    one.offer(claims("a"))
-    other.offer(claims("b"))
+    one.offer(targets("a"))
+    other.offer(targets("b"))
     one.troubled(taken(one, 0), Trouble("429", 301, is_busy=True, chance=0), 0)
     assert (other.halt, other.halt_reason) == (Halt.BUSY, "the API asks to wait 301 s")
     assert (other.take(1000), other.is_idle) == (None, True)
@@ -565,7 +562,7 @@ def test_a_longer_wait_that_one_source_asks_for_halts_the_other_too() -> None:
 
 def test_a_budget_is_that_of_requests_and_not_of_runs() -> None:
     dispatcher = Dispatcher(LIMITS._replace(max_requests=4))
-    dispatcher.offer(claims("a", "b", "c"))
+    dispatcher.offer(targets("a", "b", "c"))
     for now in (0, 10, 20, 30):
         dispatcher.troubled(taken(dispatcher, now), Trouble("500", None, False, 0), now)
     assert dispatcher.take(100) is None
@@ -578,7 +575,7 @@ def test_runs_without_a_token_do_not_hide_those_that_have_one() -> None:
     dispatcher.offer([*many(6), with_token("mine")])
     dispatcher.denied(taken(dispatcher, 0), "403")
     job = taken(dispatcher, 1)
-    assert job.claim.run_id == "mine"
+    assert job.target.run_id == "mine"
     dispatcher.answered(job)
     assert dispatcher.halt is None
 

@@ -9,29 +9,22 @@ import pytest
 from etl import exchange
 from etl.dispatch import Job, Limits
 from etl.exchange import Exchange
-from etl.ledger import Claim
-from etl.lifecycle import Standing, State
-from etl.outcome import Outcome, Unchanged
-from etl.store import Reject
+from etl.outcome import Outcome, Reject, Target, Unchanged
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
 
 
-def claims(number: int) -> list[Claim]:
-    standing = Standing(State.QUEUED, NOW)
-    return [
-        Claim(f"run-{position}", "default", None, NOW, None, 0, standing)
-        for position in range(number)
-    ]
+def targets(number: int) -> list[Target]:
+    return [Target(f"run-{position}", "default", None, None) for position in range(number)]
 
 
 def unchanged(job: Job) -> Outcome:
-    return Unchanged(job.claim.run_id, NOW)
+    return Unchanged(job.target.run_id, NOW)
 
 
 def bulky(job: Job) -> Outcome:
     body = bytes(exchange.FULL_BYTES)
-    return Reject(job.claim.run_id, NOW, 200, "no JSON", body, "sha256")
+    return Reject(job.target.run_id, NOW, 200, "no JSON", body, "sha256")
 
 
 @contextmanager
@@ -70,28 +63,33 @@ def settled(done: list[Job]) -> int:
 
 @pytest.fixture
 def place() -> Exchange:
-    return Exchange(Limits(3, max_requests_per_second=0, attempts=3, max_wait_s=300))
+    return Exchange(
+        Limits(3, max_requests_per_second=0, attempts=3, max_wait_s=300), most_batches=2
+    )
 
 
 def test_every_run_comes_out_once(place: Exchange) -> None:
-    place.offer(claims(300))
+    place.offer(targets(300))
     with fetching(place, unchanged) as done:
         assert settled(done) == 300
         batch = place.take_batch(0)
-    assert sorted(batch) == sorted(claims(300))
+    assert sorted(each.run_id for each in batch.outcomes) == sorted(
+        target.run_id for target in targets(300)
+    )
 
 
 def test_nothing_is_fetched_while_too_much_waits_to_be_written(place: Exchange) -> None:
-    place.offer(claims(20))
+    place.offer(targets(20))
     with fetching(place, bulky) as done:
         before = settled(done)
         assert before < 6
-        place.written(place.take_batch(0))
+        batch = place.take_batch(0)
+        place.written(len(batch.outcomes), batch.size_bytes)
         assert before < settled(done) < 20
 
 
 def test_waiting_for_the_database_takes_no_time_of_the_processor(place: Exchange) -> None:
-    place.offer(claims(20))
+    place.offer(targets(20))
     with fetching(place, bulky) as done:
         settled(done)
         before = time.process_time()
@@ -100,23 +98,25 @@ def test_waiting_for_the_database_takes_no_time_of_the_processor(place: Exchange
 
 
 def test_the_pass_hears_of_a_full_batch_and_of_the_end(place: Exchange) -> None:
-    place.offer(claims(1))
+    place.offer(targets(1))
     with fetching(place, bulky):
         assert place.news.wait(timeout=10)
-        assert len(place.take_batch(3600)) == 1
+        assert len(place.take_batch(3600).outcomes) == 1
         assert place.is_idle
 
 
 def test_the_pass_hears_when_jobs_run_out(place: Exchange) -> None:
-    place.offer(claims(50))
+    place.offer(targets(50))
     assert not place.needs(10)
     with fetching(place, unchanged):
         assert place.news.wait(timeout=10)
 
 
 def test_a_rate_is_kept_by_many_threads() -> None:
-    place = Exchange(Limits(16, max_requests_per_second=100, attempts=3, max_wait_s=300))
-    place.offer(claims(50))
+    place = Exchange(
+        Limits(16, max_requests_per_second=100, attempts=3, max_wait_s=300), most_batches=2
+    )
+    place.offer(targets(50))
     began = time.monotonic()
     with fetching(place, unchanged, threads=16) as done:
         while len(done) < 50:

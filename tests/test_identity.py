@@ -139,7 +139,7 @@ def test_counting_anew_that_was_interrupted_is_made_up_for(
 ) -> None:
     api.answers = runs_of([("id of a", "id of b")] * 12)
     with monkeypatch.context() as patched:
-        patched.setattr(rebuild, "replay_application", _stop)
+        patched.setattr(rebuild, "rekey_application", _stop)
         archiver.call("ingest", *RUN_IDS)
     assert measured(engine) == [("Shop", 21, 21, "id", False)]
     archiver.call("ingest", RUN_IDS[-1], "--refresh")  # which changes nothing

@@ -17,7 +17,8 @@ import pytest
 import time_machine
 from sqlalchemy import text
 
-from etl import database, dispatch
+from etl import database, dispatch, fetcher
+from etl.normalize import normalize
 from etl.sandbox import listing
 from etl.sandbox.app import EXECUTE_KEY
 from etl.sandbox.clock import Clock
@@ -592,6 +593,29 @@ def test_a_run_of_an_account_that_is_not_configured_is_tried_again_later(
     assert (done.exit_code, api.requests.total()) == (1, 0)
     assert "[sources.eu]" in done.stderr
     assert states(sqlite_url) == {"retrying": 1}
+
+
+def test_a_bug_of_ours_costs_one_run_and_is_told_without_a_secret(
+    api: FakeApi, archiver: Program, sqlite_url: str
+) -> None:
+    api.other = result()
+    key = archiver.environment["APPLITOOLS_API_KEY"]
+
+    def broken(run_id: str, *_rest: Any) -> Any:
+        if run_id == "r-2":
+            raise RuntimeError(f"cannot do it with {key}")
+        return normalize(run_id, *_rest)
+
+    with mock.patch.object(fetcher, "normalize", broken):
+        done = archiver.call("ingest", "r-1", "r-2", "r-3")
+    assert done.exit_code == 1
+    assert done.stdout.startswith("2 new, 0 changed, 0 unchanged, 0 still going, 1 failed")
+    assert "internal error" in done.stderr
+    assert "RuntimeError: cannot do it with ***" in done.stderr
+    assert "in broken" in done.stderr
+    assert key not in done.stderr
+    shown = archiver.call("show", "r-2").stdout
+    assert "internal error: RuntimeError; please report it" in shown
 
 
 def test_a_busy_api_is_left_alone_until_the_time_it_said(api: FakeApi, archiver: Program) -> None:

@@ -5,10 +5,10 @@ import sys
 
 HEAPS_OF_THREADS = """
 import ctypes, sys, threading
-from etl.lean import share_one_heap
+from etl.lean import tune_heap
 
 if "shared" in sys.argv:
-    share_one_heap()
+    tune_heap()
 barrier = threading.Barrier(9)
 
 def take() -> None:
@@ -34,11 +34,11 @@ def heaps(*arguments: str) -> int:
     return told.count("<heap ")
 
 
-def test_all_threads_share_one_heap() -> None:
+def test_all_threads_tune_heap() -> None:
     assert heaps() > 1
     assert heaps("shared") == 1
 
 
 def test_a_python_without_ctypes_goes_without() -> None:
-    code = "import sys; sys.modules['_ctypes'] = None; from etl import lean; lean.share_one_heap()"
+    code = "import sys; sys.modules['_ctypes'] = None; from etl import lean; lean.tune_heap()"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -20,14 +20,17 @@ from typing import Any, NamedTuple, cast
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, Table, delete, event, insert, select, update
 
 from etl import aggregates, bulk, database, history, ledger, rebuild, store
 from etl.commands import truth
+from etl.compression import ENCODING, compress, decompress
 from etl.database import connect, prepare, reading, writing
 from etl.ledger import Entry, Recorded
 from etl.lifecycle import Standing, State
 from etl.normalize import ECHO_WARNING, normalize
+from etl.outcome import Answer
 from etl.payload import (
     COUNTER_FIELDS,
     COUNTERS,
@@ -54,7 +57,6 @@ from etl.schema import (
     tracked_runs,
     warnings,
 )
-from etl.store import Answer
 from tests.dump import FIXED, Row, rows_of
 from tests.fake_api import SAMPLE, FakeApi, result
 from tests.fake_api import Answer as Given
@@ -136,7 +138,7 @@ def received(run_id: str, body: bytes, at: datetime) -> Answer:
     """Return `body` as a pass has it when it comes to be stored."""
     payload = decode(body)
     rows = normalize(run_id, payload, UTC)
-    packed = store.compress(body, hashlib.sha256(body).hexdigest())
+    packed = compress(body, hashlib.sha256(body).hexdigest())
     return Answer(run_id, "default", at, packed, payload.content_hash, rows)
 
 
@@ -838,7 +840,7 @@ def test_bytes_of_a_payload_are_as_they_were_or_verify_says_so(
     for damaged in [*flipped, *cut]:
         sqlite_vandal.write(cell, damaged)
         if not names_cell(wrong(sqlite_archive), cell):
-            assert store.decompress(damaged, store.ENCODING) == SAMPLE
+            assert decompress(damaged, ENCODING) == SAMPLE
             silent += 1
     assert silent < 5  # a frame of zstd has a few bits that mean nothing
     sqlite_vandal.write(cell, body)
@@ -962,7 +964,7 @@ def test_verify_holds_the_ledger_against_the_archive(
 
 def test_an_answer_in_which_a_secret_was_masked_is_no_damage(sqlite_archive: Engine) -> None:
     whole = received("run-4", ended(name="key ***"), after(9))
-    echo = whole._replace(body=whole.body._replace(sha256=hashlib.sha256(b"key").hexdigest()))
+    echo = replace(whole, body=whole.body._replace(sha256=hashlib.sha256(b"key").hexdigest()))
     echo.rows.warnings.append(ECHO_WARNING)
     with writing(sqlite_archive) as connection:
         store.save(connection, [echo])

@@ -24,7 +24,8 @@ from sqlalchemy import text
 from etl import database, log, scheduler
 from etl.config import Api, Config, Database, Log, Runs, Schedule, Security, Source
 from etl.errors import ConfigError, DatabaseError
-from etl.pipeline import Interrupt
+from etl.fetching import FetchProcess
+from etl.pipeline import Interrupt, Means
 from etl.sandbox.app import READ_KEY
 from etl.sandbox.clock import Clock
 from etl.sandbox.server import Sandbox, running
@@ -200,9 +201,9 @@ class Service:
         self.config = config
         self.engine = database.connect(config.database.url)
         self._interrupt = Interrupt()
-        self._thread = threading.Thread(
-            target=scheduler.serve, args=[self.engine, config, self._interrupt]
-        )
+        self._process = FetchProcess()
+        means = Means(self.engine, config, self._process)
+        self._thread = threading.Thread(target=scheduler.serve, args=[means, self._interrupt])
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Service"]:
@@ -212,6 +213,7 @@ class Service:
         finally:
             self._interrupt.signal = signal.SIGTERM
             self._thread.join()
+            self._process.close()
             self.engine.dispose()
 
     def rows(self, statement: str = "SELECT trigger, exit_code FROM ingests ORDER BY id") -> Any:

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, select
 
-from etl import clock, database, store
+from etl import clock, database
+from etl.compression import decompress
 from etl.sandbox.app import READ_KEY
 from etl.sandbox.clock import Clock
 from etl.sandbox.server import Sandbox, running
@@ -163,8 +164,7 @@ def _kept(url: str) -> dict[str, bytes]:
     )
     with _archive(url) as engine, database.reading(engine) as connection:
         return {
-            row.run_id: store.decompress(row.body, row.encoding)
-            for row in connection.execute(newest)
+            row.run_id: decompress(row.body, row.encoding) for row in connection.execute(newest)
         }
 
 

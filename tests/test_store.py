@@ -11,14 +11,17 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from sqlalchemy import Column, Connection, Engine, and_, insert, literal, select
 
 from etl import ledger, store
+from etl.compression import compress, decompress
 from etl.database import connect, prepare, reading, writing
 from etl.errors import DatabaseError
 from etl.ledger import Entry, Recorded
 from etl.lifecycle import Seen, Standing, State
 from etl.normalize import normalize
+from etl.outcome import Answer, Reject
 from etl.payload import COUNTERS, decode
 from etl.schema import (
     Day,
@@ -37,7 +40,7 @@ from etl.schema import (
     tracked_runs,
     warnings,
 )
-from etl.store import Answer, Archived, Known, Reject, Saved
+from etl.store import Archived, Known, Saved
 from tests.dump import COUNTED, FIXED, LEDGER, Row, dump, rows_of
 
 SAMPLE = Path(__file__).with_name("samples").joinpath("result.json").read_bytes()
@@ -76,7 +79,7 @@ def received(body: bytes, fetched_at: datetime = START, run_id: str = "run-1") -
     payload = decode(body)
     sha256 = hashlib.sha256(body).hexdigest()
     rows = normalize(run_id, payload, ZoneInfo("Asia/Tokyo"))
-    packed = store.compress(body, sha256)
+    packed = compress(body, sha256)
     return Answer(run_id, "default", fetched_at, packed, payload.content_hash, rows)
 
 
@@ -211,7 +214,7 @@ def test_the_sample_fills_the_tables_with_exactly_these_rows(connection: Connect
             key
             | {
                 "revision": 1,
-                "body": store.compress(SAMPLE, "").compressed,
+                "body": compress(SAMPLE, "").compressed,
                 "encoding": "zstd",
                 "size": len(SAMPLE),
                 "sha256": hashlib.sha256(SAMPLE).hexdigest(),
@@ -282,7 +285,7 @@ def test_warnings_are_kept_with_the_revision_that_they_are_of(connection: Connec
 
 def test_an_encoding_that_is_not_known_is_named() -> None:
     with pytest.raises(ValueError, match="unknown encoding 'brotli'"):
-        store.decompress(b"", "brotli")
+        decompress(b"", "brotli")
 
 
 def test_times_rest_on_sqlite_as_bi_clients_read_them(sqlite_url: str) -> None:
@@ -388,7 +391,7 @@ def test_the_body_of_every_revision_can_be_had_back_byte_for_byte(connection: Co
     for minutes, body in enumerate(ODD_BODIES):
         look(connection, received(body, after(minutes)))
     kept = rows_of(connection, payloads)
-    assert [store.decompress(row["body"], row["encoding"]) for row in kept] == ODD_BODIES
+    assert [decompress(row["body"], row["encoding"]) for row in kept] == ODD_BODIES
     assert [row["size"] for row in kept] == [len(body) for body in ODD_BODIES]
 
 
@@ -565,19 +568,19 @@ def test_the_same_bad_answer_is_rejected_once(connection: Connection) -> None:
     bad = Reject("run-1", START, 200, "the answer is empty", b"", "c0ffee")
     store.reject(connection, [bad])
     once = rows_of(connection, rejects)
-    store.reject(connection, [bad._replace(fetched_at=after(1))])
+    store.reject(connection, [replace(bad, fetched_at=after(1))])
     store.reject(connection, [])
     assert rows_of(connection, rejects) == once
     [row] = once
-    assert Reject(**{name: row[name] for name in Reject._fields}) == bad
+    assert Reject(**{name: row[name] for name in Reject.__struct_fields__}) == bad
 
 
 def test_another_bad_answer_is_another_reject(connection: Connection) -> None:
     bad = Reject("run-1", START, 200, "the answer is empty", b"", "c0ffee")
     others = [
-        bad._replace(run_id="run-2"),
-        bad._replace(sha256="deca"),
-        bad._replace(http_status=500),
+        replace(bad, run_id="run-2"),
+        replace(bad, sha256="deca"),
+        replace(bad, http_status=500),
     ]
     store.reject(connection, [bad, *others])
     assert len(rows_of(connection, rejects)) == 4
@@ -712,7 +715,7 @@ def test_no_answers_change_nothing(connection: Connection) -> None:
 def broken(whole: Answer) -> Answer:
     """Return an answer whose rows break a key, in the middle of what is stored of it."""
     rows = whole.rows
-    return whole._replace(rows=rows._replace(environments=rows.environments * 2))
+    return replace(whole, rows=rows._replace(environments=rows.environments * 2))
 
 
 def store_a_batch_that_breaks(engine: Engine) -> None:

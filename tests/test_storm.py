@@ -26,7 +26,8 @@ import pytest
 from sqlalchemy import Connection, func, select
 
 from bench.process import measure
-from etl import database, store
+from etl import database
+from etl.compression import decompress
 from etl.schema import payloads, rejects, tracked_runs
 from tests import fake_api, faulty
 from tests.faulty import END_OF_HEAD, chunk, head, reply
@@ -43,9 +44,11 @@ LONGEST_LATENCY_S = 0.04
 IN_HASTE = """
 import sys
 from etl import cli, dispatch
+from tests.hosted import hosted
 dispatch.FIRST_PAUSE_S = 0.002
 dispatch.LONGEST_PAUSE_S = 0.02
-sys.exit(cli.main())
+with hosted():
+    sys.exit(cli.main())
 """
 
 
@@ -440,10 +443,7 @@ def test_each_run_ends_in_the_state_of_its_script(weathered: Weathered) -> None:
 def test_the_archive_has_all_that_could_be_had(weathered: Weathered) -> None:
     with _reading(weathered) as connection:
         query = select(payloads.c.run_id, payloads.c.body, payloads.c.encoding)
-        kept = {
-            row.run_id: store.decompress(row.body, row.encoding)
-            for row in connection.execute(query)
-        }
+        kept = {row.run_id: decompress(row.body, row.encoding) for row in connection.execute(query)}
         rejected = dict(connection.execute(select(rejects.c.run_id, rejects.c.body)).all())
     assert kept == _last_bodies(weathered, "payload")
     assert rejected == _last_bodies(weathered, "reject")

@@ -7,7 +7,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,21 +25,21 @@ from hypothesis.stateful import (
 from sqlalchemy import Engine, func, select
 
 from bench import month
-from etl import clock, database, ledger, pipeline, store
+from etl import clock, database, ledger, pipeline
+from etl.compression import compress
 from etl.config import DEFAULT_SOURCE, Api, Config, Database, Source
-from etl.dispatch import Trouble
+from etl.fetching import FetchProcess
 from etl.keeper import Keeper
 from etl.ledger import Claim, Entry
 from etl.lifecycle import Polling, State
 from etl.normalize import normalize
-from etl.outcome import Missing, Outcome, Postponed, Refused
+from etl.outcome import Answer, Missing, Outcome, Postponed, Refused, Trouble
 from etl.payload import decode
 from etl.sandbox.app import READ_KEY
 from etl.sandbox.clock import Clock
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import Shape, World
 from etl.schema import runs, tracked_runs
-from etl.store import Answer
 from tests.dump import LEDGER, dump
 from tests.program import program
 
@@ -99,9 +99,13 @@ def test_a_pass_asks_only_for_runs_that_can_have_changed(database_url: str, tmp_
 
 
 def _pass(engine: Engine, config: Config) -> None:
-    pipeline.run_pass(
-        engine, config, pipeline.Order("test"), lambda _done, _total: None, pipeline.Interrupt()
-    )
+    with closing(FetchProcess()) as process:
+        pipeline.run_pass(
+            pipeline.Means(engine, config, process),
+            pipeline.Order("test"),
+            lambda _done, _total: None,
+            pipeline.Interrupt(),
+        )
 
 
 def _over(world: World) -> list[str]:
@@ -230,7 +234,7 @@ class AnyLife(RuleBasedStateMachine):
     )
     def answer(self, which: int, status: str | None, age: timedelta) -> None:
         started_at = (self.now - age).isoformat()
-        body = store.compress(b"{}", "00")
+        body = compress(b"{}", "00")
         document = {"result": {"status": status, "started_at": started_at, "duration": 1000}}
         payload = decode(json.dumps(document).encode())
         self._end(

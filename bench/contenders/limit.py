@@ -16,7 +16,8 @@ import requests
 from sqlalchemy import Connection
 
 from bench.contenders.script import listed
-from etl import bulk, database, schema, store
+from etl import bulk, database, schema
+from etl.compression import compress
 from etl.history import DERIVED, Owner, Stretch, derived, roster_row, variant_row
 from etl.lifecycle import State
 from etl.normalize import normalize
@@ -33,12 +34,12 @@ def tables_of(
     payload = decode(body)
     rows = normalize(run_id, payload, UTC)
     stretch = Stretch(1, seen_at, None, payload.content_hash, rows)
-    kept = store.compress(body, hashlib.sha256(body).hexdigest())
+    kept = compress(body, hashlib.sha256(body).hexdigest())
     tracked = (
         run_id, "default", State.SETTLED, None, 0, None, seen_at, seen_at, 1, None, None, None, None
     )  # fmt: skip
     payload_row = (
-        run_id, 1, kept.compressed, store.ENCODING, kept.size, kept.sha256, seen_at, None
+        run_id, 1, kept.compressed, kept.encoding, kept.size, kept.sha256, seen_at, None
     )  # fmt: skip
     return {
         "tracked_runs": [tracked],

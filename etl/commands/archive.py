@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from etl.commands.session import open_session
 from etl.config import DEFAULT_SOURCE
 from etl.dispatch import Halt
 from etl.errors import UsageError
-from etl.fetcher import Clients
+from etl.fetching import FetchProcess
 from etl.keeper import Tally
-from etl.lean import share_one_heap
+from etl.lean import tune_heap
 from etl.passes import Pass
-from etl.pipeline import Interrupt
+from etl.pipeline import Interrupt, Means
+from etl.secrets import require_keys
 
 
 def track(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
@@ -27,7 +29,7 @@ def track(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
     given = intake.read(wanted, session.config)
     if not wanted.run_ids and not wanted.lists:
         raise UsageError("no runs were given; name run IDs, or a list with --from FILE")
-    tracked = Pass(*session, "track").track(given)
+    tracked = Pass(Means(*session, FetchProcess()), "track").track(given)
     if as_json:
         display.as_json({**tracked._asdict(), "bad_lines": given.bad_lines})
     else:
@@ -35,18 +37,25 @@ def track(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
     return 1 if given.bad_lines else 0
 
 
-def ingest(path: Path | None, wanted: Wanted, *, refresh: bool, wait: bool, as_json: bool) -> int:
+def ingest(
+    path: Path | None,
+    wanted: Wanted,
+    process: FetchProcess,
+    *,
+    wait: bool,
+    as_json: bool,
+) -> int:
     """Track what is given, then do one pass, or (`wait`) passes until no run is going any more."""
-    share_one_heap()
+    tune_heap()
     session = open_session(path)
     given = intake.read(wanted, session.config)
-    Clients(session.config).require({wanted.source or DEFAULT_SOURCE} if wanted.run_ids else set())
-    the_pass = Pass(*session, "ingest")
-    if refresh:
+    require_keys(session.config, {wanted.source or DEFAULT_SOURCE} if wanted.run_ids else set())
+    the_pass = Pass(Means(*session, process), "ingest")
+    if wanted.refresh:
         the_pass.track_and_make_due(given)
     else:
         the_pass.track(given)
-    if refresh and not wanted.run_ids and not wanted.lists:
+    if wanted.refresh and not wanted.run_ids and not wanted.lists:
         _make_all_due(session.engine)
     with Interrupt().listening() as interrupt:
         tally = _run(the_pass, interrupt)
@@ -60,11 +69,11 @@ def schedule(path: Path | None) -> int:
     """Do passes as scheduled until SIGINT or SIGTERM; that is the regular end: 0."""
     from etl import scheduler  # noqa: PLC0415  APScheduler, which only the service needs
 
-    share_one_heap()
+    tune_heap()
     session = open_session(path)
-    Clients(session.config).require(set(session.config.sources))
-    with Interrupt().listening() as interrupt:
-        scheduler.serve(*session, interrupt)
+    require_keys(session.config, set(session.config.sources))
+    with closing(FetchProcess()) as process, Interrupt().listening() as interrupt:
+        scheduler.serve(Means(*session, process), interrupt)
     return 0
 
 
@@ -134,7 +143,7 @@ def _halted(tally: Tally) -> str:
             return f"the API is down: {tally.halt_reason}; what is due stays due"
 
 
-def preview(path: Path | None, wanted: Wanted, *, refresh: bool, as_json: bool) -> int:
+def preview(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
     """Say which runs a pass would fetch; write nothing."""
     session = open_session(path)
     given = intake.read(wanted, session.config)
@@ -143,11 +152,11 @@ def preview(path: Path | None, wanted: Wanted, *, refresh: bool, as_json: bool) 
     runs = [{"run_id": run_id, "state": "new"} for run_id in listed]
     if database.has_archive(session.engine):
         with database.reading(session.engine) as connection:
-            states = ledger.states(connection, listed if refresh and listed else None)
+            states = ledger.states(connection, listed if wanted.refresh and listed else None)
             unknown = set(ledger.unknown(connection, listed))
             due = ledger.due_runs(connection, clock.now())
         runs = [run for run in runs if run["run_id"] in unknown]
-        wanted_again = states if refresh else {}
+        wanted_again = states if wanted.refresh else {}
         runs += [{"run_id": key, "state": state} for key, state in (due | wanted_again).items()]
     if as_json:
         display.as_json({"would_fetch": runs})

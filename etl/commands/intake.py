@@ -12,12 +12,16 @@ from etl.lists import Given
 
 
 class Wanted(NamedTuple):
-    """What the command line says: run IDs, list files (- is stdin), a source, NAME=VALUE labels."""
+    """What the command line says: run IDs, list files (- is stdin), a source, NAME=VALUE labels.
+
+    With `refresh`, those are to be fetched even if final; all runs, where none is given.
+    """
 
     run_ids: Sequence[str]
     lists: Sequence[str]
     source: str | None
     labels: Sequence[str]
+    refresh: bool = False
 
 
 def read(wanted: Wanted, config: Config) -> Given:
