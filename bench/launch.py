@@ -5,8 +5,12 @@ Python can be, and is run by its path, without site packages.
 """
 
 import os
+import signal
 import sys
 import time
+from pathlib import Path
+
+EVERY_S = 0.02
 
 
 def main() -> None:
@@ -19,12 +23,45 @@ def main() -> None:
         (os.POSIX_SPAWN_DUP2, output, 1),
         (os.POSIX_SPAWN_DUP2, output, 2),
     ]
+    ended = {signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ended)
     began = time.perf_counter()
-    pid = os.posix_spawn(command[0], command, os.environ, file_actions=redirected)
+    pid = os.posix_spawn(command[0], command, os.environ, file_actions=redirected, setsigmask=[])
+    peaks: dict[int, tuple[int, int]] = {}
+    while signal.sigtimedwait(ended, EVERY_S) is None:
+        peaks |= {each: found for each in family(pid) if (found := peak_of(each))}
     _, status, usage = os.wait4(pid, 0)
     elapsed_s = time.perf_counter() - began
     cpu_s = usage.ru_utime + usage.ru_stime
-    print(elapsed_s, cpu_s, usage.ru_maxrss, os.waitstatus_to_exitcode(status))
+    print(elapsed_s, cpu_s, together(peaks), os.waitstatus_to_exitcode(status))
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all that it has started, by ID."""
+    try:
+        lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return []
+    return [pid, *(each for text in lists for child in text.split() for each in family(int(child)))]
+
+
+def peak_of(pid: int) -> tuple[int, int] | None:
+    """Return a process's peak so far, and how much of its memory are files now, in KiB."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    values = dict(line.split(":", 1) for line in lines)
+    if "VmHWM" not in values:
+        return None  # it has ended
+    peak, files = (int(values[name].split()[0]) for name in ("VmHWM", "RssFile"))
+    return peak, files
+
+
+def together(peaks: dict[int, tuple[int, int]]) -> int:
+    """Return what processes need together: the files, which are Python and libraries, once."""
+    of_their_own = sum(peak - files for peak, files in peaks.values())
+    return of_their_own + max((files for _, files in peaks.values()), default=0)
 
 
 if __name__ == "__main__":
