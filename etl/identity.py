@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Select, and_, select, update
 
-from etl import aggregates, clock, rebuild
+from etl import aggregates, clock, rebuild, store
 from etl.bulk import upsert_into
 from etl.database import reading, writing
 from etl.log import get_logger
@@ -153,6 +153,7 @@ def _short(applications: Iterable[str]) -> list[str]:
 
 
 def _measure(connection: Connection, application: str) -> None:
+    store.change_identity(connection, application)
     found = count_repeats(_newest_tests(connection, application))
     is_it = identities.c.application == application
     before = connection.scalar(select(identities.c.key_kind).where(is_it)) or "name"

@@ -5,12 +5,12 @@ after another, the later one fetched later.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from msgspec.structs import asdict
-from sqlalchemy import Connection, Table, and_, delete, select, tuple_, update
+from sqlalchemy import Connection, Table, and_, delete, select, text, tuple_, update
 
 from etl import aggregates, bulk
 from etl.history import (
@@ -30,8 +30,8 @@ from etl.history import (
     warning_rows,
 )
 from etl.lifecycle import Seen
-from etl.metrics import Plan
-from etl.normalize import Drift
+from etl.metrics import Plan, as_plan
+from etl.normalize import Drift, Rows
 from etl.outcome import Answer, Reject
 from etl.schema import (
     COUNTERS,
@@ -303,6 +303,7 @@ def _insert_new(
         revisions,
         [revision_row(answer.run_id, opened, None) for answer, opened in opened_by],
     )
+    rely_on_identities(connection, {_application_of(each) for each in rows})
     id_keyed = id_keyed_applications(connection)
     opened_outcomes = [outcome_of(each, id_keyed) for each in rows]
     _put_names(connection, opened_outcomes)
@@ -326,6 +327,30 @@ def _insert_new(
 def _noted(outcome: Outcome) -> aggregates.Noted:
     variant_id, _, application, plan, _ = outcome.variant
     return aggregates.Noted(Plan(application, plan), variant_id, outcome.roster[0], outcome.period)
+
+
+def _application_of(rows: Rows) -> str:
+    return as_plan(rows.run.application, rows.run.name).application
+
+
+def rely_on_identities(connection: Connection, applications: Collection[str]) -> None:
+    """Have what tests of these applications are known by stay as it is until the commit."""
+    _lock(connection, "pg_advisory_xact_lock_shared", applications)
+
+
+def change_identity(connection: Connection, application: str) -> None:
+    """Wait until all is committed that relies on what an application's tests are known by.
+
+    Who stores runs after our commit sees what we decide, and what was stored before it we see.
+    """
+    _lock(connection, "pg_advisory_xact_lock", [application])
+
+
+def _lock(connection: Connection, function: str, applications: Collection[str]) -> None:
+    if connection.dialect.name == "postgresql" and applications:  # SQLite has one writer at a time
+        names = "unnest(CAST(:names AS text[])) AS name"
+        statement = f"SELECT {function}(hashtextextended('identity ' || name, 0)) FROM {names}"  # noqa: S608  our functions
+        connection.execute(text(statement), {"names": sorted(applications)})
 
 
 def id_keyed_applications(connection: Connection) -> frozenset[str]:

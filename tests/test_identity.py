@@ -1,6 +1,8 @@
 """Whether ids repeat is measured, and decides by what a test is known from run to run."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from etl.identity import ListedTest, Repeats, count_repeats, key_kind
 from etl.schema import identities, rosters, series
 from tests.dump import dump
 from tests.fake_api import FakeApi, result
+from tests.histories import BERLIN, keep
 from tests.program import Program
 
 RUN_IDS = [f"r-{number}" for number in range(1, 13)]
@@ -166,3 +169,30 @@ def test_what_a_killed_pass_did_not_measure_is_measured_by_the_next(
 
 def _stop(*_arguments: Any) -> None:
     raise KeyboardInterrupt
+
+
+def test_what_is_decided_while_runs_are_stored_holds_for_them_too(postgresql_url: str) -> None:
+    """Those who store have seen what was decided before; the decision waits for them."""
+    engine = connect(postgresql_url)
+    prepare(engine)
+    tests = [{"id": f"id of {name}", "name": name, "status": "passed"} for name in "ab"]
+    run = {"application": "Shop", "name": "Nightly", "status": "passed", "tests": tests}
+    at = datetime(2024, 5, 1, tzinfo=UTC)
+    seen = {
+        run_id: run | {"started_at": f"2024-05-{number:02}T09:00:00.000Z"}
+        for number, run_id in enumerate(RUN_IDS, start=1)
+    }
+    with writing(engine) as connection:
+        keep(connection, at, {run_id: seen[run_id] for run_id in RUN_IDS[1:]})
+    with ThreadPoolExecutor() as executor:
+        with writing(engine) as storing:
+            keep(storing, at, {RUN_IDS[0]: seen[RUN_IDS[0]]})
+            deciding = executor.submit(identity.settle_new, engine, {"Shop"}, BERLIN)
+            with pytest.raises(TimeoutError):
+                deciding.result(timeout=1)
+        deciding.result(timeout=20)
+    assert measured(engine) == [("Shop", 22, 22, "id", True)]
+    with reading(engine) as connection:
+        [by_id] = connection.scalars(select(rosters.c.tests))
+    assert by_id == '[["a",null,"id of a"],["b",null,"id of b"]]'
+    engine.dispose()
