@@ -109,10 +109,17 @@ class _Fetching:
         self._line.send(Report(state, requests, runs, batch.size_bytes, packed, end))
 
 
+def _give_up(bug: threading.ExceptHookArgs) -> None:
+    """End: without one of its threads a pass would never be over. The other process tells it."""
+    sys.excepthook(bug.exc_type, bug.exc_value or bug.exc_type(), bug.exc_traceback)
+    os._exit(1)
+
+
 def main() -> None:
     """Serve the process that started this one."""
     for number in (signal.SIGINT, signal.SIGTERM):  # that one hears them too, and says what next
         signal.signal(number, signal.SIG_IGN)
+    threading.excepthook = _give_up
     tune_heap()
     serve(sys.stdin.buffer, sys.stdout.buffer)
     os._exit(0)  # whatever hangs in a request

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 from etl import fetching
+from etl.config import Config
+from etl.dispatch import Limits
+from etl.wire import Begin, Line, Report, State
 from tests.fake_api import FakeApi, result
 from tests.program import Program, program
 
@@ -139,6 +142,19 @@ def test_a_folder_with_a_module_of_the_same_name_does_no_harm(
         [script, "ingest", "r-1"], cwd=archiver.folder, env=archiver.environment, check=False
     )
     assert done.returncode == 0
+
+
+def test_a_bug_in_one_of_its_threads_ends_the_process_that_fetches() -> None:
+    """Here an order that is none: the other process must not wait for what will never come."""
+    begin = Begin(Config(sources={}), Limits(1, 0, 1, 0), 1, 1, 1, 0)
+    process = LAUNCH()
+    line: Line[Report] = Line(process.stdout, process.stdin, Report)
+    line.send(begin)
+    line.send(State())
+    assert line.receive() is None
+    assert process.wait() == 1
+    process.stdin.close()
+    process.stdout.close()
 
 
 def test_where_nothing_is_due_nothing_is_started(
