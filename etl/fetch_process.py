@@ -2,20 +2,21 @@
 
 Python computes in one thread of a process at a time, and to ask takes as long as to store. So
 that goes on here, side by side with the process that stores and started this one: it sends
-orders to our standard input, and gets reports from our standard output. Nothing is kept here, of
-the database nothing is known, and when the other process is gone, so are we.
+orders to our standard input, and gets reports from a pipe that is there for nothing else. Nothing
+is kept here, of the database nothing is known, and when the other process is gone, so are we.
 """
 
 import os
-import signal
 import sys
 import threading
 from contextlib import suppress
+from traceback import format_exception
 from typing import BinaryIO
 
 from etl.exchange import Batch, Exchange
 from etl.fetcher import Fetcher
 from etl.lean import tune_heap
+from etl.secrets import mask
 from etl.wire import (
     Begin,
     Close,
@@ -109,19 +110,20 @@ class _Fetching:
         self._line.send(Report(state, requests, runs, batch.size_bytes, packed, end))
 
 
-def _give_up(bug: threading.ExceptHookArgs) -> None:
+def _give_up(bug: BaseException | None) -> None:
     """End: without one of its threads a pass would never be over. The other process tells it."""
-    sys.excepthook(bug.exc_type, bug.exc_value or bug.exc_type(), bug.exc_traceback)
+    sys.stderr.write(mask("".join(format_exception(bug))))
     os._exit(1)
 
 
 def main() -> None:
-    """Serve the process that started this one."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # that one hears them too, and says what next
-        signal.signal(number, signal.SIG_IGN)
-    threading.excepthook = _give_up
+    """Serve the process that started this one. The argument is the file to report to, by number."""
     tune_heap()
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    threading.excepthook = lambda bug: _give_up(bug.exc_value)
+    try:
+        serve(sys.stdin.buffer, os.fdopen(int(sys.argv[1]), "wb"))
+    except Exception as bug:  # noqa: BLE001  it is told
+        _give_up(bug)
     os._exit(0)  # whatever hangs in a request
 
 

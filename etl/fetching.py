@@ -1,15 +1,17 @@
 """A pass's hold on the process that fetches for it (`fetch_process`)."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, cast
 
-from msgspec import Raw
+from msgspec import DecodeError, Raw
 
 from etl.errors import ArchiverError
 from etl.outcome import Outcome, Target
@@ -31,6 +33,10 @@ if TYPE_CHECKING:  # it comes with the database, which takes longer to load than
     from etl.ledger import Claim
 
 
+OURS_ALONE = {"RESULT_ARCHIVER__DATABASE__URL", "PGPASSWORD"}
+"""Variables with the database's password, which who only fetches need not have."""
+
+
 class FetchingLostError(ArchiverError):
     """The process that fetches ended, and not by our doing, or did not begin."""
 
@@ -47,6 +53,9 @@ class Running(Protocol):
     def wait(self) -> int:
         """Wait for its end, and return the exit code."""
 
+    def kill(self) -> None:
+        """End it."""
+
 
 def launch() -> Running:
     """Start the process that fetches.
@@ -55,20 +64,38 @@ def launch() -> Running:
         FetchingLostError: the system has no room for it.
     """
     modules = [each or str(Path.cwd()) for each in sys.path]
+    environment = {name: value for name, value in os.environ.items() if name not in OURS_ALONE}
+    reports, their_end = os.pipe()
     try:
-        process = subprocess.Popen(
-            # Safe: the folder that we are in is none to import from, unless it was for us.
-            [sys.executable, "-P", "-m", "etl.fetch_process"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(modules)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for us
-        )
+        with _signals_blocked():
+            process = subprocess.Popen(  # noqa: S603  no argument is from outside
+                # Safe: the folder that we are in is none to import from, unless it was for us.
+                [sys.executable, "-P", "-m", "etl.fetch_process", str(their_end)],
+                env=environment | {"PYTHONPATH": os.pathsep.join(modules)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[their_end],
+                start_new_session=True,  # Ctrl-C is for us
+            )
     except OSError as error:
+        os.close(reports)
         raise FetchingLostError(
             f"the process that fetches cannot be started: {error.strerror}; make room for it"
         ) from None
+    finally:
+        os.close(their_end)
+    process.stdout = os.fdopen(reports, "rb")
     return cast("Running", process)
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Have a process that is started meanwhile never hear them: we do, and tell it what next."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class FetchProcess:
@@ -80,6 +107,7 @@ class FetchProcess:
     def start(self) -> Running:
         """Start it, unless it runs."""
         if self._running is None or self._running.poll() is not None:
+            self.close()
             self._running = launch()
         return self._running
 
@@ -114,20 +142,22 @@ class Fetching:
         self._news = news
         self._offers = 0
         self._claims: dict[str, Claim] = {}
-        self._batches: list[Batch] = []
+        self._batches: deque[Batch] = deque()
         self._end: End | None = None
         self._line: Line[Report] = Line(process.stdout, process.stdin, Report)
-        self._send(begin)
+        self._is_closed = False
         self._listening = threading.Thread(target=self._listen, name="reports", daemon=True)
         self._listening.start()
+        self._send(begin)
 
     def _listen(self) -> None:
-        while self._end is None and (report := self._line.receive()):
-            self.requests = report.requests
-            if report.runs:
-                self._batches.append(Batch(report.runs, report.size_bytes, report.packed))
-            self.state, self._end = report.state, report.end
-            self._news.set()
+        with suppress(DecodeError):  # something prints where it should not
+            while self._end is None and (report := self._line.receive()):
+                self.requests = report.requests
+                if report.runs:
+                    self._batches.append(Batch(report.runs, report.size_bytes, report.packed))
+                self.state, self._end = report.state, report.end
+                self._news.set()
         self._news.set()
 
     def _send(self, order: Order) -> None:
@@ -162,9 +192,10 @@ class Fetching:
         Raises:
             FetchingLostError: there will be no more.
         """
-        if not self._listening.is_alive() and self._end is None:
+        is_over = not self._listening.is_alive()  # first: then there are no more than we find
+        batches = [self._batches.popleft() for _ in range(len(self._batches))]
+        if is_over and not batches and not self._is_closed:
             raise self._lost()
-        batches, self._batches = self._batches, []
         return batches
 
     def outcomes(self, batch: Batch) -> dict["Claim", Outcome]:
@@ -184,13 +215,15 @@ class Fetching:
             FetchingLostError: it is not known how it ended.
         """
         self._send(Close())
+        self._is_closed = True
         self._listening.join()
         if self._end is None:
             raise self._lost()
         return self._end
 
     def _lost(self) -> FetchingLostError:
+        self._process.kill()  # whatever is left of it
         return FetchingLostError(
             f"the process that fetches ended by itself (exit code {self._process.wait()});"
-            " what it had fetched is stored, the rest stays due"
+            " what had come from it is stored, the rest stays due"
         )

@@ -191,7 +191,13 @@ class Keeper:
     def count(self) -> None:
         """Bring all series and durations up to date that are marked, by this pass or another."""
         aggregates.count_marked(self._engine, self._report_rules)
-        self._uncounted = 0
+
+    def _is_count_due(self) -> bool:
+        """Tell whether enough is uncounted, to one of those who ask."""
+        with self._counting:
+            is_due = self._uncounted >= COUNT_EVERY
+            self._uncounted = 0 if is_due else self._uncounted
+            return is_due
 
     def release(self) -> None:
         """Give back what was claimed and not finished."""
@@ -204,7 +210,7 @@ class Keeper:
         An outcome that the database will not take costs its own run, not the others'. Returns
         the applications of which answers were stored.
         """
-        if self._uncounted >= COUNT_EVERY:
+        if self._is_count_due():
             self.count()
         try:
             return self._keep(batch)

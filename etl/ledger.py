@@ -296,11 +296,15 @@ def unmark_gone(connection: Connection, run_ids: Sequence[str]) -> None:
 
 
 def renew(connection: Connection, lease: Lease) -> None:
-    """Keep all runs that the owner holds until the lease's new end."""
+    """Keep all runs that the owner holds until the lease's new end.
+
+    They are locked in the order of `held`, so that the two never wait for each other.
+    """
+    table = tracked_runs
+    held = select(table.c.run_id).where(table.c.lease_owner == lease.owner)
+    in_order = held.order_by(table.c.run_id).with_for_update()
     connection.execute(
-        update(tracked_runs)
-        .where(tracked_runs.c.lease_owner == lease.owner)
-        .values(lease_until=lease.until)
+        update(table).where(table.c.run_id.in_(in_order)).values(lease_until=lease.until)
     )
 
 

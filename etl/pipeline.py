@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 CLAIM_AT_LEAST = 1000
 TICK_S = 0.1
-"""How often signals are heeded and the database thread is looked after, at the least."""
+"""How often signals are heeded and the writing threads are looked after, at the least."""
 PATIENCE_S = 60.0
 """How long a pass waits for a database that went away, asking every `RETRY_S`."""
 RETRY_S = 0.5
@@ -162,7 +162,7 @@ class _Pass:
             elif interrupt.signal:
                 tally = self._keeper.tally
                 tally.halt, tally.halt_reason = Halt.INTERRUPTED, _name_of(interrupt.signal)
-            if self._interrupted_at is None:
+            if interrupt.signal is None:
                 writers.submit(self._keeper.count).result()
 
     def _tell(self, progress: Progress, due: int) -> None:
@@ -184,6 +184,7 @@ class _Pass:
             tally.asked_wait_s = end.asked_wait_s
         self._write(writers, self._fetching.take())
         writers.finish()
+        intake.finish()
         writers.submit(self._keeper.release).result()
         tally.requests = self._fetching.requests
         tally.halt, tally.halt_reason = end.halt, end.halt_reason
@@ -275,6 +276,11 @@ class _Intake:
         if self._fetching.is_low:
             halted = self._fetching.state.halted
             self._claiming = self._writers.submit(self._keeper.claim, self._size, halted)
+
+    def finish(self) -> None:
+        """Wait until no more is being claimed, which then can be released."""
+        if self._claiming is not None:
+            self._claiming.result()
 
 
 class Patience:

@@ -8,15 +8,16 @@ import threading
 from collections.abc import Sequence
 from typing import Any, BinaryIO, Generic, TypeVar
 
-from msgspec import Raw, Struct, msgpack
+from msgspec import DecodeError, Raw, Struct, msgpack
 
 from etl.config import Config
 from etl.dispatch import Halt, Limits
 from etl.normalize import Rows
 from etl.outcome import Fetched, Outcome, Target
 
-HEAD_BYTES = 4
-"""A message goes after its length, which takes so many bytes."""
+MAGIC = b"RA\x01"
+SIZE_BYTES = 5
+"""Before each message go three bytes, which tell it from all else, and its size."""
 
 
 class Begin(Struct, array_like=True, tag=True):
@@ -130,14 +131,20 @@ class Line(Generic[T]):
         """Send a message. Raises OSError: nobody is at the other end."""
         encoded = msgpack.encode(message)
         with self._sending:
-            self._outgoing.write(len(encoded).to_bytes(HEAD_BYTES, "big"))
+            self._outgoing.write(MAGIC + len(encoded).to_bytes(SIZE_BYTES, "big"))
             self._outgoing.write(encoded)
             self._outgoing.flush()
 
     def receive(self) -> T | None:
-        """Wait for a message, and return it; None when nobody is at the other end any more."""
-        head = self._incoming.read(HEAD_BYTES)
-        size = int.from_bytes(head, "big")
+        """Wait for a message, and return it; None when nobody is at the other end any more.
+
+        Raises:
+            DecodeError: what came is no message.
+        """
+        head = self._incoming.read(len(MAGIC) + SIZE_BYTES)
+        if not head.startswith(MAGIC[: len(head)]):
+            raise DecodeError("what came is no message")
+        size = int.from_bytes(head[len(MAGIC) :], "big")
         encoded = self._incoming.read(size)
-        is_whole = len(head) == HEAD_BYTES and len(encoded) == size
+        is_whole = len(head) == len(MAGIC) + SIZE_BYTES and len(encoded) == size
         return self._decoder.decode(encoded) if is_whole else None

@@ -30,6 +30,9 @@ class Hosted:
         self._thread.join()
         return 0
 
+    def kill(self) -> None:
+        self.stdin.close()
+
 
 def _pipe() -> tuple[BinaryIO, BinaryIO]:
     outlet, inlet = os.pipe()

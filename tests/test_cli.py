@@ -111,7 +111,7 @@ def test_of_the_two_processes_of_a_pass_one_has_the_database_and_the_other_the_n
     storing = modules_of(archiver, "ingest")
     assert "sqlalchemy" in storing
     assert storing.isdisjoint({"requests", "urllib3"})
-    fetching = modules_of(archiver, of="etl.fetch_process")
+    fetching = modules_of(archiver, "1", of="etl.fetch_process")
     assert "requests" in fetching
     assert fetching.isdisjoint({"sqlalchemy", "structlog", "click", "asyncio"})
 

@@ -70,7 +70,7 @@ def test_without_the_process_that_fetches_a_pass_ends_and_the_next_one_does_the_
         stdout, stderr = process.communicate(timeout=20)
     assert (process.returncode, stdout) == (1, "")
     assert stderr == (
-        "error: the process that fetches ended by itself (exit code -9); what it had fetched is"
+        "error: the process that fetches ended by itself (exit code -9); what had come from it is"
         " stored, the rest stays due\n"
     )
     assert rows(archiver, "SELECT count(*) FROM tracked_runs WHERE lease_owner IS NOT NULL") == 0
@@ -155,6 +155,28 @@ def test_a_bug_in_one_of_its_threads_ends_the_process_that_fetches() -> None:
     assert process.wait() == 1
     process.stdin.close()
     process.stdout.close()
+
+
+def test_what_is_printed_when_python_starts_is_no_report(archiver: Program) -> None:
+    archiver.write("sitecustomize.py", "print('hello')")
+    done = archiver.given(PYTHONPATH=str(archiver.folder)).run("ingest", "r-1")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "1 new" in done.stdout
+
+
+def test_a_signal_for_all_that_comes_at_once_is_the_pass_s_too(archiver: Program) -> None:
+    """Before the process that fetches could have said that it does not heed it."""
+    with archiver.started("ingest", *RUN_IDS) as process:
+        os.kill(helper_of(process), signal.SIGTERM)
+        _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr) == (0, "")
+
+
+def test_the_process_that_fetches_is_not_told_how_to_reach_the_database(archiver: Program) -> None:
+    with archiver.started("ingest", *RUN_IDS) as process:
+        told = Path(f"/proc/{helper_of(process)}/environ").read_text()
+    assert "archive.db" not in told
+    assert "RESULT_ARCHIVER__API__BASE_URL" in told
 
 
 def test_where_nothing_is_due_nothing_is_started(

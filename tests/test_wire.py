@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import DecodeError
 
 from etl.config import Config, Source
 from etl.dispatch import Limits
@@ -94,6 +95,12 @@ def test_orders_come_out_in_turn_and_then_none() -> None:
     received: Line[Order] = Line(io.BytesIO(sent.getvalue()), io.BytesIO(), Order)
     assert [received.receive() for _ in orders] == orders
     assert received.receive() is None
+
+
+def test_what_is_no_message_is_an_error() -> None:
+    line: Line[Order] = Line(io.BytesIO(b"hello, world"), io.BytesIO(), Order)
+    with pytest.raises(DecodeError):
+        line.receive()
 
 
 @pytest.mark.parametrize("size", range(1, 12))

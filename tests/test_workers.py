@@ -108,6 +108,41 @@ def _pass(engine: Engine, config: Config) -> None:
         )
 
 
+def test_a_pass_that_is_stopped_while_it_claims_gives_back_what_it_claimed(
+    database_url: str, tmp_path: Path
+) -> None:
+    key_file = tmp_path / "key"
+    key_file.write_text(READ_KEY)
+    interrupt = pipeline.Interrupt()
+    claim = ledger.claim
+
+    def slow(*arguments: Any) -> list[Claim]:
+        interrupt.signal = signal.SIGTERM
+        time.sleep(0.5)
+        return claim(*arguments)
+
+    with ExitStack() as stack:
+        sandbox = stack.enter_context(sandbox_of(World(end=NOW, runs=20)))
+        engine = stack.enter_context(opened(database_url))
+        database.prepare(engine)
+        config = Config(
+            sources={DEFAULT_SOURCE: Source(sandbox.url, key_file=str(key_file))},
+            database=Database(database_url),
+        )
+        with database.writing(engine) as connection:
+            entries = [Entry(run.run_id, None, None, {}) for run in sandbox.world.runs(NOW)]
+            ledger.track(connection, entries, clock.now())
+        process = stack.enter_context(closing(FetchProcess()))
+        stack.enter_context(patch.object(ledger, "claim", slow))
+        means = pipeline.Means(engine, config, process)
+        order = pipeline.Order("test")
+        tally = pipeline.run_pass(means, order, lambda _done, _total: None, interrupt)
+        assert tally.exit_code == 143
+        with database.reading(engine) as connection:
+            leased = select(tracked_runs.c.run_id).where(tracked_runs.c.lease_owner.is_not(None))
+            assert connection.scalars(leased).all() == []
+
+
 def _over(world: World) -> list[str]:
     """Return runs that ended well before now, as their answers tell, with a final status."""
     found = []
