@@ -25,8 +25,8 @@ from etl.outcome import (
     Trouble,
 )
 
-FULL_RUNS = 200
-FULL_BYTES = 3 * 1_048_576 // 4
+FULL_RUNS = 250
+FULL_BYTES = 1 * 1_048_576
 """So many outcomes are worth a transaction."""
 
 
