@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from datetime import date
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sqlalchemy import JSON, Column, Connection, Table
 from sqlalchemy.exc import DBAPIError
@@ -145,9 +145,10 @@ def _with_keys(
     """
     names = ", ".join(column.name for column in table.primary_key)
     if connection.dialect.name == "sqlite":
-        # Without the SELECT, SQLite would compare each row of the table.
-        given = "SELECT * FROM (VALUES {values})"
-        return _many_at_once(connection, f"{verb} WHERE ({names}) IN ({given}){also}", keys)
+        # With `IN (VALUES ...)` it would read whatever has the first column of a key, or all rows.
+        is_it = " AND ".join(f"{column.name} = ?" for column in table.primary_key)
+        statement = f"{verb} WHERE {{values}}{also}"
+        return _many_at_once(connection, statement, keys, _Each(f"({is_it})", " OR "))
     given = ", ".join(f"%s::{_sql_type(connection, column)}[]" for column in table.primary_key)
     result = connection.exec_driver_sql(
         f"{verb} WHERE ({names}) IN (SELECT * FROM unnest({given})){also}",  # noqa: S608  our names
@@ -192,7 +193,16 @@ def _sql_type(connection: Connection, column: Column[Any]) -> str:
     return name.partition(" COLLATE ")[0]
 
 
-def _many_at_once(connection: Connection, statement: str, rows: Sequence[Row]) -> list[Row]:
+class _Each(NamedTuple):
+    """How a statement spells one row, with a mark for each value, and what stands between two."""
+
+    spelt: str
+    between: str = ", "
+
+
+def _many_at_once(
+    connection: Connection, statement: str, rows: Sequence[Row], each: _Each | None = None
+) -> list[Row]:
     """Run `statement` with the values of as many rows as it may have, again and again.
 
     Returns the rows that it gives.
@@ -200,12 +210,12 @@ def _many_at_once(connection: Connection, statement: str, rows: Sequence[Row]) -
     SQLite works outside of Python's lock: with a statement for each row, the writing thread
     would have to wait for its turn after each of them.
     """
-    marks = f"({', '.join('?' * len(rows[0]))})"
+    each = each or _Each(f"({', '.join('?' * len(rows[0]))})")
     start = 0
     found: list[Row] = []
     with _cursor(connection, statement) as cursor:
         for height in HEIGHTS:
-            text = statement.format(values=", ".join([marks] * height))
+            text = statement.format(values=each.between.join([each.spelt] * height))
             while len(rows) - start >= height:
                 cursor.execute(text, tuple(chain.from_iterable(rows[start : start + height])))
                 found += cursor

@@ -3,13 +3,24 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, delete, insert, select
+from sqlalchemy import Connection, Engine, Table, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from etl import bulk
 from etl.database import connect, prepare, shown_url, writing
 from etl.errors import DatabaseError
-from etl.schema import among, drift, environments, labels, payloads, runs, tests, tracked_runs
+from etl.schema import (
+    among,
+    daily_results,
+    drift,
+    environments,
+    labels,
+    payloads,
+    runs,
+    tests,
+    tracked_runs,
+    uncounted,
+)
 from tests.dump import rows_of
 from tests.postgres import Server
 
@@ -179,26 +190,36 @@ def test_many_runs_are_found_by_the_key_and_not_by_reading_all_rows(sqlite_url: 
     assert any("SEARCH tests USING PRIMARY KEY" in row.detail for row in plan), plan
 
 
-def test_rows_are_found_and_deleted_by_the_key_and_not_by_reading_all_rows(
-    sqlite_url: str,
+DAY = date(2024, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("table", "last"), [(tests, 1), (daily_results, DAY), (uncounted, "a list")], ids=str
+)
+def test_rows_are_found_and_deleted_by_the_whole_key_and_not_by_reading_more(
+    sqlite_url: str, table: Table, last: Any
 ) -> None:
+    """Neither all rows, nor those that begin alike, such as all days of a plan."""
     engine = connect(sqlite_url)
     prepare(engine)
     statements: list[str] = []
-    keys = [(f"run-{number}", 1) for number in range(max(bulk.HEIGHTS))]
+    keys = [(f"run-{number}", last) for number in range(max(bulk.HEIGHTS))]
+    names = [column.name for column in table.columns][-1:]
     with writing(engine) as connection:
         driver: Any = connection.connection.driver_connection
         driver.set_trace_callback(statements.append)
-        bulk.find(connection, tests, ["name"], keys)
-        bulk.delete(connection, tests, keys)
-        bulk.take(connection, tests, ["name"], keys)
+        bulk.find(connection, table, names, keys)
+        bulk.delete(connection, table, keys)
+        bulk.take(connection, table, names, keys)
         driver.set_trace_callback(None)
         chosen = [each for each in statements if each.startswith(("SELECT", "DELETE"))]
         plans = [connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {each}").all() for each in chosen]
     engine.dispose()
     assert len(plans) == 3
     for plan in plans:
-        assert any("SEARCH tests USING PRIMARY KEY" in row.detail for row in plan), plan
+        searches = [row.detail for row in plan if row.detail.startswith(("SEARCH", "SCAN"))]
+        assert len(searches) == max(bulk.HEIGHTS)
+        assert all(search.count("=?") == 2 for search in searches), searches
 
 
 def test_runs_are_chosen_by_being_among_others_or_not(connection: Connection) -> None:
