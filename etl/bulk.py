@@ -143,12 +143,12 @@ def _with_keys(
 
     `also` is SQL that stands behind the keys.
     """
-    names = ", ".join(column.name for column in table.primary_key)
     if connection.dialect.name == "sqlite":
         # With `IN (VALUES ...)` it would read whatever has the first column of a key, or all rows.
         is_it = " AND ".join(f"{column.name} = ?" for column in table.primary_key)
         statement = f"{verb} WHERE {{values}}{also}"
         return _many_at_once(connection, statement, keys, _Each(f"({is_it})", " OR "))
+    names = ", ".join(column.name for column in table.primary_key)
     given = ", ".join(f"%s::{_sql_type(connection, column)}[]" for column in table.primary_key)
     result = connection.exec_driver_sql(
         f"{verb} WHERE ({names}) IN (SELECT * FROM unnest({given})){also}",  # noqa: S608  our names

@@ -155,7 +155,7 @@ class Exchange:
         is_low = self._sources.waiting <= self._low_mark
         return is_low or self._is_full() or self._sources.is_idle
 
-    # --- for the pass ---
+    # --- for the process that fetches ---
 
     @property
     def requests(self) -> int:

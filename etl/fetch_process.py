@@ -42,11 +42,11 @@ def serve(orders: BinaryIO, reports: BinaryIO) -> None:
     with suppress(BrokenPipeError):
         while begin := line.receive():
             if isinstance(begin, Begin):
-                _Fetching(line, begin).run()
+                _Worker(line, begin).run()
 
 
-class _Fetching:
-    """What one pass has fetched."""
+class _Worker:
+    """Fetches for one pass: its threads, and the reports of what came of their work."""
 
     def __init__(self, line: Line[Order], begin: Begin) -> None:
         self._line = line

@@ -151,7 +151,7 @@ class Fetching:
         self._send(begin)
 
     def _listen(self) -> None:
-        with suppress(DecodeError):  # something prints where it should not
+        with suppress(DecodeError):  # then it is lost, as if it had ended
             while self._end is None and (report := self._line.receive()):
                 self.requests = report.requests
                 if report.runs:

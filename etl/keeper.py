@@ -19,7 +19,7 @@ from etl.errors import DatabaseError
 from etl.ledger import Claim, Lease, Recorded
 from etl.lifecycle import Polling, Seen, Standing, State
 from etl.log import get_logger
-from etl.metrics import DEFAULT_RULES, Rules, as_plan
+from etl.metrics import DEFAULT_RULES, Rules
 from etl.outcome import (
     Answer,
     Deferred,
@@ -244,8 +244,7 @@ class Keeper:
             self._undecided |= ends
         with self._counting:
             self._count(batch.values(), saved.values())
-        stored = [answer.rows.run for answer in answers]
-        return {as_plan(run.application, run.name).application for run in stored}
+        return {store.application_of(answer.rows) for answer in answers}
 
     def _count(self, outcomes: Collection[Outcome], saved: Collection[Saved]) -> None:
         """Count what was committed."""

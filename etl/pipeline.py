@@ -254,7 +254,7 @@ def _begin(means: Means, due: int, asked_wait_s: float) -> Begin:
 
 
 class _Intake:
-    """Claims due runs as the exchange gets through them."""
+    """Claims due runs as those before them are fetched."""
 
     def __init__(self, keeper: Keeper, fetching: Fetching, writers: "_Writers", size: int) -> None:
         self.is_exhausted = False

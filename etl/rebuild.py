@@ -57,7 +57,6 @@ BATCH_BYTES = 1_048_576
 
 REKEYED = ("roster_id", "outcomes")
 """The columns of `outcomes` that depend on how tests are known."""
-OUTCOMES_KEY = ("run_id", "revision")
 TABLES = [metadata.tables[name] for name in DERIVED]
 NAMES = (plan_variants, rosters)
 
@@ -187,7 +186,8 @@ def _rekey_runs(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> None:
         _hold(connection, run_ids)
         batch = _expected(connection, run_ids, zone)
         _put_names(connection, batch)
-        places = [outcomes.columns.keys().index(name) for name in (*REKEYED, *OUTCOMES_KEY)]
+        given = [*REKEYED, *outcomes.primary_key.columns.keys()]
+        places = [outcomes.columns.keys().index(name) for name in given]
         rows = [tuple(row[place] for place in places) for row in batch.rows[outcomes.name]]
         bulk.update(connection, outcomes, REKEYED, rows)
 

@@ -303,7 +303,7 @@ def _insert_new(
         revisions,
         [revision_row(answer.run_id, opened, None) for answer, opened in opened_by],
     )
-    rely_on_identities(connection, {_application_of(each) for each in rows})
+    rely_on_identities(connection, {application_of(each) for each in rows})
     id_keyed = id_keyed_applications(connection)
     opened_outcomes = [outcome_of(each, id_keyed) for each in rows]
     _put_names(connection, opened_outcomes)
@@ -329,7 +329,8 @@ def _noted(outcome: Outcome) -> aggregates.Noted:
     return aggregates.Noted(Plan(application, plan), variant_id, outcome.roster[0], outcome.period)
 
 
-def _application_of(rows: Rows) -> str:
+def application_of(rows: Rows) -> str:
+    """Return the application of an answer, named as identities and reports name it."""
     return as_plan(rows.run.application, rows.run.name).application
 
 

@@ -7,6 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,15 @@ def await_requests(api: FakeApi, number: int) -> None:
         time.sleep(0.01)
 
 
+@contextmanager
+def under_way(archiver: Program, api: FakeApi) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    """Give a pass in which some runs were asked for, and the ID of its process for fetching."""
+    with archiver.started("ingest", *RUN_IDS) as process:
+        helper = helper_of(process)
+        await_requests(api, 5)
+        yield process, helper
+
+
 def rows(archiver: Program, query: str) -> int:
     with sqlite3.connect(archiver.folder / "archive.db") as connection:
         found: int = connection.execute(query).fetchone()[0]
@@ -63,9 +74,7 @@ def rows(archiver: Program, query: str) -> int:
 def test_without_the_process_that_fetches_a_pass_ends_and_the_next_one_does_the_rest(
     archiver: Program, slow_api: FakeApi
 ) -> None:
-    with archiver.started("ingest", *RUN_IDS) as process:
-        helper = helper_of(process)
-        await_requests(slow_api, 5)
+    with under_way(archiver, slow_api) as (process, helper):
         os.kill(helper, signal.SIGKILL)
         stdout, stderr = process.communicate(timeout=20)
     assert (process.returncode, stdout) == (1, "")
@@ -81,9 +90,7 @@ def test_without_the_process_that_fetches_a_pass_ends_and_the_next_one_does_the_
 
 
 def test_nothing_is_left_of_a_pass_that_is_killed(archiver: Program, slow_api: FakeApi) -> None:
-    with archiver.started("ingest", *RUN_IDS) as process:
-        helper = helper_of(process)
-        await_requests(slow_api, 5)
+    with under_way(archiver, slow_api) as (process, helper):
         process.kill()
         process.wait()
         until = time.monotonic() + 10
@@ -104,9 +111,7 @@ def test_a_signal_for_all_processes_lets_runs_in_hand_come_back(
     archiver: Program, slow_api: FakeApi
 ) -> None:
     """As a service manager sends it, to each process of a service."""
-    with archiver.started("ingest", *RUN_IDS) as process:
-        helper = helper_of(process)
-        await_requests(slow_api, 5)
+    with under_way(archiver, slow_api) as (process, helper):
         for pid in (helper, process.pid):
             os.kill(pid, signal.SIGTERM)
         _, stderr = process.communicate(timeout=20)
