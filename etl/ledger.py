@@ -20,6 +20,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    text,
     update,
 )
 
@@ -73,25 +74,61 @@ class Recorded(NamedTuple):
 
 
 def track(connection: Connection, entries: Sequence[Entry], now: datetime) -> Tracked:
-    """Add `entries`, due now; of runs known already, take over a new token, source or label."""
-    run_ids = {entry.run_id for entry in entries}
-    new = set(unknown(connection, sorted(run_ids)))
-    # In one order: two lists that share runs would otherwise wait for each other's rows for ever.
-    in_order = sorted(entries, key=lambda entry: entry.run_id)
-    # Of most runs that are known already a list says nothing more.
-    telling = [each for each in in_order if each.run_id in new or each.read_token or each.source]
-    if telling:
-        connection.execute(_upsert(connection), [_tracked_row(entry, now) for entry in telling])
-    _put_labels(connection, in_order)
-    return Tracked(len(new), len(run_ids) - len(new))
+    """Add `entries`, due now; of runs known already, take over a new token, source or label.
+
+    Each run has one entry.
+    """
+    # In one order, as others lock them: they would else wait for each other's rows for ever.
+    by_id = {entry.run_id: entry for entry in sorted(entries, key=lambda entry: entry.run_id)}
+    _keep_unknown_ones_unknown(connection)
+    new = set(unknown(connection, list(by_id)))
+    rows = [_tracked_row(entry, now) for entry in by_id.values() if entry.run_id in new]
+    bulk.insert(connection, tracked_runs, rows)
+    _take_over(connection, [entry for entry in by_id.values() if entry.run_id not in new])
+    _put_labels(connection, by_id.values())
+    return Tracked(len(new), len(by_id) - len(new))
 
 
-def _upsert(connection: Connection) -> Any:
+def _keep_unknown_ones_unknown(connection: Connection) -> None:
+    """Have nobody else track runs until the commit: COPY takes no row that is there already."""
+    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('track', 0))"))
+
+
+_NOTHING_YET = dict.fromkeys(column.name for column in tracked_runs.columns)
+
+
+def _tracked_row(entry: Entry, now: datetime) -> bulk.Row:
+    known = {
+        "run_id": entry.run_id,
+        "source": entry.source or "default",
+        "state": State.QUEUED.value,
+        "due_at": now,
+        "attempts": 0,
+        "first_tracked_at": now,
+        "fetches": 0,
+        "read_token": entry.read_token,
+    }
+    return tuple((_NOTHING_YET | known).values())
+
+
+def _take_over(connection: Connection, entries: Iterable[Entry]) -> None:
+    """Take over what `entries` say of known runs: of most of them a list says nothing more."""
+    told = [
+        {"known": entry.run_id, "given_source": entry.source, "given_token": entry.read_token}
+        for entry in entries
+        if entry.source or entry.read_token
+    ]
+    if told:
+        connection.execute(_taking_over(), told)
+
+
+def _taking_over() -> Any:
     table = tracked_runs
-    insert = upsert_into(connection, table)
-    given: ColumnElement[str | None] = bindparam("given_source", type_=Text)
+    source: ColumnElement[str | None] = bindparam("given_source", type_=Text)
+    token: ColumnElement[str | None] = bindparam("given_token", type_=Text)
     wants_token = and_(
-        insert.excluded.read_token.is_not(None),
+        token.is_not(None),
         # Encrypted anew, the same token looks new each time: one that has worked stays.
         or_(
             table.c.read_token.is_(None),
@@ -101,27 +138,18 @@ def _upsert(connection: Connection) -> Any:
         ),
     )
     # Once a run is archived, its account is known to be the right one.
-    wants_source = and_(given.is_not(None), table.c.last_fetched_at.is_(None))
-    return insert.on_conflict_do_update(
-        index_elements=[table.c.run_id],
-        set_={
-            "source": case((wants_source, given), else_=table.c.source),
-            "read_token": case((wants_token, insert.excluded.read_token), else_=table.c.read_token),
-        },
-        where=or_(wants_token, and_(wants_source, given != table.c.source)),
+    wants_source = and_(source.is_not(None), table.c.last_fetched_at.is_(None))
+    return (
+        update(table)
+        .where(
+            table.c.run_id == bindparam("known", type_=Text),
+            or_(wants_token, and_(wants_source, source != table.c.source)),
+        )
+        .values(
+            source=case((wants_source, source), else_=table.c.source),
+            read_token=case((wants_token, token), else_=table.c.read_token),
+        )
     )
-
-
-def _tracked_row(entry: Entry, now: datetime) -> dict[str, Any]:
-    return {
-        "run_id": entry.run_id,
-        "source": entry.source or "default",
-        "given_source": entry.source,
-        "state": State.QUEUED,
-        "due_at": now,
-        "first_tracked_at": now,
-        "read_token": entry.read_token,
-    }
 
 
 def _put_labels(connection: Connection, entries: Iterable[Entry]) -> None:
