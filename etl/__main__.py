@@ -3,8 +3,9 @@
 import gc
 import sys
 
-# Looking for cycles takes a third of the time of a large pass, and ours hold hardly any.
-gc.set_threshold(20_000, 10, 100)
+from etl.lean import look_for_cycles_seldom
+
+look_for_cycles_seldom()
 
 from etl import cli  # noqa: E402  hundreds of thousands of objects are made by imports alone
 

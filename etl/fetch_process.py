@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from etl.exchange import Batch, Exchange
 from etl.fetcher import Fetcher
-from etl.lean import tune_heap
+from etl.lean import look_for_cycles_seldom, tune_heap
 from etl.secrets import mask
 from etl.wire import (
     Begin,
@@ -119,6 +119,7 @@ def _give_up(bug: BaseException | None) -> None:
 def main() -> None:
     """Serve the process that started this one. The argument is the file to report to, by number."""
     tune_heap()
+    look_for_cycles_seldom()
     threading.excepthook = lambda bug: _give_up(bug.exc_value)
     try:
         serve(sys.stdin.buffer, os.fdopen(int(sys.argv[1]), "wb"))
