@@ -5,7 +5,8 @@ archive that has runs, and a downgrade is refused while there are aliases to los
 calendar for BI tools, from 2010 to 2039.
 """
 
-from datetime import date, timedelta
+from collections.abc import Callable
+from datetime import date
 from typing import Any
 
 import sqlalchemy as sa
@@ -297,36 +298,39 @@ def _create_dates() -> None:
 
 def _fill_dates(bind: sa.Connection) -> None:
     """Write the days of 2010 to 2039, by each database's fastest way: tests make many archives."""
-    first, last = date(2010, 1, 1), date(2039, 12, 31)
-    days = [_date_row(first + timedelta(days=n)) for n in range((last - first).days + 1)]
+    first, last = date(2010, 1, 1).toordinal(), date(2039, 12, 31).toordinal()
     if bind.dialect.name == "postgresql":
         driver: Any = bind.connection.driver_connection
         with driver.cursor() as cursor, cursor.copy("COPY dates FROM STDIN") as copy:
-            for row in days:
-                copy.write_row(row)
+            for number in range(first, last + 1):
+                copy.write_row(_date_row(number, date.isoformat))
         return
-    # Days are midnights there, as text.
-    as_text = [
-        tuple(f"{cell} 00:00:00.000" if isinstance(cell, date) else cell for cell in row)
-        for row in days
-    ]
-    bind.exec_driver_sql("INSERT INTO dates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", as_text)
+    rows = [_date_row(number, _midnight) for number in range(first, last + 1)]
+    bind.exec_driver_sql("INSERT INTO dates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
-def _date_row(day: date) -> tuple[date | int, ...]:
-    iso = day.isocalendar()
+def _midnight(day: date) -> str:
+    """Return a day as SQLite has it."""
+    return f"{day} 00:00:00.000"
+
+
+def _date_row(number: int, as_text: Callable[[date], str]) -> tuple[str | int, ...]:
+    """Return the row of a day, which is the `number`th since the year 1."""
+    day = date.fromordinal(number)
+    year, month = day.year, day.month
+    iso_year, iso_week, weekday = day.isocalendar()
     return (
-        day,
-        day.year,
-        (day.month + 2) // 3,
-        day.month,
-        day.replace(day=1),
+        as_text(day),
+        year,
+        (month + 2) // 3,
+        month,
+        as_text(date(year, month, 1)),
         day.day,
-        iso.year,
-        iso.week,
-        day - timedelta(days=iso.weekday - 1),
-        iso.weekday,
-        iso.weekday > 5,
+        iso_year,
+        iso_week,
+        as_text(date.fromordinal(number - weekday + 1)),
+        weekday,
+        weekday > 5,
     )
 
 
