@@ -7,7 +7,6 @@ one in, so that between two requests no other thread has to be woken.
 import threading
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from etl.dispatch import Crew, Dispatcher, Halt, Job, Limits, Pace
 from etl.errors import KeyRefusedError
@@ -30,32 +29,24 @@ FULL_BYTES = 1 * 1_048_576
 """So many outcomes are worth a transaction."""
 
 
-class Batch(NamedTuple):
-    """Outcomes that are written together, and how many bytes of the API's they keep in memory."""
-
-    outcomes: list[Outcome | Fetched]
-    size_bytes: int
-
-
 class Exchange:
     """The jobs of a pass, and the outcomes that wait to be written.
 
-    `news` is set when the pass has something to do: a batch is full, or jobs run out. With more
-    fetched and not yet written than `most_batches` hold, nothing more is fetched.
+    `news` is set when the pass has something to do: a batch is full, or jobs run out. When
+    `most_batches` are not yet written, nothing more is fetched. It is batches that count, not what
+    is in them: one that is begun can always be filled, so that whoever writes has another one.
     """
 
     def __init__(self, limits: Limits, most_batches: int) -> None:
         self.news = threading.Event()
         self._changed = threading.Condition()
         self._sources = _Sources(limits)
-        self._most_bytes = most_batches * FULL_BYTES
-        self._most_runs = most_batches * FULL_RUNS
+        self._most_batches = most_batches
         self._crew = Crew(limits.connections)
         self._outcomes: dict[Job, Outcome | Fetched] = {}
         self._batch: list[Outcome | Fetched] = []
         self._batch_bytes = 0
-        self._unwritten_runs = 0
-        self._unwritten_bytes = 0
+        self._unwritten = 0
         self._begun_at = 0.0
         self._low_mark = -1
         self._is_closed = False
@@ -101,9 +92,7 @@ class Exchange:
     @property
     def _is_stalled(self) -> bool:
         """Whether so much is not yet written that nothing more is fetched."""
-        if self._unwritten_bytes >= self._most_bytes:
-            return True
-        return self._unwritten_runs >= self._most_runs
+        return self._unwritten + self._filled >= self._most_batches
 
     def _wait(self, wait_s: float | None) -> None:
         """Wait for a change, or for the next job's time, which one thread does for all."""
@@ -143,17 +132,14 @@ class Exchange:
                 self._add(outcome)
 
     def _add(self, outcome: Outcome | Fetched) -> None:
-        size = _size(outcome)
         if not self._batch:
             self._begun_at = time.monotonic()
         self._batch.append(outcome)
-        self._batch_bytes += size
-        self._unwritten_runs += 1
-        self._unwritten_bytes += size
+        self._batch_bytes += _size(outcome)
 
     def _has_news(self) -> bool:
         is_low = self._sources.waiting <= self._low_mark
-        return is_low or self._is_full() or self._sources.is_idle
+        return is_low or self._filled > 0 or self._sources.is_idle
 
     # --- for the process that fetches ---
 
@@ -206,20 +192,23 @@ class Exchange:
         with self._changed:
             self._sources.interrupt(reason)
 
-    def take_batch(self, at_least_every_s: float) -> Batch:
-        """Return the outcomes that are to be written now: many, or some that wait for long."""
+    def take_batch(self, at_least_every_s: float) -> list[Outcome | Fetched]:
+        """Return the outcomes that are to be written now: many, or some that wait for long.
+
+        While others are being written, those may go on waiting: they become more.
+        """
         with self._changed:
             is_late = time.monotonic() - self._begun_at > at_least_every_s
-            return self._taken() if self._is_full() or is_late else Batch([], 0)
+            is_wanted = self._filled or (is_late and not self._unwritten)
+            return self._taken() if is_wanted else []
 
-    def written(self, runs: int, size_bytes: int) -> None:
-        """Note that so many outcomes are out of the way."""
+    def written(self) -> None:
+        """Note that a batch is out of the way."""
         with self._changed:
-            self._unwritten_runs -= runs
-            self._unwritten_bytes -= size_bytes
+            self._unwritten -= 1
             self._changed.notify()
 
-    def close(self) -> Batch:
+    def close(self) -> list[Outcome | Fetched]:
         """End the pass: let the threads go, and return what is left to be written.
 
         Runs that met a halt stay due, and say why.
@@ -240,13 +229,15 @@ class Exchange:
         """Return the halt that the pass's exit code tells of, and why."""
         return self._sources.worst_halt()
 
-    def _is_full(self) -> bool:
-        return len(self._batch) >= FULL_RUNS or self._batch_bytes >= FULL_BYTES
+    @property
+    def _filled(self) -> int:
+        """How many batches the outcomes that nobody has taken yet are worth."""
+        return max(len(self._batch) // FULL_RUNS, self._batch_bytes // FULL_BYTES)
 
-    def _taken(self) -> Batch:
-        batch = Batch(self._batch, self._batch_bytes)
-        self._batch, self._batch_bytes = [], 0
-        return batch
+    def _taken(self) -> list[Outcome | Fetched]:
+        taken, self._batch, self._batch_bytes = self._batch, [], 0
+        self._unwritten += bool(taken)
+        return taken
 
 
 def _size(outcome: Outcome | Fetched) -> int:

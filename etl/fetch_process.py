@@ -13,9 +13,10 @@ from contextlib import suppress
 from traceback import format_exception
 from typing import BinaryIO
 
-from etl.exchange import Batch, Exchange
+from etl.exchange import Exchange
 from etl.fetcher import Fetcher
 from etl.lean import look_for_cycles_seldom, tune_heap
+from etl.outcome import Fetched, Outcome
 from etl.secrets import mask
 from etl.wire import (
     Begin,
@@ -68,7 +69,7 @@ class _Worker:
             self._exchange.news.wait(TICK_S)
             self._exchange.news.clear()
             batch, state = self._exchange.take_batch(FLUSH_EVERY_S), self._state()
-            if batch.outcomes or state != told:
+            if batch or state != told:
                 self._report(state, batch, None)
                 told = state
         rest = self._exchange.close()
@@ -88,7 +89,7 @@ class _Worker:
                     self._exchange.offer(order.targets)
                     self._offers += 1
                 case Written():
-                    self._exchange.written(order.runs, order.size_bytes)
+                    self._exchange.written()
                 case Interrupt():
                     self._exchange.interrupt(order.reason)
             self._exchange.news.set()
@@ -104,10 +105,9 @@ class _Worker:
             halted=self._exchange.halted(),
         )
 
-    def _report(self, state: State, batch: Batch, end: End | None) -> None:
-        packed = pack(batch.outcomes)
-        runs, requests = len(batch.outcomes), self._exchange.requests
-        self._line.send(Report(state, requests, runs, batch.size_bytes, packed, end))
+    def _report(self, state: State, batch: list[Outcome | Fetched], end: End | None) -> None:
+        requests = self._exchange.requests
+        self._line.send(Report(state, requests, len(batch), pack(batch), end))
 
 
 def _give_up(bug: BaseException | None) -> None:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from msgspec import DecodeError, Raw
 
@@ -121,14 +121,6 @@ class FetchProcess:
             self._running = None
 
 
-class Batch(NamedTuple):
-    """Outcomes on their way into the database."""
-
-    runs: int
-    size_bytes: int
-    packed: Raw
-
-
 class Fetching:
     """What a pass has fetched: runs are offered, and come back in batches of outcomes.
 
@@ -142,7 +134,7 @@ class Fetching:
         self._news = news
         self._offers = 0
         self._claims: dict[str, Claim] = {}
-        self._batches: deque[Batch] = deque()
+        self._batches: deque[Raw] = deque()
         self._end: End | None = None
         self._line: Line[Report] = Line(process.stdout, process.stdin, Report)
         self._is_closed = False
@@ -155,7 +147,7 @@ class Fetching:
             while self._end is None and (report := self._line.receive()):
                 self.requests = report.requests
                 if report.runs:
-                    self._batches.append(Batch(report.runs, report.size_bytes, report.packed))
+                    self._batches.append(report.packed)
                 self.state, self._end = report.state, report.end
                 self._news.set()
         self._news.set()
@@ -186,7 +178,7 @@ class Fetching:
         """Have no more requests started."""
         self._send(Interrupt(reason))
 
-    def take(self) -> list[Batch]:
+    def take(self) -> list[Raw]:
         """Return the batches that came since the last call.
 
         Raises:
@@ -198,15 +190,15 @@ class Fetching:
             raise self._lost()
         return batches
 
-    def outcomes(self, batch: Batch) -> dict["Claim", Outcome]:
+    def outcomes(self, batch: Raw) -> dict["Claim", Outcome]:
         """Return what became of whom."""
-        return {self._claims[outcome.run_id]: outcome for outcome in unpack(batch.packed)}
+        return {self._claims[outcome.run_id]: outcome for outcome in unpack(batch)}
 
-    def written(self, batch: Batch, claims: Collection["Claim"]) -> None:
+    def written(self, claims: Collection["Claim"]) -> None:
         """Note that a batch, which was of `claims`, is out of the way."""
         for claim in claims:
             del self._claims[claim.run_id]
-        self._send(Written(batch.runs, batch.size_bytes))
+        self._send(Written())
 
     def close(self) -> End:
         """End the pass, and return how it ended; `take` then has what is left to be written.

@@ -16,6 +16,7 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
+from msgspec import Raw
 from msgspec.structs import replace
 from sqlalchemy import Engine
 
@@ -23,7 +24,7 @@ from etl import clock, database, identity
 from etl.config import Config, Database, Telemetry
 from etl.dispatch import Halt, Limits
 from etl.errors import ArchiverError, DatabaseError
-from etl.fetching import Batch, Fetching, FetchProcess
+from etl.fetching import Fetching, FetchProcess
 from etl.keeper import Keeper, Tally
 from etl.log import bind_context, bound_context, context, get_logger
 from etl.secrets import require_keys
@@ -206,15 +207,15 @@ class _Pass:
         writers.tend()
         return True
 
-    def _write(self, writers: "_Writers", batches: list[Batch]) -> None:
+    def _write(self, writers: "_Writers", batches: list[Raw]) -> None:
         for batch in batches:
             writers.write(partial(self._keep, batch))
 
-    def _keep(self, batch: Batch) -> None:
+    def _keep(self, batch: Raw) -> None:
         outcomes = self._fetching.outcomes(batch)
         if applications := self._keeper.keep(outcomes):
             self._learn(applications)
-        self._fetching.written(batch, outcomes.keys())
+        self._fetching.written(outcomes.keys())
 
     def _is_over(self, intake: "_Intake") -> bool:
         if self._interrupted_at and time.monotonic() - self._interrupted_at > GRACE_S:

@@ -23,7 +23,7 @@ SIZE_BYTES = 5
 class Begin(Struct, array_like=True, tag=True):
     """Fetch for a new pass, with so many `threads`; tell when no more than `low_mark` jobs wait.
 
-    As much as `most_batches` hold may be unwritten. `asked_wait_s` is for how long the API asked
+    So many batches may be unwritten, `most_batches`. `asked_wait_s` is for how long the API asked
     to be left alone.
     """
 
@@ -42,10 +42,7 @@ class Offer(Struct, array_like=True, tag=True):
 
 
 class Written(Struct, array_like=True, tag=True):
-    """So many outcomes are out of the way."""
-
-    runs: int
-    size_bytes: int
+    """A batch of outcomes is out of the way."""
 
 
 class Interrupt(Struct, array_like=True, tag=True):
@@ -84,12 +81,11 @@ class End(Struct, array_like=True, frozen=True):
 
 
 class Report(Struct, array_like=True):
-    """Outcomes to be written, how many, of how many bytes of the API's; and how it stands now."""
+    """Outcomes to be written, together, and how many; and how it stands now."""
 
     state: State
     requests: int
     runs: int
-    size_bytes: int
     packed: Raw
     end: End | None = None
     """The last report of a pass has it."""

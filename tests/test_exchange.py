@@ -23,8 +23,16 @@ def unchanged(job: Job) -> Outcome:
 
 
 def bulky(job: Job) -> Outcome:
-    body = bytes(exchange.FULL_BYTES)
-    return Reject(job.target.run_id, NOW, 200, "no JSON", body, "sha256")
+    return _reject(job, exchange.FULL_BYTES)
+
+
+def of_two_fifths(job: Job) -> Outcome:
+    """Give an outcome of which three make a batch."""
+    return _reject(job, exchange.FULL_BYTES * 2 // 5)
+
+
+def _reject(job: Job, size_bytes: int) -> Outcome:
+    return Reject(job.target.run_id, NOW, 200, "no JSON", bytes(size_bytes), "sha256")
 
 
 @contextmanager
@@ -73,9 +81,7 @@ def test_every_run_comes_out_once(place: Exchange) -> None:
     with fetching(place, unchanged) as done:
         assert settled(done) == 300
         batch = place.take_batch(0)
-    assert sorted(each.run_id for each in batch.outcomes) == sorted(
-        target.run_id for target in targets(300)
-    )
+    assert sorted(each.run_id for each in batch) == sorted(target.run_id for target in targets(300))
 
 
 def test_nothing_is_fetched_while_too_much_waits_to_be_written(place: Exchange) -> None:
@@ -83,9 +89,33 @@ def test_nothing_is_fetched_while_too_much_waits_to_be_written(place: Exchange) 
     with fetching(place, bulky) as done:
         before = settled(done)
         assert before < 6
-        batch = place.take_batch(0)
-        place.written(len(batch.outcomes), batch.size_bytes)
+        assert place.take_batch(0)
+        place.written()
         assert before < settled(done) < 20
+
+
+def test_the_next_batch_is_filled_while_one_is_being_written(place: Exchange) -> None:
+    first, rest = targets(20)[:3], targets(20)[3:]
+    place.offer(first)
+    with fetching(place, of_two_fifths, threads=1) as done:
+        settled(done)
+        assert len(place.take_batch(3600)) == 3
+        place.offer(rest)
+        assert settled(done) == 6
+        assert len(place.take_batch(3600)) == 3
+
+
+def test_what_is_no_full_batch_waits_while_one_is_being_written(place: Exchange) -> None:
+    first, rest = targets(4)[:3], targets(4)[3:]
+    place.offer(first)
+    with fetching(place, of_two_fifths, threads=1) as done:
+        settled(done)
+        assert len(place.take_batch(0)) == 3
+        place.offer(rest)
+        assert settled(done) == 4
+        assert not place.take_batch(0)
+        place.written()
+        assert len(place.take_batch(0)) == 1
 
 
 def test_waiting_for_the_database_takes_no_time_of_the_processor(place: Exchange) -> None:
@@ -101,7 +131,7 @@ def test_the_pass_hears_of_a_full_batch_and_of_the_end(place: Exchange) -> None:
     place.offer(targets(1))
     with fetching(place, bulky):
         assert place.news.wait(timeout=10)
-        assert len(place.take_batch(3600).outcomes) == 1
+        assert len(place.take_batch(3600)) == 1
         assert place.is_idle
 
 

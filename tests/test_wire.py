@@ -87,7 +87,7 @@ def test_every_other_outcome_comes_out_as_it_was(outcome: Outcome) -> None:
 def test_orders_come_out_in_turn_and_then_none() -> None:
     config = Config(sources={"eu": Source("https://eu.example", key_env="EU_KEY")})
     begin = Begin(config, Limits(8, 50, 3, 300), 8, 500, 2, 0)
-    orders = [begin, Written(250, 1_000_000), Interrupt("SIGTERM"), Close()]
+    orders = [begin, Written(), Interrupt("SIGTERM"), Close()]
     sent = io.BytesIO()
     line: Line[Order] = Line(io.BytesIO(), sent, Order)
     for order in orders:
@@ -107,7 +107,7 @@ def test_what_is_no_message_is_an_error() -> None:
 def test_a_message_of_which_the_end_is_missing_is_none(size: int) -> None:
     sent = io.BytesIO()
     line: Line[Order] = Line(io.BytesIO(), sent, Order)
-    line.send(Written(250, 1_000_000))
+    line.send(Written())
     assert size < len(sent.getvalue())
     cut: Line[Order] = Line(io.BytesIO(sent.getvalue()[:size]), io.BytesIO(), Order)
     assert cut.receive() is None
