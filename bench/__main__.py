@@ -21,7 +21,7 @@ from tests.postgres import roomy_folder
 
 PARTS = ("cells", "latency", "memory", "start")
 CONTENTS = ("cold", "unchanged", "changed")
-RUNS = {"small": 10_000, "medium": 3000, "large": 300}
+RUNS = {"small": 20_000, "medium": 6000, "large": 600}
 """So many that they take some seconds, beside which a start counts for little."""
 CONNECTIONS = (8, 64)
 

@@ -22,7 +22,7 @@ from bench.content import Offer, Totals
 
 HOST = "127.0.0.1"
 PREFIX = b"GET /api/result/"
-MOST_PREPARED_TESTS = 1_000_000
+MOST_PREPARED_TESTS = 1_500_000
 """With more tests than this in all answers, each answer is made when it is asked for."""
 
 

@@ -25,7 +25,7 @@ from etl.outcome import (
 )
 
 FULL_RUNS = 250
-FULL_BYTES = 1 * 1_048_576
+FULL_BYTES = 640 * 1024
 """So many outcomes are worth a transaction."""
 
 
