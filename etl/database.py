@@ -4,7 +4,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,12 @@ _MIGRATION_LOCK = 0x72_65_73_75_6C_74  # "result": any number, as long as all of
 _BUSY_TIMEOUT_MS = 60_000
 CONNECT_TIMEOUT_S = 10
 
+_OF_SERVERS: Mapping[str, Any] = {
+    "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S},
+    # Whatever the server's default is: who has waited for a lock must see what came of it.
+    "isolation_level": "READ COMMITTED",
+}
+
 _REMEDIES = {
     sqlite3.SQLITE_FULL: "make room; what is due stays due",
     sqlite3.SQLITE_IOERR: "see whether the disk is full or failing; what is due stays due",
@@ -52,10 +58,8 @@ def connect(url: str) -> Engine:
     """
     try:
         is_server = not url.startswith("sqlite")
-        patience = {"connect_timeout": CONNECT_TIMEOUT_S} if is_server else {}
-        engine = create_engine(
-            url, pool_pre_ping=True, connect_args=patience, json_deserializer=_from_json
-        )
+        options = _OF_SERVERS if is_server else {}
+        engine = create_engine(url, pool_pre_ping=True, json_deserializer=_from_json, **options)
     except (ArgumentError, ValueError):
         raise DatabaseError(f"database.url is {mask_url_password(url)!r}: not a URL") from None
     hide(engine.url.password or "")

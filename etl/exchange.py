@@ -32,9 +32,9 @@ FULL_BYTES = 640 * 1024
 class Exchange:
     """The jobs of a pass, and the outcomes that wait to be written.
 
-    `news` is set when the pass has something to do: a batch is full, or jobs run out. When
-    `most_batches` are not yet written, nothing more is fetched. It is batches that count, not what
-    is in them: one that is begun can always be filled, so that whoever writes has another one.
+    `news` is set when the pass has something to do: a batch is full, or jobs run out. While
+    `most_batches` are not yet written, nothing more is fetched. Once taken, a batch counts as one,
+    whatever is in it: so the next one can be filled, and whoever writes finds it ready.
     """
 
     def __init__(self, limits: Limits, most_batches: int) -> None:
@@ -195,12 +195,15 @@ class Exchange:
     def take_batch(self, at_least_every_s: float) -> list[Outcome | Fetched]:
         """Return the outcomes that are to be written now: many, or some that wait for long.
 
-        While others are being written, those may go on waiting: they become more.
+        Those go on waiting, and become more, while nobody is free to write them.
         """
         with self._changed:
             is_late = time.monotonic() - self._begun_at > at_least_every_s
-            is_wanted = self._filled or (is_late and not self._unwritten)
-            return self._taken() if is_wanted else []
+            is_somebody_free = self._unwritten < self._most_batches - 1
+            is_wanted = self._filled or (is_late and is_somebody_free)
+            taken = self._taken() if is_wanted else []
+            self._changed.notify()  # what was worth several batches counts as one from now on
+            return taken
 
     def written(self) -> None:
         """Note that a batch is out of the way."""

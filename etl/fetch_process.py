@@ -33,7 +33,7 @@ from etl.wire import (
 )
 
 FLUSH_EVERY_S = 1.0
-"""So long outcomes wait for others at the most."""
+"""So long outcomes wait for others at the most, if somebody is free to write them."""
 TICK_S = 0.1
 
 

@@ -76,12 +76,11 @@ class Recorded(NamedTuple):
 def track(connection: Connection, entries: Sequence[Entry], now: datetime) -> Tracked:
     """Add `entries`, due now; of runs known already, take over a new token, source or label.
 
-    Each run has one entry.
+    Of two entries for one run the last counts.
     """
     # In one order, as others lock them: they would else wait for each other's rows for ever.
     by_id = {entry.run_id: entry for entry in sorted(entries, key=lambda entry: entry.run_id)}
-    _keep_unknown_ones_unknown(connection)
-    new = set(unknown(connection, list(by_id)))
+    new = set(_unknown_until_the_commit(connection, list(by_id)))
     rows = [_tracked_row(entry, now) for entry in by_id.values() if entry.run_id in new]
     bulk.insert(connection, tracked_runs, rows)
     _take_over(connection, [entry for entry in by_id.values() if entry.run_id not in new])
@@ -89,10 +88,16 @@ def track(connection: Connection, entries: Sequence[Entry], now: datetime) -> Tr
     return Tracked(len(new), len(by_id) - len(new))
 
 
-def _keep_unknown_ones_unknown(connection: Connection) -> None:
-    """Have nobody else track runs until the commit: COPY takes no row that is there already."""
-    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
-        connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('track', 0))"))
+def _unknown_until_the_commit(connection: Connection, run_ids: Sequence[str]) -> list[str]:
+    """Return those that are not tracked, and have nobody else track them meanwhile.
+
+    COPY, which is to add them, takes no row that is there already.
+    """
+    new = unknown(connection, run_ids)
+    if not new or connection.dialect.name == "sqlite":  # which has one writer at a time
+        return new
+    connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('track', 0))"))
+    return unknown(connection, new)
 
 
 _NOTHING_YET = dict.fromkeys(column.name for column in tracked_runs.columns)

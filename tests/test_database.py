@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from etl import database
-from etl.database import HEAD, connect, prepare, reading, shown_url, writing
+from etl.database import HEAD, connect, prepare, reading, shown_url, snapshot, writing
 from etl.errors import DatabaseError
 from etl.schema import (
     COUNTERS,
@@ -517,6 +517,21 @@ def test_a_server_that_cannot_be_reached_is_told_without_the_password() -> None:
     assert message.startswith(f"postgresql://archiver:***@127.0.0.1:{port}/archive: ")
     assert "Connection refused" in message
     assert "hunter2" not in message
+
+
+@pytest.mark.parametrize("default", ["repeatable read", "serializable"])
+def test_who_waits_for_a_lock_sees_what_came_of_it_whatever_the_servers_default(
+    postgresql_url: str, default: str
+) -> None:
+    """Else a run that somebody else has just tracked would be tracked a second time."""
+    options = f"-c default_transaction_isolation={default.replace(' ', chr(92) + ' ')}"
+    url = make_url(postgresql_url).update_query_dict({"options": options})
+    engine = connect(url.render_as_string(hide_password=False))
+    for room, level in ((writing, "read committed"), (snapshot, "repeatable read")):
+        with room(engine) as connection:
+            assert connection.scalar(text("SHOW default_transaction_isolation")) == default
+            assert connection.scalar(text("SHOW transaction_isolation")) == level
+    engine.dispose()
 
 
 def test_a_wrong_password_is_told_without_it(postgresql_url: str) -> None:

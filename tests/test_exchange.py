@@ -31,6 +31,10 @@ def of_two_fifths(job: Job) -> Outcome:
     return _reject(job, exchange.FULL_BYTES * 2 // 5)
 
 
+def of_two_batches(job: Job) -> Outcome:
+    return _reject(job, 2 * exchange.FULL_BYTES)
+
+
 def _reject(job: Job, size_bytes: int) -> Outcome:
     return Reject(job.target.run_id, NOW, 200, "no JSON", bytes(size_bytes), "sha256")
 
@@ -103,6 +107,14 @@ def test_the_next_batch_is_filled_while_one_is_being_written(place: Exchange) ->
         place.offer(rest)
         assert settled(done) == 6
         assert len(place.take_batch(3600)) == 3
+
+
+def test_an_answer_of_two_batches_counts_as_one_when_it_is_taken(place: Exchange) -> None:
+    place.offer(targets(20))
+    with fetching(place, of_two_batches, threads=1) as done:
+        assert settled(done) == 1
+        assert len(place.take_batch(3600)) == 1
+        assert settled(done) == 2
 
 
 def test_what_is_no_full_batch_waits_while_one_is_being_written(place: Exchange) -> None:
