@@ -32,6 +32,8 @@ HEAD = "0004"
 
 _MIGRATION_LOCK = 0x72_65_73_75_6C_74  # "result": any number, as long as all of us use the same
 _BUSY_TIMEOUT_MS = 60_000
+_CHECKPOINT_PAGES = 4000
+"""How long the WAL grows, in pages of 4 KiB: a large archive's disk is waited for less often."""
 CONNECT_TIMEOUT_S = 10
 
 _OF_SERVERS: Mapping[str, Any] = {
@@ -84,6 +86,7 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     _write_ahead(connection)
     connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
 
 
 def _write_ahead(connection: Any) -> None:
