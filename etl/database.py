@@ -4,6 +4,7 @@ import json
 import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,8 @@ UNREACHABLE_REMEDY = "check database.url, and that the database runs and lets th
 def connect(url: str) -> Engine:
     """Return an engine for `url`, as `config.load` left it. Nothing is connected yet.
 
+    Its connections are closed when nobody uses it any more, and at the end of the process.
+
     Raises:
         DatabaseError: the URL is broken.
     """
@@ -70,6 +73,8 @@ def connect(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        # Whoever closes the last connection writes the WAL back: then the file is the archive.
+        weakref.finalize(engine, engine.pool.dispose)
     else:
         event.listen(engine, "connect", _set_up_postgresql)
     return engine

@@ -62,6 +62,18 @@ def states(database_url: str) -> dict[str, int]:
     return dict(query(database_url, "SELECT state, count(*) FROM tracked_runs GROUP BY state"))
 
 
+def test_when_no_command_runs_the_file_of_sqlite_is_the_archive(
+    tmp_path: Path, api: FakeApi, sqlite_url: str
+) -> None:
+    """Somebody who copies the file alone has it all."""
+    api.answers[SAMPLE_ID] = [Answer(SAMPLE)]
+    on_sqlite = program(tmp_path, sqlite_url, api.url)
+    file = Path(sqlite_url.removeprefix("sqlite:///"))
+    for arguments in (("ingest", SAMPLE_ID), ("status",), ("verify",), ("report", "overview")):
+        assert on_sqlite.run(*arguments).exit_code == 0
+        assert sorted(each.name for each in file.parent.glob(f"{file.name}*")) == [file.name]
+
+
 # --- the sample answer ---
 
 
