@@ -26,7 +26,7 @@ chaos: $(SETUP) ## kill, cut off and starve the archiver, and fail its API, for 
 	$(BIN)/pytest -m chaos -s
 
 fuzz: $(SETUP) ## throw odd answers at the decoder for ten minutes
-	FUZZ_SECONDS=600 $(BIN)/pytest tests/test_fuzz.py -s
+	FUZZ_SECONDS=600 $(BIN)/pytest tests/unit/test_fuzz.py -s
 
 month: $(SETUP) ## follow a simulated month of runs, and print what it cost
 	$(BIN)/python -m bench.month
@@ -43,11 +43,11 @@ bench-growth: $(SETUP) ## grow an archive to 10 million test rows, and time it (
 	$(BIN)/python -m bench.growth
 
 views: $(SETUP) ## write docs/VIEWS.md anew from what the migrations say of the views
-	$(BIN)/python -m tests.views_page
+	$(BIN)/python -m tests.support.views_page
 
 picture: $(SETUP) ## make docs/page.png anew from the demo's archive
 	.ci/setup chromium
-	$(BIN)/python -m tests.picture
+	$(BIN)/python -m tests.support.picture
 
 check: $(SETUP) ## run the linter, the formatter, the type checker and the import rules
 	$(BIN)/ruff check

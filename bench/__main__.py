@@ -17,7 +17,7 @@ from bench.compare import CONTENDERS, Bench
 from bench.figures import Cell, Figure, Result
 from bench.process import FailedError
 from bench.states import DATABASES, States, states
-from tests.postgres import roomy_folder
+from tests.support.postgres import roomy_folder
 
 PARTS = ("cells", "latency", "memory", "start")
 CONTENTS = ("cold", "unchanged", "changed")

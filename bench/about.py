@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 from pathlib import Path
 
-from tests.postgres import find_programs
+from tests.support.postgres import find_programs
 
 LIBRARIES = ("requests", "SQLAlchemy", "psycopg", "msgspec", "zstandard")
 

@@ -11,9 +11,10 @@ from sqlalchemy import Engine
 
 from bench.contenders.limit import RUNS_A_TRANSACTION, merged, prepared, tables_of, write
 from bench.content import Offer, run_id
-from etl import aggregates, store
-from etl.database import reading, writing
-from etl.metrics import DEFAULT_RULES
+from etl.archive import store
+from etl.config.settings import DEFAULT_RULES
+from etl.db.database import reading, writing
+from etl.derived import aggregates
 
 SEEN_AFTER = timedelta(hours=2)
 

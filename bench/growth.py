@@ -26,8 +26,8 @@ from bench.content import CHANGED_EVERY, PROFILES, History, Offer
 from bench.figures import ARCHIVER, LABELS, Figure, figure_table
 from bench.process import FailedError, Sample, measure
 from bench.states import DATABASES, State, States, states
-from etl import database
-from etl.compression import decompress
+from etl.answers.compression import decompress
+from etl.db import database
 from etl.reports.catalog import REPORTS
 
 PROFILE = PROFILES["growth"]

@@ -16,17 +16,20 @@ from unittest.mock import patch
 
 from sqlalchemy import select
 
-from etl import clock, database, ledger, pipeline
-from etl.compression import decompress
-from etl.config import DEFAULT_SOURCE, Api, Config, Database, Source
-from etl.fetching import FetchProcess
-from etl.ledger import Entry
+from etl import clock
+from etl.answers.compression import decompress
+from etl.config.settings import DEFAULT_SOURCE, Api, Config, Database, Source
+from etl.db import database
+from etl.db.schema import payloads, runs, tracked_runs
+from etl.fetch.fetching import FetchProcess
+from etl.ingest import pipeline
+from etl.ledger import ledger
+from etl.ledger.ledger import Entry
 from etl.sandbox.app import READ_KEY
 from etl.sandbox.clock import Clock
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
-from etl.schema import payloads, runs, tracked_runs
-from tests.hosted import hosted
+from tests.support.hosted import hosted
 
 END = datetime(2026, 11, 2, tzinfo=UTC)
 STEP = timedelta(minutes=2)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from etl.lifecycle import Polling, Seen, State, after_answer
-from etl.payload import FINAL_STATUSES
+from etl.answers.payload import FINAL_STATUSES
+from etl.config.settings import Polling
+from etl.ledger.lifecycle import Seen, State, after_answer
 from etl.sandbox.world import World
 
 END = datetime(2026, 11, 2, tzinfo=UTC)

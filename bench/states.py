@@ -13,7 +13,7 @@ from psycopg import sql
 from sqlalchemy import URL
 
 from bench.content import Totals
-from tests.postgres import ROLE, Server, running_server
+from tests.support.postgres import ROLE, Server, running_server
 
 DATABASES = ("sqlite", "postgresql")
 

@@ -3,16 +3,16 @@
 import gc
 import sys
 
-from etl.lean import look_for_cycles_seldom
+from etl.runtime import look_for_cycles_seldom
 
 look_for_cycles_seldom()
 
-from etl import cli  # noqa: E402  hundreds of thousands of objects are made by imports alone
+from etl.cli import app  # noqa: E402  hundreds of thousands of objects are made by imports alone
 
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    exit_code = cli.main()
+    exit_code = app.main()
     gc.freeze()  # the last collections need not look at all that goes anyway
     sys.exit(exit_code)
 

@@ -10,7 +10,7 @@ from html.entities import codepoint2name
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from etl.config import API_KEY_ENV, DEFAULT_SOURCE, Config, Source
+from etl.config.settings import API_KEY_ENV, DEFAULT_SOURCE, Config, Source
 from etl.errors import ConfigError
 
 MASK = "***"

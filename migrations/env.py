@@ -14,7 +14,8 @@ from alembic import context
 from sqlalchemy import Connection, delete, insert, inspect, text
 from sqlalchemy.engine.reflection import ObjectKind
 
-from etl import config, database, indexes, schema
+from etl.config import loading
+from etl.db import database, indexes, schema
 
 FOLDER = Path(__file__).parent
 VIEWS = sorted(FOLDER.glob("views/*.sql"))
@@ -108,5 +109,5 @@ given = context.config.attributes.get("connection")
 if given is not None:
     _migrate(given)
 else:
-    with database.writing(database.connect(config.load(None).database.url)) as opened:
+    with database.writing(database.connect(loading.load(None).database.url)) as opened:
         _migrate(opened)

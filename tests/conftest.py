@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from etl.database import connect, prepare
-from tests import fake_api
-from tests.fake_api import FakeApi
-from tests.hosted import hosted
-from tests.postgres import Server, running_server
-from tests.program import Program, program
+from etl.db.database import connect, prepare
+from tests.support import fake_api
+from tests.support.fake_api import FakeApi
+from tests.support.hosted import hosted
+from tests.support.postgres import Server, running_server
+from tests.support.program import Program, program
 
 # What would change what the program does or how its output looks, by the start of its name.
 OUTSIDE_INFLUENCES = (

@@ -16,12 +16,12 @@ import requests
 from sqlalchemy import Connection
 
 from bench.contenders.script import listed
-from etl import bulk, database, schema
-from etl.compression import compress
-from etl.history import DERIVED, Owner, Stretch, derived, roster_row, variant_row
-from etl.lifecycle import State
-from etl.normalize import normalize
-from etl.payload import decode
+from etl.answers.compression import compress
+from etl.answers.normalize import normalize
+from etl.answers.payload import decode
+from etl.archive.history import DERIVED, Owner, Stretch, derived, roster_row, variant_row
+from etl.db import bulk, database, schema
+from etl.ledger.lifecycle import State
 
 RUNS_A_TRANSACTION = 200
 Tables = dict[str, list[Any]]

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from etl import aggregates
 from etl.__main__ import main as archiver
-from etl.aggregates import Noted
+from etl.derived import aggregates
+from etl.derived.aggregates import Noted
 
 
 def note_nothing(connection: Connection, opened: Sequence[Noted], closed: Sequence[Noted]) -> None:

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, func, select
 
-from etl.aggregates import RosterBook
-from etl.metrics import Plan
+from etl.db.schema import IS_OPEN, outcomes, plan_variants
+from etl.derived.aggregates import RosterBook
+from etl.derived.metrics import Plan
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID
 from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row
 from etl.reports.source import PAGE_ROWS, Places, Shelf, is_valid, of_filters, within
 from etl.reports.spans import asked, told
-from etl.schema import IS_OPEN, outcomes, plan_variants
 
 MILLISECOND = timedelta(milliseconds=1)
 AGES = (

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 
+from etl.db.schema import COUNTERS
 from etl.reports.model import Column, Kind
-from etl.schema import COUNTERS
 
 APPLICATION = Column("application", Kind.TEXT, "The application's name")
 PLAN = Column("plan", Kind.TEXT, "The plan's name")

@@ -5,7 +5,7 @@ from enum import StrEnum
 from itertools import zip_longest
 from typing import NamedTuple
 
-from etl.metrics import WORDS, Roster
+from etl.derived.metrics import WORDS, Roster
 
 
 class Class(StrEnum):

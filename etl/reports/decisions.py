@@ -7,22 +7,14 @@ from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, select
 
-from etl.metrics import Plan, percentile
-from etl.payload import OPEN_STATUS
+from etl.answers.payload import OPEN_STATUS
+from etl.db.schema import outcomes, plan_variants, status_changes
+from etl.derived.metrics import Plan, percentile
 from etl.reports.backlog import open_runs
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID, TEST
-from etl.reports.model import (
-    EVERY_FILTER,
-    Answer,
-    Column,
-    Definition,
-    Kind,
-    Request,
-    Row,
-)
+from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row
 from etl.reports.source import PAGE_ROWS, of_filters
 from etl.reports.spans import Span, asked_or_last, told
-from etl.schema import outcomes, plan_variants, status_changes
 
 OUTCOMES = ("passed", "failed", "aborted")
 _BOUNDS = (

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, select
 
-from etl.aggregates import Variant
-from etl.metrics import durations_of
+from etl.db.schema import durations, plan_variants
+from etl.derived.aggregates import Variant
+from etl.derived.metrics import durations_of
 from etl.reports.columns import APPLICATION, ENVIRONMENTS, PLAN, environments_text
 from etl.reports.model import OF_RUNS, Answer, Column, Definition, Filter, Kind, Request, Row
 from etl.reports.source import is_kept, of_variant, variants, within
 from etl.reports.spans import asked, told
-from etl.schema import durations, plan_variants
 
 STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN})
 _COLUMNS = (

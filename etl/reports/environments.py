@@ -8,12 +8,12 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from etl.metrics import Counts, PlanRun, count, rates, total
+from etl.db.schema import COUNTERS
+from etl.derived.metrics import Counts, PlanRun, count, rates, total
 from etl.reports.columns import APPLICATION, COUNTS, RATES, environment_text
 from etl.reports.model import OF_RUNS, Answer, Column, Definition, Kind, Request, Row
 from etl.reports.source import FINISHED, variants, within
 from etl.reports.spans import Span, asked_or_last, told
-from etl.schema import COUNTERS
 
 NOTHING = Counts()
 EXPECTED_DAYS = 90

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-from etl.metrics import PlanRun, count, rates, series_of
+from etl.db.schema import outcomes
+from etl.derived.metrics import PlanRun, count, rates, series_of
 from etl.reports.model import Request
 from etl.reports.source import FoundRun, variants
-from etl.schema import outcomes
 
 
 class Limits(NamedTuple):

@@ -4,8 +4,8 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, select
 
+from etl.db.schema import health
 from etl.reports.model import Answer, Column, Definition, Kind, Request
-from etl.schema import health
 
 MILLISECOND = timedelta(milliseconds=1)
 _COLUMNS = (

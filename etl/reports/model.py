@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection
 
-from etl.metrics import Rules
+from etl.config.settings import Rules
 
 Row = Sequence[Any]
 

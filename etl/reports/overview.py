@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from etl.metrics import LEAST_DECIDED, Counts, Period, rates, total
+from etl.db.schema import COUNTERS
+from etl.derived.metrics import LEAST_DECIDED, Counts, Period, rates, total
 from etl.reports import series, trends
 from etl.reports.backlog import open_runs
 from etl.reports.columns import APPLICATION, COUNTS, RATES, UNKNOWN
 from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row
 from etl.reports.spans import asked_or_last, told
-from etl.schema import COUNTERS
 
 
 def _overview(connection: Connection, request: Request) -> Answer:

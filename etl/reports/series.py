@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, select
 
-from etl.aggregates import Variant, series_row
-from etl.metrics import series_of
+from etl.db.schema import plan_variants, series
+from etl.derived.aggregates import Variant, series_row
+from etl.derived.metrics import series_of
 from etl.reports.columns import (
     APPLICATION,
     COUNTS,
@@ -18,7 +19,6 @@ from etl.reports.columns import (
 from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Filter, Kind, Request, Row
 from etl.reports.source import PAGE_ROWS, is_kept, of_variant, variants, within
 from etl.reports.spans import asked, told
-from etl.schema import plan_variants, series
 
 STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN, Filter.TEST})
 _FLAGS = (

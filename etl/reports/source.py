@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, TextClause, and_, exists, or_, select, text
 
-from etl.aggregates import (
+from etl.answers.payload import FINAL_STATUSES, OPEN_STATUS
+from etl.db.schema import labels, outcomes, plan_variants
+from etl.derived.aggregates import (
     IS_CURRENT,
     Namings,
     RosterBook,
@@ -18,11 +20,9 @@ from etl.aggregates import (
     has_uncounted,
     plan_runs,
 )
-from etl.metrics import Counts, Naming, Plan, PlanRun, Roster
-from etl.payload import FINAL_STATUSES, OPEN_STATUS
+from etl.derived.metrics import Counts, Naming, Plan, PlanRun, Roster
 from etl.reports.model import Filter, Filters, Request
 from etl.reports.spans import Span
-from etl.schema import labels, outcomes, plan_variants
 
 FINISHED = FINAL_STATUSES | {OPEN_STATUS}
 """What a run's status is when it is over. `unresolved` is, though people can still change it."""

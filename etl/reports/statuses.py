@@ -5,11 +5,11 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Select, Text, and_, func, select
 
-from etl.metrics import LETTERS
+from etl.db.schema import outcomes, plan_variants
+from etl.derived.metrics import LETTERS
 from etl.reports.model import OF_RUNS, Answer, Column, Definition, Kind, Request
 from etl.reports.source import is_valid, of_filters, query, within
 from etl.reports.spans import asked, told
-from etl.schema import outcomes, plan_variants
 
 UNKNOWN = "unknown"
 COUNTED_AS = {

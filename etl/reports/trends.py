@@ -6,29 +6,13 @@ from datetime import timedelta
 
 from sqlalchemy import Connection, Table, select
 
-from etl.aggregates import period_row
-from etl.metrics import (
-    Counts,
-    Period,
-    Plan,
-    days_of,
-    monday,
-    summed,
-    weeks_of,
-)
-from etl.reports.columns import (
-    APPLICATION,
-    CHECK_PASS_RATE,
-    CHECKS,
-    COUNTS,
-    PLAN,
-    RATES,
-    UNKNOWN,
-)
+from etl.db.schema import daily_results, weekly_results
+from etl.derived.aggregates import period_row
+from etl.derived.metrics import Counts, Period, Plan, days_of, monday, summed, weeks_of
+from etl.reports.columns import APPLICATION, CHECK_PASS_RATE, CHECKS, COUNTS, PLAN, RATES, UNKNOWN
 from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Filter, Kind, Request, Row
 from etl.reports.source import Places, narrowed, variants, within
 from etl.reports.spans import ALWAYS, Days, Span, asked, asked_or_last, midnight, told, whole_days
-from etl.schema import daily_results, weekly_results
 
 WEEKS = 13
 """How many weeks `weekly` shows unless it is told."""

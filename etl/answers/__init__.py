@@ -1,0 +1,1 @@
+"""Pure: decode, normalize and compress what the API said."""

@@ -1,0 +1,1 @@
+"""Answers into tables, with their history; verify and replay."""

@@ -1,0 +1,45 @@
+"""`alias`: what a renamed test was called before."""
+
+from pathlib import Path
+
+from etl import clock, display
+from etl.cli.session import open_session
+from etl.db import database
+from etl.derived import naming
+from etl.derived.naming import Renaming
+
+
+def add(path: Path | None, renaming: Renaming) -> int:
+    """Join the history of the old name to that of the new one."""
+    session = open_session(path)
+    database.require_archive(session.engine)
+    with database.writing(session.engine) as connection:
+        doubt = naming.doubt(connection, renaming)
+        naming.add(connection, renaming, clock.now(), session.config.rules)
+    display.note(f"{renaming.old_name} counts as {renaming.new_name} now")
+    if doubt:
+        display.note(doubt)
+    return 0
+
+
+def remove(path: Path | None, renaming: Renaming) -> int:
+    """Part them again."""
+    session = open_session(path)
+    database.require_archive(session.engine)
+    with database.writing(session.engine) as connection:
+        naming.remove(connection, renaming, clock.now(), session.config.rules)
+    display.note(f"{renaming.old_name} counts by itself again")
+    return 0
+
+
+def show(path: Path | None, *, as_json: bool) -> int:
+    """List the aliases."""
+    session = open_session(path)
+    database.require_archive(session.engine)
+    with database.reading(session.engine) as connection:
+        found = naming.standing(connection)
+    if as_json:
+        display.as_json([each._asdict() for each in found])
+    else:
+        display.table([name.replace("_", " ") for name in Renaming._fields], found)
+    return 0

@@ -1,0 +1,185 @@
+"""`track`, `ingest` and `retry`: what changes the archive."""
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from etl import clock, display
+from etl.cli.session import open_session
+from etl.config.settings import DEFAULT_SOURCE
+from etl.db import database
+from etl.errors import UsageError
+from etl.fetch.dispatch import Halt
+from etl.fetch.fetching import FetchProcess
+from etl.ingest.keeper import Tally
+from etl.ingest.passes import Pass
+from etl.ingest.pipeline import Interrupt, Means
+from etl.intake import arguments, lists
+from etl.intake.arguments import Wanted
+from etl.ledger import ledger
+from etl.runtime import tune_heap
+from etl.secrets import require_keys
+
+
+def track(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
+    """Add runs to the ledger; 1 if lines of a list were bad."""
+    session = open_session(path)
+    given = arguments.read(wanted, session.config)
+    if not wanted.run_ids and not wanted.lists:
+        raise UsageError("no runs were given; name run IDs, or a list with --from FILE")
+    tracked = Pass(Means(*session, FetchProcess()), "track").track(given)
+    if as_json:
+        display.as_json({**tracked._asdict(), "bad_lines": given.bad_lines})
+    else:
+        display.say(f"{tracked.new} new, {tracked.known} known already")
+    return 1 if given.bad_lines else 0
+
+
+def ingest(
+    path: Path | None,
+    wanted: Wanted,
+    process: FetchProcess,
+    *,
+    wait: bool,
+    as_json: bool,
+) -> int:
+    """Track what is given, then do one pass, or (`wait`) passes until no run is going any more."""
+    tune_heap()
+    session = open_session(path)
+    given = arguments.read(wanted, session.config)
+    require_keys(session.config, {wanted.source or DEFAULT_SOURCE} if wanted.run_ids else set())
+    the_pass = Pass(Means(*session, process), "ingest")
+    if wanted.refresh:
+        the_pass.track_and_make_due(given)
+    else:
+        the_pass.track(given)
+    if wanted.refresh and not wanted.run_ids and not wanted.lists:
+        _make_all_due(session.engine)
+    with Interrupt().listening() as interrupt:
+        tally = _run(the_pass, interrupt)
+        while wait and tally.halt is None and _sleep_until_due(session.engine, interrupt):
+            tally = _combined(tally, _run(the_pass, interrupt))
+    _tell(tally, as_json=as_json)
+    return tally.exit_code
+
+
+def schedule(path: Path | None) -> int:
+    """Do passes as scheduled until SIGINT or SIGTERM; that is the regular end: 0."""
+    from etl.ingest import scheduler  # noqa: PLC0415  APScheduler, which only the service needs
+
+    tune_heap()
+    session = open_session(path)
+    require_keys(session.config, set(session.config.sources))
+    with closing(FetchProcess()) as process, Interrupt().listening() as interrupt:
+        scheduler.serve(Means(*session, process), interrupt)
+    return 0
+
+
+def _make_all_due(engine: Engine) -> None:
+    with database.writing(engine) as connection:
+        ledger.make_due(connection, None, clock.now())
+
+
+def _run(the_pass: Pass, interrupt: Interrupt) -> Tally:
+    with display.progress("archiving") as progress:
+        return the_pass.run(progress, interrupt)
+
+
+def _sleep_until_due(engine: Engine, interrupt: Interrupt) -> bool:
+    """Sleep until a run that is still going is due, or a signal comes; False if none is going."""
+    with database.reading(engine) as connection:
+        due_at = ledger.next_going(connection)
+    while due_at is not None and clock.now() < due_at and interrupt.signal is None:
+        time.sleep(0.2)
+    return due_at is not None  # on a signal, too: the pass that follows ends at once, and says so
+
+
+def _combined(first: Tally, then: Tally) -> Tally:
+    """Add up two passes; what waited or had to be tried again counts as the last one left it."""
+    return Tally(
+        new=first.new + then.new,
+        changed=first.changed + then.changed,
+        unchanged=first.unchanged + then.unchanged,
+        waiting=then.waiting,
+        failed=first.failed - first.to_retry + then.failed,
+        rejected=first.rejected + then.rejected,
+        requests=first.requests + then.requests,
+        halt=then.halt,
+        halt_reason=then.halt_reason,
+        to_retry=then.to_retry,
+        exit_code=then.exit_code or _exit_code_of_failures(first),
+    )
+
+
+def _exit_code_of_failures(tally: Tally) -> int:
+    """Return 1 if something failed in a pass that no later one can make good."""
+    return 1 if tally.failed > tally.to_retry or tally.rejected else 0
+
+
+def _tell(tally: Tally, *, as_json: bool) -> None:
+    if tally.halt is not None:
+        display.note(f"error: {_halted(tally)}")
+    if as_json:
+        display.as_json(tally.summary())
+        return
+    display.say(
+        f"{tally.new} new, {tally.changed} changed, {tally.unchanged} unchanged,"
+        f" {tally.waiting} still going, {tally.failed} failed, {tally.rejected} rejected"
+        f" ({tally.requests} request{'' if tally.requests == 1 else 's'})"
+    )
+
+
+def _halted(tally: Tally) -> str:
+    match tally.halt:
+        case Halt.REFUSED:
+            return f"{tally.halt_reason}; what is due stays due"
+        case Halt.INTERRUPTED:
+            return f"interrupted by {tally.halt_reason}; what is due stays due"
+        case Halt.BUSY:
+            return f"{tally.halt_reason}, longer than api.max_wait_s; what is due stays due"
+        case _:
+            return f"the API is down: {tally.halt_reason}; what is due stays due"
+
+
+def preview(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
+    """Say which runs a pass would fetch; write nothing."""
+    session = open_session(path)
+    given = arguments.read(wanted, session.config)
+    watched = lists.read_watched(session.config)
+    listed = list(dict.fromkeys(run.run_id for run in chain(given.runs, watched.runs)))
+    runs = [{"run_id": run_id, "state": "new"} for run_id in listed]
+    if database.has_archive(session.engine):
+        with database.reading(session.engine) as connection:
+            states = ledger.states(connection, listed if wanted.refresh and listed else None)
+            unknown = set(ledger.unknown(connection, listed))
+            due = ledger.due_runs(connection, clock.now())
+        runs = [run for run in runs if run["run_id"] in unknown]
+        wanted_again = states if wanted.refresh else {}
+        runs += [{"run_id": key, "state": state} for key, state in (due | wanted_again).items()]
+    if as_json:
+        display.as_json({"would_fetch": runs})
+    else:
+        for run in runs:
+            display.say(f"{display.safe(run['run_id'])}  {run['state']}")
+        display.note(f"{len(runs)} runs would be fetched; nothing was changed")
+    return 1 if given.bad_lines or watched.bad_lines else 0
+
+
+def retry(path: Path | None, run_ids: Sequence[str], *, as_json: bool) -> int:
+    """Make failed runs due again; 1 if one of those named is not tracked."""
+    session = open_session(path)
+    database.require_archive(session.engine)
+    with database.writing(session.engine) as connection:
+        strangers = ledger.unknown(connection, run_ids)
+        changed = ledger.retry(connection, run_ids or None, clock.now())
+    for run_id in strangers:
+        display.note(f"run {display.safe(run_id)}: is not tracked; `result-archiver track` adds it")
+    if as_json:
+        display.as_json({"retrying": changed, "unknown": strangers})
+    else:
+        display.say(f"{changed} failed runs are due again")
+    return 1 if strangers else 0

@@ -1,0 +1,83 @@
+"""`show --test`: all results of the tests of one name, oldest first as a strip of letters."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from etl import display
+from etl.cli.report_command import Options, as_request
+from etl.cli.session import open_session
+from etl.db import database
+from etl.derived.metrics import WORDS, count, rates
+from etl.errors import UsageError
+from etl.reports.columns import environments_text
+from etl.reports.forms import for_people
+from etl.reports.histories import History, histories
+from etl.reports.model import Kind
+
+LISTED_RUNS = 5
+"""How many runs of each history people are shown; JSON has all."""
+
+
+def show(path: Path | None, options: Options, *, as_json: bool) -> int:
+    """Show the history of each series. Raises UsageError when there is none."""
+    session = open_session(path)
+    request = as_request(options, session.config)
+    test = request.filters.test or ""
+    database.require_archive(session.engine)
+    with database.snapshot(session.engine) as connection:
+        found = list(histories(connection, request, test))
+    if not found:
+        raise UsageError(f"test {display.safe(test)}: no run has it")
+    if as_json:
+        display.as_json([_as_dict(history) for history in found])
+    else:
+        for history in found:
+            _print(history, request.zone)
+    return 0
+
+
+def _as_dict(history: History) -> dict[str, Any]:
+    counts = count(history.strip)
+    return {
+        "application": history.variant.application,
+        "plan": history.variant.plan,
+        "environments": environments_text(history.variant.environment_signature),
+        "test": history.test.name,
+        "type": history.test.type,
+        "strip": history.strip,
+        "counts": counts._asdict(),
+        **rates(counts)._asdict(),
+        "runs": [
+            {
+                "run_id": result.run_id,
+                "started_at": result.started_at,
+                "status": WORDS.get(result.letter),
+            }
+            for result in history.results
+        ],
+    }
+
+
+def _print(history: History, zone: ZoneInfo) -> None:
+    plan = [history.variant.application or "-", history.variant.plan or "-"]
+    environments = environments_text(history.variant.environment_signature)
+    counts = count(history.strip)
+    found = rates(counts)
+    rate, share = (
+        for_people(each, Kind.RATE, zone) for each in (found.pass_rate, found.decided_share)
+    )
+    for line in (
+        " / ".join([*plan, history.test.name or "-"]),
+        environments,
+        history.strip,
+        f"{counts.passed} passed, {counts.failed} failed: pass rate {rate}, decided {share}",
+    ):
+        display.say(textwrap.fill(display.safe(line), display.WIDTH))
+    newest = [
+        (for_people(result.started_at, Kind.MOMENT, zone), result.letter, result.run_id)
+        for result in history.results[:LISTED_RUNS]
+    ]
+    display.table(["started_at", "result", "run_id"], newest)
+    display.say()

@@ -1,1 +1,0 @@
-"""What the commands do: each function builds, calls, prints, and returns the exit code."""

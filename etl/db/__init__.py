@@ -1,0 +1,1 @@
+"""Tables, types, bulk statements and the connection."""

@@ -1,0 +1,351 @@
+"""Connect to the archive's database, and bring its tables to the revision this version needs."""
+
+import json
+import os
+import sqlite3
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
+
+from etl.config.loading import mask_url_password
+from etl.errors import DatabaseError
+from etl.runtime import without
+from etl.secrets import hide, mask
+
+HEAD = "0004"
+"""The newest migration; a test holds it against `migrations/`. Known here to spare an import."""
+
+_MIGRATION_LOCK = 0x72_65_73_75_6C_74  # "result": any number, as long as all of us use the same
+_BUSY_TIMEOUT_MS = 60_000
+_CHECKPOINT_PAGES = 4000
+"""How long the WAL grows, in pages of 4 KiB: a large archive's disk is waited for less often."""
+CONNECT_TIMEOUT_S = 10
+
+_OF_SERVERS: Mapping[str, Any] = {
+    "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S},
+    # Whatever the server's default is: who has waited for a lock must see what came of it.
+    "isolation_level": "READ COMMITTED",
+}
+
+_REMEDIES = {
+    sqlite3.SQLITE_FULL: "make room; what is due stays due",
+    sqlite3.SQLITE_IOERR: "see whether the disk is full or failing; what is due stays due",
+    sqlite3.SQLITE_READONLY: "make the file and its folder writable",
+    sqlite3.SQLITE_CANTOPEN: "make its folder, and that writable",
+}
+"""What to do about errors of SQLite, by their primary codes: its own words say little."""
+UNREACHABLE_REMEDY = "check database.url, and that the database runs and lets this user in"
+
+
+def connect(url: str) -> Engine:
+    """Return an engine for `url`, as `config.load` left it. Nothing is connected yet.
+
+    Its connections are closed when nobody uses it any more, and at the end of the process.
+
+    Raises:
+        DatabaseError: the URL is broken.
+    """
+    try:
+        is_server = not url.startswith("sqlite")
+        options = _OF_SERVERS if is_server else {}
+        engine = create_engine(url, pool_pre_ping=True, json_deserializer=_from_json, **options)
+    except (ArgumentError, ValueError):
+        raise DatabaseError(f"database.url is {mask_url_password(url)!r}: not a URL") from None
+    hide(engine.url.password or "")
+    for name in ("password", "sslpassword"):
+        hide(str(engine.url.query.get(name, "")))
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        # Whoever closes the last connection writes the WAL back: then the file is the archive.
+        weakref.finalize(engine, engine.pool.dispose)
+    else:
+        event.listen(engine, "connect", _set_up_postgresql)
+    return engine
+
+
+def _from_json(text: str | bytes) -> Any:
+    """Read a JSON column; an integer too long for Python to convert stays the text it is."""
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 4300 else digits)
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver's own BEGIN comes too late: see _begin_sqlite
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    _write_ahead(connection)
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+
+
+def _write_ahead(connection: Any) -> None:
+    """Switch to WAL mode; while others do so with a new file, SQLite does not wait by itself."""
+    patience_until = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() > patience_until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _set_up_postgresql(connection: Any, _record: Any) -> None:
+    # In another zone the driver could not read the last hours of the year 9999.
+    connection.execute("SET TIME ZONE 'UTC'")
+    connection.commit()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Take the write lock first where it will be needed: later it could no longer be waited for."""
+    mode = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
+    connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """Give a connection in a transaction that only reads."""
+    with _explained(engine), engine.connect() as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """Give a connection that reads one state of the archive, whatever is stored meanwhile."""
+    is_postgresql = engine.dialect.name == "postgresql"  # SQLite reads no other way
+    options = {"isolation_level": "REPEATABLE READ"} if is_postgresql else {}
+    with reading(engine.execution_options(**options)) as connection:
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """Give a connection in a transaction that commits at the end, or rolls back on any error."""
+    with (
+        _explained(engine),
+        engine.connect().execution_options(sqlite_begin="IMMEDIATE") as connection,
+        connection.begin(),
+    ):
+        yield connection
+
+
+def writers(engine: Engine) -> int:
+    """Return how many transactions are best written side by side.
+
+    SQLite has one writer at a time. A PostgreSQL process uses one core, and most of the time for
+    what it does with rows at the end of a COPY, so that we would wait for it.
+    """
+    return 1 if engine.dialect.name == "sqlite" else 2
+
+
+@contextmanager
+def _explained(engine: Engine) -> Iterator[None]:
+    """Turn the driver's errors into one line without statement, parameters or password."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise DatabaseError(
+            f"{shown_url(engine)}: {_reason(error)}",
+            is_passing=_is_passing(error),
+            is_of_values=_is_of_values(error),
+        ) from None
+
+
+def _is_passing(error: SQLAlchemyError) -> bool:
+    """Tell a lost connection, a server that restarts and a held lock from what stays."""
+    if not isinstance(error, OperationalError):
+        return isinstance(error, DBAPIError) and error.connection_invalidated
+    if isinstance(error.orig, sqlite3.Error):
+        return _sqlite_code(error) == sqlite3.SQLITE_BUSY
+    return not _is_too_large(error)
+
+
+def _is_of_values(error: SQLAlchemyError) -> bool:
+    """Tell values that the database will not take from a database that takes none."""
+    refusals = (DataError, IntegrityError, InterfaceError, NotSupportedError, ProgrammingError)
+    return (isinstance(error, refusals) and not _is_passing(error)) or _is_too_large(error)
+
+
+def _is_too_large(error: SQLAlchemyError) -> bool:
+    """Tell what goes beyond a limit of PostgreSQL, such as a long text in an index (class 54)."""
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    return str(getattr(cause, "sqlstate", None)).startswith("54")
+
+
+def _sqlite_code(error: SQLAlchemyError) -> int:
+    """Return SQLite's primary code of an error, 0 for errors that are not SQLite's."""
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    return getattr(cause, "sqlite_errorcode", 0) & 0xFF
+
+
+def _is_unreachable(error: SQLAlchemyError) -> bool:
+    """Tell a server that let nobody in from one that did not like a statement."""
+    if not isinstance(error, OperationalError) or isinstance(error.orig, sqlite3.Error):
+        return False
+    return error.statement is None
+
+
+def shown_url(engine: Engine) -> str:
+    """Return the database's URL as people may see it."""
+    shown = engine.url.set(drivername=engine.dialect.name, query={})  # it may have a password too
+    return shown.render_as_string(hide_password=True)
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    reason = mask(lines[0]) if lines else type(cause).__name__
+    remedy = UNREACHABLE_REMEDY if _is_unreachable(error) else _REMEDIES.get(_sqlite_code(error))
+    return f"{reason}; {remedy}" if remedy else reason
+
+
+def current_revision(engine: Engine) -> str | None:
+    """Return the migration the database is at, None where our tables are not there yet.
+
+    Raises:
+        DatabaseError: the database cannot be reached.
+    """
+    with reading(engine) as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        return revision
+
+
+def has_archive(engine: Engine) -> bool:
+    """Tell whether there is an archive to be read; does not make a file to find out.
+
+    Raises:
+        DatabaseError: the database cannot be used, or its tables are of another revision.
+    """
+    return exists(engine) and _is_current(engine)
+
+
+def exists(engine: Engine) -> bool:
+    """Tell whether the database is there; connecting to an SQLite file would make it."""
+    file = engine.url.database
+    return engine.dialect.name != "sqlite" or not file or Path(file).exists()
+
+
+def require_archive(engine: Engine) -> None:
+    """Make sure that there is an archive to be read.
+
+    Raises:
+        DatabaseError: there is none, or its tables are of another revision.
+    """
+    if not has_archive(engine):
+        raise DatabaseError(
+            f"{shown_url(engine)}: has no archive yet; `result-archiver ingest` makes one"
+        )
+
+
+def prepare(engine: Engine) -> None:
+    """Create the tables in a new database; leave an older archive alone.
+
+    Raises:
+        DatabaseError: the database cannot be used, or is behind (or ahead).
+    """
+    if not has_archive(engine):
+        upgrade(engine)
+
+
+def _is_current(engine: Engine) -> bool:
+    """Tell an archive at `HEAD` from no archive. Raises DatabaseError for any other revision."""
+    revision = current_revision(engine)
+    if revision not in {None, HEAD}:
+        raise DatabaseError(_mismatch(engine, str(revision)))
+    return revision is not None
+
+
+def _mismatch(engine: Engine, revision: str) -> str:
+    if revision < HEAD:
+        return (
+            f"{shown_url(engine)}: its tables are at revision {revision}, this version needs"
+            f" {HEAD}; run `result-archiver db upgrade`"
+        )
+    return (
+        f"{shown_url(engine)}: its tables are at revision {revision}, which is newer than this"
+        f" version ({HEAD}); install the newer result-archiver"
+    )
+
+
+def upgrade(engine: Engine) -> None:
+    """Bring the tables to `HEAD`; all of it or nothing. Does nothing when they are there."""
+    _make_folder(engine)
+    if current_revision(engine) != HEAD:
+        _migrate(engine, "upgrade", "head")
+
+
+def downgrade(engine: Engine, revision: str) -> None:
+    """Take the tables back to `revision` ("base": none of them).
+
+    Raises:
+        DatabaseError: there is no such revision, or no database.
+    """
+    if not exists(engine):
+        raise DatabaseError(f"{shown_url(engine)}: there is no such file")
+    _migrate(engine, "downgrade", revision)
+
+
+def _make_folder(engine: Engine) -> None:
+    file = engine.url.database
+    if engine.dialect.name == "sqlite" and file:
+        try:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseError(f"{file}: its folder cannot be made: {error.strerror}") from None
+
+
+def folder_problem(engine: Engine) -> str:
+    """Return why a new SQLite file could not be made, "" if it could; makes nothing."""
+    file = engine.url.database
+    if engine.dialect.name != "sqlite" or not file:
+        return ""
+    folder = next(parent for parent in Path(file).absolute().parents if parent.exists())
+    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+        return ""
+    return f"{file}: {folder} cannot be written to"
+
+
+def migrations_folder() -> Path:
+    """Return where the migrations are: beside `etl` in a checkout, inside it in a wheel."""
+    package = Path(__file__).parent.parent
+    bundled = package / "_bundled" / "migrations"
+    return bundled if bundled.exists() else package.parent / "migrations"
+
+
+def _migrate(engine: Engine, direction: str, revision: str) -> None:
+    with without("pygments"):  # a third of it, for colours
+        from alembic import command  # noqa: PLC0415  a fifth of a second that only migrations need
+        from alembic.config import Config  # noqa: PLC0415
+        from alembic.util import CommandError  # noqa: PLC0415
+
+    settings = Config()
+    settings.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+        settings.attributes["connection"] = connection
+        try:
+            getattr(command, direction)(settings, revision)
+        except CommandError as error:
+            raise DatabaseError(f"{shown_url(engine)}: {error}") from None

@@ -1,0 +1,1 @@
+"""Tables that follow from payloads, and the rules of METRICS."""

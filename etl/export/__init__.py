@@ -1,0 +1,1 @@
+"""Files and copies for other programs."""

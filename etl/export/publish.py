@@ -1,0 +1,66 @@
+"""Make a finished copy of an archive in SQLite, for readers that may not write beside the archive.
+
+The archive itself is in WAL mode: whoever opens it has to write into its folder. The copy is one
+file that nobody changes any more, without what only the archiver needs to know.
+"""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from etl import files
+from etl.db.database import require_archive, shown_url
+from etl.errors import DatabaseError, UsageError
+
+EMPTIED = ("read_token", "lease_owner", "lease_until")
+"""Columns of `tracked_runs`: an encrypted secret, and which process of which host is at work."""
+
+
+def copy_to(engine: Engine, target: Path) -> None:
+    """Write the copy to `target`, all of it at once; a file that is there is replaced.
+
+    Raises:
+        UsageError: the archive is no SQLite file, or `target` is, or is a folder.
+        DatabaseError: there is no archive, or the copy cannot be written.
+    """
+    if engine.dialect.name != "sqlite":
+        raise UsageError(
+            f"{shown_url(engine)}: only an archive in SQLite can be copied to a file; here, let"
+            " readers in: `result-archiver db grant-reader ROLE`"
+        )
+    require_archive(engine)
+    source = Path(engine.url.database or "")
+    _refuse_unfit(source, target)
+    try:
+        with files.finished([target]) as [unfinished]:
+            _copy(source, unfinished)
+            _empty_secrets(unfinished)
+    except (OSError, sqlite3.Error) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise DatabaseError(f"{target}: cannot be written: {reason}") from None
+
+
+def _refuse_unfit(source: Path, target: Path) -> None:
+    try:
+        if target.is_dir():
+            raise UsageError(f"{target}: is a folder; name a file in it")
+        if target.exists() and target.samefile(source):
+            raise UsageError(f"{target}: is the archive itself; name another file")
+    except OSError as error:
+        raise DatabaseError(f"{target}: cannot be written: {error.strerror}") from None
+
+
+def _copy(source: Path, unfinished: Path) -> None:
+    with closing(sqlite3.connect(source, isolation_level=None)) as connection:
+        connection.execute("VACUUM INTO ?", (str(unfinished),))
+
+
+def _empty_secrets(copy: Path) -> None:
+    with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("PRAGMA secure_delete = ON")  # else old values stay in unused space
+        assignments = ", ".join(f"{column} = NULL" for column in EMPTIED)
+        conditions = " OR ".join(f"{column} IS NOT NULL" for column in EMPTIED)
+        connection.execute(f"UPDATE tracked_runs SET {assignments} WHERE {conditions}")  # noqa: S608  our names

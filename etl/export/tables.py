@@ -1,0 +1,165 @@
+"""Write an archive into a folder for other programs: a file for each view and each table.
+
+Views have what reports need; tables have what the API said. Neither payloads nor anything that
+only the archiver needs to know is handed on.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from sqlalchemy import (
+    JSON,
+    ColumnClause,
+    Connection,
+    Date,
+    DateTime,
+    Engine,
+    FromClause,
+    Row,
+    column,
+    inspect,
+    select,
+    table,
+)
+from sqlalchemy.types import TypeEngine
+
+from etl import files
+from etl.db import schema
+from etl.db.database import require_archive, snapshot
+from etl.reports import forms
+
+VIEWS = {
+    "archive_health": ("pass_id",),
+    "calendar": ("day",),
+    "daily_trend": ("plan_id", "day"),
+    "data_dictionary": ("object_name", "column_name"),
+    "environment_results": ("run_id", "position"),
+    "resolutions": ("run_id", "revision", "position"),
+    "run_durations": ("variant_id",),
+    "run_results": ("run_id",),
+    "series_health": ("variant_id", "series_id"),
+    "status_history": ("run_id", "revision", "position"),
+    "test_results": ("run_id", "position"),
+    "unresolved_backlog": ("run_id",),
+    "weekly_trend": ("plan_id", "week_starts_on"),
+}
+"""The views that are exported, with the columns that tell a row from all others."""
+TABLES = (
+    schema.runs,
+    schema.environments,
+    schema.tests,
+    schema.counts,
+    schema.labels,
+    schema.revisions,
+    schema.test_revisions,
+)
+ROWS_AT_ONCE = 5000
+"""How many rows are held in memory."""
+
+_DAYS = frozenset(
+    each.name
+    for known in schema.metadata.sorted_tables
+    for each in known.columns
+    if isinstance(each.type, schema.Day)
+)
+
+
+class Source(NamedTuple):
+    """A view or table, and the names of the columns that its rows are ordered by."""
+
+    name: str
+    rows: FromClause
+    keys: Sequence[str]
+
+
+Parts = Iterator[Sequence[Row[Any]]]
+Write = Callable[[Path, FromClause, Parts], int]
+"""Writes a file of rows that have these columns, part by part; returns how many there are."""
+
+
+def write(engine: Engine, folder: Path, suffix: str, write_file: Write) -> Mapping[Path, int]:
+    """Write one state of the archive into `folder`: all files, or none.
+
+    Returns:
+        The files, each named after its view or table, with the number of their rows.
+
+    Raises:
+        DatabaseError: there is no archive, or it cannot be read.
+        OSError: the folder or a file cannot be written.
+    """
+    require_archive(engine)
+    folder.mkdir(parents=True, exist_ok=True)
+    with snapshot(engine) as connection:
+        sources = _sources(connection)
+        targets = [folder / f"{source.name}.{suffix}" for source in sources]
+        with files.finished(targets) as unfinished:
+            counts = [
+                write_file(file, source.rows, _read(connection, source))
+                for file, source in zip(unfinished, sources, strict=True)
+            ]
+    return dict(zip(targets, counts, strict=True))
+
+
+def _sources(connection: Connection) -> list[Source]:
+    views = [Source(name, _view(connection, name), keys) for name, keys in VIEWS.items()]
+    return views + [Source(each.name, each, each.primary_key.columns.keys()) for each in TABLES]
+
+
+def _view(connection: Connection, name: str) -> FromClause:
+    where = "reporting" if connection.dialect.name == "postgresql" else None
+    found = inspect(connection).get_columns(name, where)
+    return table(name, *[_typed(each["name"], each["type"]) for each in found], schema=where)
+
+
+def _typed(name: str, kind: TypeEngine[Any]) -> ColumnClause[Any]:
+    """Return a column of a view; SQLite declares days and moments alike."""
+    if isinstance(kind, Date | DateTime):
+        return column(name, schema.Day() if name in _DAYS else schema.Timestamp())
+    return column(name, kind)
+
+
+def _read(connection: Connection, source: Source) -> Parts:
+    ordered = select(source.rows).order_by(*[source.rows.c[key] for key in source.keys])
+    with connection.execute(ordered.execution_options(yield_per=ROWS_AT_ONCE)) as found:
+        yield from found.partitions()
+
+
+def write_csv(file: Path, rows: FromClause, parts: Parts, *, raw: bool) -> int:
+    """Write CSV as reports have it; `raw` leaves texts as the API sent them."""
+    count = 0
+    with file.open("x", encoding="utf-8", newline="") as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(rows.c.keys())
+        for part in parts:
+            for row in with_json_as_text(rows, part):
+                writer.writerow([forms.csv_cell(value, raw=raw) for value in row])
+            count += len(part)
+    return count
+
+
+def write_json_lines(file: Path, rows: FromClause, parts: Parts) -> int:
+    """Write an object a line, in ASCII; times are ISO 8601 in UTC."""
+    names = rows.c.keys()
+    count = 0
+    with file.open("x", encoding="ascii") as text:
+        for part in parts:
+            for row in part:
+                item = json.dumps(dict(zip(names, row, strict=True)), default=forms.plain)
+                text.write(f"{item}\n")
+            count += len(part)
+    return count
+
+
+def with_json_as_text(rows: FromClause, part: Sequence[Row[Any]]) -> Sequence[Sequence[Any]]:
+    """Return rows whose nested values are JSON, in ASCII."""
+    nested = [place for place, each in enumerate(rows.c) if isinstance(each.type, JSON)]
+    if not nested:
+        return cast("Sequence[Sequence[Any]]", part)
+    found = [list(row) for row in part]
+    for row in found:
+        for place in nested:
+            row[place] = None if row[place] is None else json.dumps(row[place])
+    return found

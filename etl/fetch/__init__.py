@@ -1,0 +1,1 @@
+"""One request to one outcome: the only wing that talks to the API."""

@@ -1,0 +1,342 @@
+"""Ask the API for one run: the one place that builds a request and knows the secrets in it.
+
+Errors are our own and name no URL. They are sorted by what the catcher does next: an
+`UnavailableError` passes, a `RunRefusedError` is that run's own, a `KeyRefusedError` every run's.
+"""
+
+import hashlib
+import io
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from copy import copy
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http.client import HTTPResponse
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode, urlsplit
+
+from urllib3 import Timeout
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, ReadTimeoutError
+
+from etl import __version__, secrets
+from etl.config.settings import Api, Source
+from etl.errors import KeyRefusedError
+from etl.ledger.lifecycle import DENIED
+from etl.runtime import without
+from etl.secrets import Secret
+
+with without("charset_normalizer"):  # which guesses encodings: JSON is UTF-8
+    import requests
+    from requests.adapters import HTTPAdapter
+
+CHUNK_BYTES = 1_048_576
+MEBIBYTE = 1_048_576
+LONGEST_WAIT = timedelta(days=1)
+"""A Retry-After beyond this is read as this: no slip may have the archive stand still for long."""
+
+
+class UnavailableError(Exception):
+    """No good answer this time, for a reason that passes. `wait` is the API's Retry-After.
+
+    `is_busy` says that the API is alive and asks for patience (429).
+    """
+
+    def __init__(self, reason: str, wait: timedelta | None = None, *, is_busy: bool = False):
+        super().__init__(reason)
+        self.wait = wait
+        self.is_busy = is_busy
+
+
+class RunRefusedError(Exception):
+    """The API answered, and will not give this run: `http_status` says why."""
+
+    def __init__(self, reason: str, http_status: int):
+        super().__init__(reason)
+        self.http_status = http_status
+
+
+class Response(NamedTuple):
+    """A 200: the decoded body, and the hash of it as received.
+
+    `fetched_at` is when the request was sent, so that an answer is never taken for newer than
+    it is. Where the body echoed a secret of ours, `is_masked` and the echo is gone from `body`.
+    Where it is one that is known already, `body` is empty.
+    """
+
+    body: bytes
+    sha256: str
+    fetched_at: datetime
+    is_masked: bool
+
+
+class Probe(NamedTuple):
+    """What `doctor` wants to know of an answer: its status and kind, and the server's time."""
+
+    http_status: int
+    is_json: bool
+    server_time: datetime | None
+
+
+class Client:
+    """Fetches the runs of one source. Safe to be used by several threads at once.
+
+    Makes no second attempt and keeps no pace: when to ask, and whether again, is the pass's.
+    """
+
+    def __init__(
+        self, source: Source, key: Secret, api: Api, clock: Callable[[], datetime]
+    ) -> None:
+        self._base_url = source.base_url.rstrip("/")
+        self._host = urlsplit(source.base_url).netloc
+        self._key = key
+        self._query = Secret(urlencode({"apiKey": key.reveal()}))
+        self._api = api
+        self._clock = clock
+        # What every request has, and what the environment says of proxies and certificates, is
+        # made out once. The adapter sends a request and nothing else: no credentials out of
+        # ~/.netrc, no cookies, no redirects.
+        self._request = _prepared(f"{self._base_url}/api/result")
+        self._environment: Any = requests.Session().merge_environment_settings(
+            self._base_url, proxies={}, stream=True, verify=None, cert=None
+        )
+        if self._base_url.lower().startswith("http:"):
+            # Plain http is for this machine alone: a proxy would carry the key to another one.
+            self._environment["proxies"] = {}
+        self._timeout: Any = Timeout(connect=api.connect_timeout_s, read=api.read_timeout_s)
+        self._adapter = _Adapter(_root(self._request), api.connections)
+
+    def fetch(self, run_id: str, token: Secret | None, known_sha256: str | None = None) -> Response:
+        """Return the vendor's JSON for one run, but for its body where that has the known hash.
+
+        Raises:
+            UnavailableError: no answer, a timeout, 429, 5xx or a redirect.
+            RunRefusedError: 403, 404, or a body larger than allowed.
+            KeyRefusedError: 401, the key is not accepted.
+        """
+        fetched_at = self._clock()
+        with self._explained(), self._send(run_id, token) as response:
+            self._check(response)
+            body = self._read(response)
+        sha256 = hashlib.sha256(body).hexdigest()
+        if sha256 == known_sha256:
+            return Response(b"", sha256, fetched_at, is_masked=False)
+        masked = secrets.mask_body(body, [self._key, token] if token else [self._key])
+        return Response(masked, sha256, fetched_at, masked != body)
+
+    def probe(self, run_id: str) -> Probe:
+        """Ask for a run without its token, and return how the API took it, whatever it said.
+
+        Raises:
+            UnavailableError: no answer.
+        """
+        with self._explained(), self._send(run_id, None) as response:
+            is_json = "json" in response.headers.get("Content-Type", "").lower()
+            server_time = parse_http_date(response.headers.get("Date"))
+            return Probe(response.status_code, is_json, server_time)
+
+    def _send(self, run_id: str, token: Secret | None) -> requests.Response:
+        request = copy(self._request)
+        request.url = f"{request.url}/{quote(run_id, safe='')}?{self._query.reveal()}"
+        if token:
+            request.url += f"&{urlencode({'read_token': token.reveal()})}"
+        _deadline.set(time.monotonic() + self._api.total_timeout_s)
+        return self._adapter.send(request, timeout=self._timeout, **self._environment)
+
+    def _check(self, response: requests.Response) -> None:
+        status = response.status_code
+        if status == 200:
+            return
+        if status == 401:
+            raise KeyRefusedError(f"{self._host} refused the API key (401); set one that is valid")
+        if status == 429:
+            raise UnavailableError(
+                "the API asks for patience (429)", self._retry_after(response), is_busy=True
+            )
+        if status >= 500 or status == 408:
+            raise UnavailableError(f"the API answered {status}", self._retry_after(response))
+        if 300 <= status < 400:
+            raise UnavailableError(
+                f"the API answered with a redirect ({status}), which is not followed;"
+                " check base_url"
+            )
+        raise RunRefusedError(_refusal(status), status)
+
+    def _retry_after(self, response: requests.Response) -> timedelta | None:
+        return parse_retry_after(response.headers.get("Retry-After"), self._clock())
+
+    def _read(self, response: requests.Response) -> bytes:
+        limit = int(self._api.max_body_mb * MEBIBYTE)
+        chunks, size = [], 0
+        while True:
+            chunk = response.raw.read(CHUNK_BYTES, decode_content=True)
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise RunRefusedError(
+                    f"the answer is larger than api.max_body_mb ({self._api.max_body_mb:g});"
+                    " raise it and run `result-archiver retry`",
+                    response.status_code,
+                )
+            if len(chunk) < CHUNK_BYTES:  # only the last one is
+                return b"".join(chunks)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn every error of the transport into our own: theirs quote the URL with the key."""
+        try:
+            yield
+        except (requests.Timeout, ReadTimeoutError):
+            if time.monotonic() < _deadline.get():
+                raise UnavailableError(f"{self._host} did not answer in time") from None
+            raise UnavailableError(
+                f"{self._host} took longer than api.total_timeout_s ({self._api.total_timeout_s:g})"
+            ) from None
+        except requests.exceptions.SSLError as error:
+            raise UnavailableError(f"{self._host} {_tls_problem(error)}") from None
+        except requests.exceptions.ProxyError:
+            raise UnavailableError(f"the proxy for {self._host} does not answer") from None
+        except requests.ConnectionError as error:
+            # urllib3 gives up on connections it could not make, and passes on those that broke.
+            is_reached = not isinstance(error.args[0], MaxRetryError)
+            problem = "broke the connection off" if is_reached else "cannot be reached"
+            raise UnavailableError(f"{self._host} {problem}") from None
+        except (ProtocolError, ConnectionError):
+            raise UnavailableError(f"{self._host} broke the connection off") from None
+        except (requests.RequestException, HTTPError, OSError):
+            raise UnavailableError(f"{self._host} sent no readable answer") from None
+
+
+_deadline: ContextVar[float] = ContextVar("deadline")
+"""When this thread's request has to be over, in seconds of `time.monotonic`."""
+
+
+class _Reader(io.RawIOBase):
+    """Reads a socket until the deadline: its own timeout starts anew with every byte."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._stream = sock.makefile("rb", buffering=0)
+        self._patience_s = sock.gettimeout()
+        self._deadline = _deadline.get()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        if self._patience_s is None or left_s < self._patience_s:
+            self._sock.settimeout(left_s)
+        return self._stream.readinto(buffer)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class _Limited(NamedTuple):
+    """A socket as an answer sees it: something to be read until the deadline."""
+
+    sock: socket.socket
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Reader(self.sock))
+
+
+class _Answer(HTTPResponse):
+    """An answer whose head and body, and those of a proxy before it, keep to the deadline."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        limited: Any = _Limited(sock)
+        super().__init__(limited, *args, **kwargs)
+
+
+class _Connection(HTTPConnection):
+    response_class = _Answer
+
+
+class _TlsConnection(HTTPSConnection):
+    response_class = _Answer
+
+
+class _Adapter(HTTPAdapter):
+    """Sends requests that are alike but for their paths, and leaves cookies alone."""
+
+    def __init__(self, root: str, connections: int) -> None:
+        self._root = root
+        self._pool: Any = None
+        super().__init__(pool_connections=1, pool_maxsize=connections)
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        if self._pool is None:
+            pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+            pool.ConnectionCls = _TlsConnection if pool.scheme == "https" else _Connection
+            self._pool = pool
+        return self._pool
+
+    def request_url(self, request: requests.PreparedRequest, _proxies: Any) -> str:
+        """Name the path alone: a proxy is asked to connect, never to fetch, as https has it."""
+        return str(request.url).removeprefix(self._root)
+
+    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
+        response = requests.Response()
+        response.status_code = resp.status
+        response.headers = resp.headers
+        response.raw = resp
+        response.request = req
+        return response
+
+
+def _prepared(url: str) -> requests.PreparedRequest:
+    headers = requests.utils.default_headers()
+    headers["User-Agent"] = f"result-archiver/{__version__}"
+    headers["Accept"] = "application/json"
+    del headers["Connection"]  # HTTP/1.1 keeps it alive unasked
+    return requests.Request("GET", url, headers=headers).prepare()
+
+
+def _root(request: requests.PreparedRequest) -> str:
+    return str(request.url).removesuffix(request.path_url)
+
+
+def _tls_problem(error: requests.exceptions.SSLError) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return "shows a certificate that is not trusted; if it is your own, set REQUESTS_CA_BUNDLE"
+    return "does not speak TLS as it should; check base_url"
+
+
+def _refusal(status: int) -> str:
+    if status == 404:
+        return "the API does not know this run (404)"
+    if status == 403:
+        return f"{DENIED}; the key has no read permission, so this run needs its read token"
+    return f"the API answered {status}"
+
+
+def parse_retry_after(header: str | None, now: datetime) -> timedelta | None:
+    """Return how long a Retry-After header (RFC 9110, 10.2.3: seconds or a date) asks to wait."""
+    if header is None:
+        return None
+    text = header.strip()
+    if text.isdecimal():
+        return min(timedelta(seconds=int(text[:10])), LONGEST_WAIT)
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    wait = moment.replace(tzinfo=moment.tzinfo or UTC) - now
+    return min(max(wait, timedelta(0)), LONGEST_WAIT)
+
+
+def parse_http_date(header: str | None) -> datetime | None:
+    """Return the time of a Date header (RFC 9110, 6.6.1), None where there is no readable one."""
+    try:
+        moment = parsedate_to_datetime(header) if header else None
+    except (ValueError, OverflowError):
+        return None
+    return moment.replace(tzinfo=moment.tzinfo or UTC) if moment else None

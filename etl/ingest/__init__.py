@@ -1,0 +1,1 @@
+"""One pass over what is due, and the service that repeats it."""

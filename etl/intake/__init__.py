@@ -1,0 +1,1 @@
+"""Run lists and arguments, from bytes to entries."""

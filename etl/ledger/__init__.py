@@ -1,0 +1,1 @@
+"""Which runs are tracked, what is due, who holds it."""

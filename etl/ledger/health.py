@@ -1,0 +1,83 @@
+"""How the archive stands at the end of a pass, for the table `health`.
+
+Reads indexes that have only the few rows that matter: a pass in which nothing changed stays cheap,
+however many runs are archived.
+"""
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import ColumnElement, Connection, Select, func, select
+
+from etl.db.bulk import upsert_into
+from etl.db.schema import (
+    HAS_FAILED,
+    IS_OPEN,
+    drift,
+    health,
+    ingests,
+    outcomes,
+    revisions,
+    seconds_between,
+    tracked_runs,
+)
+from etl.derived.metrics import rank
+
+GAPS_OF = timedelta(days=30)
+NEW_FIELDS_OF = timedelta(days=7)
+MILLISECOND = timedelta(milliseconds=1)
+BEGINNING = datetime.min.replace(tzinfo=UTC)
+"""Before all that is due: SQLite finds by index what comes after it, but not what is not NULL."""
+
+
+def note(connection: Connection, pass_id: int, now: datetime) -> None:
+    """Write the row of a pass that is just ending; its row in `ingests` is complete already."""
+    opened_at = func.coalesce(outcomes.c.ended_at, outcomes.c.observed_at)
+    waiting = select(
+        func.count(),
+        func.coalesce(func.sum(outcomes.c.tests_unresolved), 0),
+        func.min(opened_at, type_=outcomes.c.ended_at.type),
+    )
+    open_runs, open_tests, oldest_open_at = connection.execute(waiting.where(IS_OPEN)).one()
+    is_to_come = (tracked_runs.c.due_at > BEGINNING) & tracked_runs.c.last_fetched_at.is_(None)
+    successful = select(ingests.c.finished_at).where(ingests.c.exit_code == 0)
+    # Once a pass: the commit's answer may have been lost, so that this is done again.
+    connection.execute(
+        upsert_into(connection, health)
+        .on_conflict_do_nothing()
+        .values(
+            pass_id=pass_id,
+            measured_at=now,
+            open_runs=open_runs,
+            open_tests=open_tests,
+            oldest_open_at=oldest_open_at,
+            never_fetched=_count(connection, is_to_come),
+            failed=_count(connection, HAS_FAILED),
+            gone=_count(connection, tracked_runs.c.gone_at.is_not(None)),
+            poll_gap_p95_ms=_poll_gap_p95_ms(connection, now - GAPS_OF),
+            new_fields_7_days=_count(connection, drift.c.first_seen_at > now - NEW_FIELDS_OF),
+            last_success_at=connection.scalar(successful.order_by(ingests.c.id.desc()).limit(1)),
+        )
+    )
+
+
+def _count(connection: Connection, condition: ColumnElement[bool]) -> int:
+    return connection.scalar(select(func.count()).where(condition)) or 0
+
+
+def _poll_gap_p95_ms(connection: Connection, since: datetime) -> int | None:
+    """Return the 95th percentile (nearest rank) of how long changes could go unseen."""
+    seen_changed = revisions.c.superseded_at > since
+    changes = _count(connection, seen_changed)
+    if not changes:
+        return None
+    gap = seconds_between(revisions.c.last_seen_at, revisions.c.superseded_at)
+    query: Select[datetime, datetime] = (
+        select(revisions.c.last_seen_at, revisions.c.superseded_at)
+        .where(seen_changed)
+        .order_by(gap)
+        .limit(1)
+        .offset(rank(changes, 95) - 1)
+    )
+    last_seen_at, superseded_at = connection.execute(query).one()
+    milliseconds: int = (superseded_at - last_seen_at) // MILLISECOND
+    return milliseconds

@@ -1,0 +1,211 @@
+"""Put the page together: its template, its style sheet, and the charts as drawings.
+
+Vega-Lite draws when the page is made; the page itself has drawings and no script. Its policy
+forbids everything but its own style sheet.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+import vl_convert
+from markupsafe import Markup
+
+from etl import __version__
+from etl.reports.forms import NUMBERS
+from etl.reports.model import Column, Report
+from etl.reports.page import cells, sections
+from etl.reports.page.cells import Cell
+from etl.reports.page.charts import Row, Spec
+from etl.reports.page.sections import Figure, Mark, Tile
+
+FOLDER = Path(__file__).parent
+TITLE = "Test results"
+LEAD = (
+    "What the archive of visual test results says. A result is one test of one run; it is decided"
+    " when it passed or failed, and open while it waits for a person."
+)
+MOST_ROWS = 10
+MOST_ROWS_ALONE = 1000
+"""So many rows a table has, unless more are asked for: on a page of several reports, and of one."""
+
+
+class Head(NamedTuple):
+    """A column's heading."""
+
+    words: str
+    meaning: str
+    is_numeric: bool
+
+
+class Table(NamedTuple):
+    """A table, ready to be written."""
+
+    caption: str
+    heads: list[Head]
+    rows: list[list[Cell]]
+
+
+class Drawing(NamedTuple):
+    """A figure as the template takes it; `narrow` is None where one width fits all."""
+
+    title: str
+    detail: str
+    alt: str
+    wide: Markup
+    narrow: Markup | None
+
+
+class Block(NamedTuple):
+    """A section, ready to be written."""
+
+    name: str
+    title: str
+    sentence: str
+    basis: str
+    nothing: str
+    tiles: list[Tile]
+    key: tuple[Mark, ...]
+    figures: list[Drawing]
+    table: Table | None
+    notes: list[str]
+
+
+def render(reports: Sequence[Report], most_rows: int | None = None) -> str:
+    """Return the page that shows `reports`, which answer the same request with all their rows.
+
+    Its tables have `most_rows` rows at most (0: all), or as many as suit so many reports.
+    """
+    is_alone = len(reports) == 1
+    if most_rows is None:
+        most_rows = MOST_ROWS_ALONE if is_alone else MOST_ROWS
+    rows = most_rows or max(report.total for report in reports)
+    style = (FOLDER / "page.css").read_text(encoding="utf-8")
+    return _template().render(
+        title=sections.of(reports[0].definition).title if is_alone else TITLE,
+        facts=_facts(reports[0]),
+        lead=LEAD,
+        sections=[_block(report, rows) for report in reports],
+        style=Markup(style),  # noqa: S704  our own file
+        policy=_policy(style),
+        version=__version__,
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
+
+
+def _policy(style: str) -> str:
+    """Return a Content-Security-Policy that allows the style sheet and nothing else."""
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+
+
+def _facts(report: Report) -> list[tuple[str, str]]:
+    """Return what all numbers of the page depend on."""
+    request = report.request
+    zone = request.zone
+    known = request.as_of or request.now
+    filters = request.filters
+    since, until = (each and cells.moment(each, zone) for each in (filters.since, filters.until))
+    facts = [
+        ("As of", cells.moment(known, zone)),
+        ("Time zone", zone.key),
+        ("Application", filters.application),
+        ("Plan", filters.plan),
+        ("Test", filters.test),
+        ("Labels", ", ".join(f"{name}={value}" for name, value in filters.labels)),
+        ("From", since),
+        ("To", until),
+    ]
+    return [(name, cells.text(value)) for name, value in facts if value]
+
+
+def _block(report: Report, most_rows: int) -> Block:
+    definition = report.definition
+    section = sections.of(definition)
+    rows = sections.records(report)
+    figures = [_drawing(figure) for figure in section.figures(rows)]
+    return Block(
+        definition.name,
+        section.title,
+        section.sentence,
+        _basis(report, rows),
+        section.nothing,
+        section.tiles(rows),
+        section.key,
+        figures,
+        _table(report, most_rows) if rows else None,
+        [*(_capitalized(note) for note in report.notes), *_more(report, most_rows)],
+    )
+
+
+def _basis(report: Report, rows: Sequence[Row]) -> str:
+    """Return what was counted, and how much of it there is."""
+    parts = [_capitalized(report.window)]
+    if rows and {"passed", "failed"} <= rows[0].keys():
+        decided = sum(row["passed"] + row["failed"] for row in rows)
+        parts.append(f"{decided:,} decided result{'' if decided == 1 else 's'}.")
+    return " ".join([*parts, f"One row: {report.definition.row}."])
+
+
+def _capitalized(sentence: str) -> str:
+    return f"{sentence[:1].upper()}{sentence[1:].removesuffix('.')}."
+
+
+def _drawing(figure: Figure) -> Drawing:
+    chart = figure.chart
+    wide = _drawn(chart.wide)
+    narrow = None if chart.narrow is None else _drawn(chart.narrow)
+    return Drawing(figure.title, figure.detail, chart.alt, wide, narrow)
+
+
+def _drawn(spec: Spec) -> Markup:
+    """Return the drawing. Texts are escaped in it, and nothing is loaded to draw it."""
+    svg = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
+    return Markup(svg)  # noqa: S704
+
+
+def _table(report: Report, most_rows: int) -> Table:
+    """Return the columns that a person needs; the other forms of a report have the rest."""
+    places = {column.name: place for place, column in enumerate(report.columns)}
+    chosen = [(places[name], report.columns[places[name]]) for name in report.definition.brief]
+    zone = report.request.zone
+    shown = report.rows[:most_rows]
+    how_many = _how_many(len(shown), report.total)
+    return Table(
+        f"{sections.of(report.definition).title}: {how_many}, times in {zone.key}",
+        [_head(column) for _, column in chosen],
+        [[cells.cell(column, row[place], zone) for place, column in chosen] for row in shown],
+    )
+
+
+def _head(column: Column) -> Head:
+    return Head(column.heading, column.meaning, column.kind in NUMBERS)
+
+
+def _how_many(shown: int, total: int) -> str:
+    if shown < total:
+        return f"the first {shown:,} of {total:,} rows"
+    return "1 row" if total == 1 else f"{total:,} rows"
+
+
+def _more(report: Report, most_rows: int) -> list[str]:
+    """Return where to find what is not shown."""
+    if report.total <= most_rows:
+        return []
+    command = f"result-archiver report {report.definition.name} --format csv"
+    return [f"All {report.total:,} rows, with all columns: {command}"]

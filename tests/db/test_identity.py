@@ -1,0 +1,199 @@
+"""Whether ids repeat is measured, and decides by what a test is known from run to run."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, insert, select
+
+from etl.archive import identity, rebuild
+from etl.archive.identity import ListedTest, Repeats, count_repeats, key_kind
+from etl.db.database import connect, prepare, reading, writing
+from etl.db.schema import identities, rosters, series
+from etl.derived import aggregates
+from tests.support.dump import dump
+from tests.support.fake_api import FakeApi, result
+from tests.support.histories import BERLIN, keep
+from tests.support.program import Program
+
+RUN_IDS = [f"r-{number}" for number in range(1, 13)]
+
+
+def listed(name: str, test_id: str | None, plan: str = "Nightly") -> ListedTest:
+    return ListedTest(plan, name, None, test_id)
+
+
+def test_ids_of_the_same_test_are_compared_from_run_to_run() -> None:
+    newest_first = [
+        [listed("a", "1"), listed("b", "2"), listed("c", "3")],
+        [listed("a", "1"), listed("b", "9")],
+        [listed("a", "1"), listed("c", "3"), listed("c", "3"), listed("b", None)],
+    ]
+    assert count_repeats(newest_first) == Repeats(compared=3, repeated=2)
+
+
+def test_the_same_name_in_another_plan_is_another_test() -> None:
+    assert count_repeats([[listed("a", "1")], [listed("a", "1", plan="Weekly")]]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("found", "before", "kind"),
+    [
+        (Repeats(19, 19), "name", "name"),
+        (Repeats(20, 18), "name", "id"),
+        (Repeats(20, 17), "name", "name"),
+        (Repeats(20, 17), "id", "id"),
+        (Repeats(20, 10), "id", "id"),
+        (Repeats(20, 9), "id", "name"),
+    ],
+)
+def test_what_was_decided_stays_until_there_is_reason_enough(
+    found: Repeats, before: str, kind: str
+) -> None:
+    assert key_kind(found, before) == kind
+
+
+def runs_of(ids_by_run: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return an answer for each run; its tests are A and B, and B is renamed in the last one."""
+    answers = {}
+    for number, ids in enumerate(ids_by_run):
+        names = ["A", "B" if number < len(ids_by_run) - 1 else "B, renamed"]
+        tests = [
+            {"id": test_id, "name": name, "status": "passed"}
+            for test_id, name in zip(ids, names, strict=True)
+        ]
+        started_at = f"2024-03-{number + 1:02}T12:00:00Z"
+        answers[RUN_IDS[number]] = [result(started_at=started_at, application="Shop", tests=tests)]
+    return answers
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = connect(database_url)
+    yield engine
+    engine.dispose()
+
+
+def known_tests(engine: Engine) -> list[tuple[str | None, str]]:
+    """Return each series by its test's name and its outcomes."""
+    with reading(engine) as connection:
+        rows = connection.execute(select(series.c.test, series.c.recent))
+        return sorted(tuple(row) for row in rows)
+
+
+def measured(engine: Engine) -> list[tuple[Any, ...]]:
+    columns = ("application", "compared", "repeated", "key_kind", "is_applied")
+    with reading(engine) as connection:
+        return [
+            tuple(row) for row in connection.execute(select(*[identities.c[c] for c in columns]))
+        ]
+
+
+def test_a_test_that_keeps_its_id_keeps_its_history_when_it_is_renamed(
+    api: FakeApi, archiver: Program, engine: Engine
+) -> None:
+    api.answers = runs_of([("id of a", "id of b")] * 12)
+    assert archiver.call("ingest", *RUN_IDS).exit_code == 0
+    assert measured(engine) == [("Shop", 21, 21, "id", True)]
+    assert known_tests(engine) == [("A", "P" * 10), ("B, renamed", "P" * 10)]
+    assert archiver.call("verify").exit_code == 0
+
+
+def test_the_lists_that_were_kept_by_name_are_gone_once_ids_are_known_to_repeat(
+    api: FakeApi, archiver: Program, engine: Engine
+) -> None:
+    api.answers = runs_of([("id of a", "id of b")] * 12)
+    archiver.call("ingest", *RUN_IDS)
+    with reading(engine) as connection:
+        assert sorted(connection.scalars(select(rosters.c.tests))) == [
+            '[["A",null,"id of a"],["B",null,"id of b"]]',
+            '[["A",null,"id of a"],["B, renamed",null,"id of b"]]',
+        ]
+
+
+def test_a_list_that_somebody_is_about_to_refer_to_stays(postgresql_url: str) -> None:
+    engine = connect(postgresql_url)
+    prepare(engine)
+    with writing(engine) as connection:
+        connection.execute(insert(rosters).values(roster_id="0" * 32, tests="[]"))
+    with writing(engine) as storing, writing(engine) as connection:
+        # As the check of a foreign key does.
+        storing.execute(select(rosters).with_for_update(read=True, key_share=True))
+        aggregates.drop_unused_rosters(connection)
+        assert len(connection.execute(select(rosters)).all()) == 1
+    with writing(engine) as connection:
+        aggregates.drop_unused_rosters(connection)
+        assert connection.execute(select(rosters)).all() == []
+    engine.dispose()
+
+
+def test_a_test_whose_id_is_made_up_anew_is_known_by_its_name(
+    api: FakeApi, archiver: Program, engine: Engine
+) -> None:
+    api.answers = runs_of([(f"{number}-a", f"{number}-b") for number in range(12)])
+    assert archiver.call("ingest", *RUN_IDS).exit_code == 0
+    assert measured(engine) == [("Shop", 21, 0, "name", True)]
+    assert known_tests(engine) == [("A", "P" * 10), ("B", "P" * 10), ("B, renamed", "P")]
+
+
+def test_counting_anew_that_was_interrupted_is_made_up_for(
+    api: FakeApi, archiver: Program, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.answers = runs_of([("id of a", "id of b")] * 12)
+    with monkeypatch.context() as patched:
+        patched.setattr(rebuild, "rekey_application", _stop)
+        archiver.call("ingest", *RUN_IDS)
+    assert measured(engine) == [("Shop", 21, 21, "id", False)]
+    archiver.call("ingest", RUN_IDS[-1], "--refresh")  # which changes nothing
+    assert measured(engine) == [("Shop", 21, 21, "id", True)]
+    with reading(engine) as connection:
+        before = dump(connection)
+    assert archiver.call("replay").stdout.startswith("12 runs read: 0 rows in 0 runs changed")
+    with reading(engine) as connection:
+        assert dump(connection) == before
+
+
+def test_what_a_killed_pass_did_not_measure_is_measured_by_the_next(
+    api: FakeApi, archiver: Program, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.answers = runs_of([("id of a", "id of b")] * 12)
+    with monkeypatch.context() as patched:
+        patched.setattr(identity, "settle_new", lambda *_, **__: None)
+        patched.setattr(identity, "settle", _stop)
+        archiver.call("ingest", *RUN_IDS)
+    assert measured(engine) == []
+    archiver.call("ingest")
+    assert measured(engine) == [("Shop", 21, 21, "id", True)]
+
+
+def _stop(*_arguments: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_is_decided_while_runs_are_stored_holds_for_them_too(postgresql_url: str) -> None:
+    """Those who store have seen what was decided before; the decision waits for them."""
+    engine = connect(postgresql_url)
+    prepare(engine)
+    tests = [{"id": f"id of {name}", "name": name, "status": "passed"} for name in "ab"]
+    run = {"application": "Shop", "name": "Nightly", "status": "passed", "tests": tests}
+    at = datetime(2024, 5, 1, tzinfo=UTC)
+    seen = {
+        run_id: run | {"started_at": f"2024-05-{number:02}T09:00:00.000Z"}
+        for number, run_id in enumerate(RUN_IDS, start=1)
+    }
+    with writing(engine) as connection:
+        keep(connection, at, {run_id: seen[run_id] for run_id in RUN_IDS[1:]})
+    with ThreadPoolExecutor() as executor:
+        with writing(engine) as storing:
+            keep(storing, at, {RUN_IDS[0]: seen[RUN_IDS[0]]})
+            deciding = executor.submit(identity.settle_new, engine, {"Shop"}, BERLIN)
+            with pytest.raises(TimeoutError):
+                deciding.result(timeout=1)
+        deciding.result(timeout=20)
+    assert measured(engine) == [("Shop", 22, 22, "id", True)]
+    with reading(engine) as connection:
+        [by_id] = connection.scalars(select(rosters.c.tests))
+    assert by_id == '[["a",null,"id of a"],["b",null,"id of b"]]'
+    engine.dispose()

@@ -1,0 +1,228 @@
+"""What is counted is what METRICS says, restated in Python, whatever happened in which order."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from etl.archive import rebuild
+from etl.config.settings import Rules
+from etl.db import bulk
+from etl.db.database import connect, prepare, reading
+from etl.db.schema import daily_results, durations, series, status_changes, weekly_results
+from etl.derived import aggregates
+from tests.support import restated
+from tests.support.dump import Row
+from tests.support.histories import (
+    BERLIN,
+    CHROME,
+    SAFARI,
+    WORDS,
+    a_run,
+    forget_all,
+    label,
+    named_rows,
+    rounded,
+    see,
+)
+from tests.support.restated import Stretch
+
+HISTORIES = int(os.environ.get("HISTORIES", "0"))
+"""How many histories to try on each database, instead of a few."""
+
+FIRST_LOOK = datetime(2024, 7, 1, tzinfo=UTC)
+NEWEST = datetime(2024, 4, 20, 12, tzinfo=UTC)
+DAYS_BEFORE = (0, 0, 0.001, 1, 2, 6.5, 7, 8, 20.5, 20.54, 20.6, 29, 30, 34, 35, 36)
+"""Ties, the bounds of the windows, and the hours around the change to summer time."""
+STARTS = [(NEWEST - timedelta(days=days)).isoformat() for days in DAYS_BEFORE]
+WHO = ("home", "cart", "home", "pay", "cart")
+"""The names of a run's tests: some stand there twice."""
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = connect(database_url)
+    prepare(engine)
+    yield engine
+    engine.dispose()
+
+
+words = st.sampled_from(
+    [*WORDS.values(), "passed", "failed", "failed", "passed", "asleep", "", None]
+)
+rules_of_all_kinds = st.builds(
+    Rules,
+    window_results=st.integers(2, 8),
+    window_days=st.sampled_from([1, 7, 30, 40]),
+    flaky_min_results=st.integers(2, 5),
+    flaky_min_flips=st.integers(1, 3),
+    flaky_min_flip_rate=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+)
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> dict[str, Any]:
+    statuses = draw(st.lists(words, max_size=len(WHO)))
+    shift = draw(st.sampled_from([0, 0, 0, 1]))
+    return {
+        "application": draw(st.sampled_from(["shop", "shop", " shop ", None])),
+        "name": draw(st.sampled_from(["nightly", "nightly", "nightly ", "smoke"])),
+        "environments": draw(
+            st.sampled_from([[CHROME], [CHROME], [SAFARI, CHROME], [CHROME, SAFARI], []])
+        ),
+        "status": draw(st.sampled_from(["passed", "failed", "unresolved", "aborted", "pending"])),
+        "started_at": draw(st.sampled_from([*STARTS, None, "yesterday"])),
+        "duration": draw(
+            st.sampled_from([0, 1, 999, 60_000, 60_001, None]) | st.integers(0, 10**6)
+        ),
+        "results": {
+            name: draw(st.integers(0, 3))
+            for name in draw(st.sets(st.sampled_from([*WORDS.values()])))
+        },
+        "tests": [
+            {"name": name, "type": kind, "status": status}
+            for name, kind, status in zip(
+                WHO[shift:], ("e2e", None, "e2e", "api", None), statuses, strict=False
+            )
+        ],
+    }
+
+
+run_ids = st.sampled_from([f"{letter}{number}" for letter in "Rr" for number in range(8)])
+looks = st.dictionaries(run_ids, answers(), min_size=1, max_size=8)
+commits = st.dictionaries(run_ids, st.sampled_from(["c1", "c2"]), min_size=1, max_size=6)
+histories = st.lists(st.tuples(looks, commits | st.none()), min_size=1, max_size=6)
+
+
+class Model:
+    """What the archive was told, in plain lists."""
+
+    def __init__(self) -> None:
+        self.stretches: dict[str, list[Stretch]] = {}
+        self.commits: dict[str, str] = {}
+
+    def see(self, at: datetime, seen: Mapping[str, Any]) -> None:
+        for run_id, answer in seen.items():
+            known = self.stretches.setdefault(run_id, [])
+            if known and known[-1].answer == answer:
+                known[-1].last_seen_at = at
+            else:
+                known.append(Stretch(answer, at, at))
+
+    def tables(self, rules: Rules) -> dict[str, list[Row]]:
+        runs = [
+            restated.read(run_id, stretches[-1].answer, BERLIN, self.commits.get(run_id))
+            for run_id, stretches in self.stretches.items()
+        ]
+        return {
+            "series": restated.series(runs, rules),
+            "durations": restated.durations(runs, rules),
+            "daily_results": restated.daily(runs),
+            "weekly_results": restated.weekly(runs),
+            "status_changes": [
+                row
+                for run_id, stretches in self.stretches.items()
+                for row in restated.status_changes(run_id, stretches)
+            ],
+        }
+
+
+TABLES = (series, durations, daily_results, weekly_results, status_changes)
+
+
+def comparable(rows: Sequence[Row]) -> list[list[tuple[str, Any]]]:
+    """Return rows in one order, their columns too, and without the last digit of numbers."""
+    return sorted((sorted(rounded(row).items()) for row in rows), key=repr)
+
+
+def test_whatever_happens_the_tables_say_what_metrics_says(engine: Engine) -> None:
+    few = 25 if engine.dialect.name == "sqlite" else 12
+
+    @settings(
+        max_examples=HISTORIES or few,
+        phases=[Phase.explicit, Phase.generate],
+        deadline=None,
+        database=None,
+        derandomize=not HISTORIES,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(histories, rules_of_all_kinds)
+    def check(history: Sequence[Any], rules: Rules) -> None:
+        forget_all(engine)
+        model = Model()
+        for number, (seen, labelled) in zip(count(), history, strict=False):
+            at = FIRST_LOOK + timedelta(hours=7 * number, milliseconds=number)
+            if labelled:
+                label(engine, labelled, rules)
+                model.commits |= labelled
+            see(engine, at, seen, rules=rules)
+            model.see(at, seen)
+        wanted = model.tables(rules)
+        for table in TABLES:
+            found, should_be = comparable(named_rows(engine, table)), comparable(wanted[table.name])
+            only_found = [row for row in found if row not in should_be]
+            missing = [row for row in should_be if row not in found]
+            assert (table.name, only_found) == (table.name, missing)
+            assert len(found) == len(should_be)
+        assert_kept_as_computed_anew(engine, rules)
+
+    check()
+
+
+old_results = st.sampled_from([*["F"] * 40, "FF", "U", "", "P"])
+new_results = st.sampled_from(["F", "F", "F", "FF", "U", "", "P", "P"])
+long_histories = st.tuples(
+    st.lists(old_results, min_size=60, max_size=60).map(lambda results: dict(enumerate(results))),
+    st.lists(st.dictionaries(st.integers(54, 69), new_results, min_size=1, max_size=4), max_size=5),
+)
+
+
+def test_what_came_before_is_joined_to_what_comes(engine: Engine) -> None:
+    """Long streaks and sparse series: what is kept of old runs is used, and they are not read."""
+
+    @settings(
+        max_examples=HISTORIES or 12,
+        deadline=None,
+        database=None,
+        derandomize=not HISTORIES,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(long_histories, st.integers(2, 5))
+    def check(history: Any, window_results: int) -> None:
+        forget_all(engine)
+        model, rules = Model(), Rules(window_results=window_results)
+        first, later = history
+        for number, letters in enumerate([first, *later]):
+            at = FIRST_LOOK + timedelta(hours=number)
+            seen = {
+                f"run-{day:02}": a_run(
+                    (NEWEST + timedelta(days=day // 2)).isoformat(),
+                    {"home": strip, "cart": strip[:1] if day % 9 == 0 else ""},
+                )
+                for day, strip in letters.items()
+            }
+            see(engine, at, seen, rules=rules)
+            model.see(at, seen)
+            found = comparable(named_rows(engine, series))
+            assert found == comparable(model.tables(rules)["series"])
+
+    check()
+
+
+def assert_kept_as_computed_anew(engine: Engine, rules: Rules) -> None:
+    with reading(engine) as connection:
+        for plan_id in aggregates.plan_ids(connection):
+            expected = aggregates.expected(connection, plan_id, rules)
+            for table in aggregates.AGGREGATES:
+                stored = aggregates.stored(connection, plan_id, table)
+                storable = bulk.storable(connection, table.columns, expected[table.name])
+                assert sorted(storable) == sorted(stored), table.name
+    found = list(rebuild.verify(engine, BERLIN, rules))
+    assert [each for batch in found for each in (*batch.damage, *batch.differing)] == []

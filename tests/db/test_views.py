@@ -1,0 +1,368 @@
+"""The views that BI tools read: the same everywhere, described, and right."""
+
+import tomllib
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, inspect, text
+
+from etl.db import database
+from etl.db.database import connect, prepare, reading
+from tests.support.looks import a_test, look
+from tests.support.views_page import PAGE, page
+
+FOLDER = database.migrations_folder()
+VIEWS = {path.stem: path for path in FOLDER.glob("views/**/*.sql")}
+
+KINDS = {
+    "TEXT": {"text"},
+    "BIGINT": {"bigint"},
+    "INTEGER": {"bigint"},
+    "DOUBLE": {"double precision"},
+    "BOOLEAN": {"boolean"},
+    "DATETIME": {"timestamp with time zone", "date"},
+}
+"""What a type that a column has on SQLite may be on PostgreSQL."""
+
+MONDAY = datetime(2024, 3, 4, 10, 0, tzinfo=UTC)
+
+
+def prefix(connection: Connection) -> str:
+    return "reporting." if connection.dialect.name == "postgresql" else ""
+
+
+def select_all(connection: Connection, view: str) -> list[dict[str, Any]]:
+    """Return what a user gets from a view."""
+    rows = connection.execute(text(f"SELECT * FROM {prefix(connection)}{view}")).mappings()
+    return [dict(row) for row in rows]
+
+
+# --- the same everywhere --------------------------------------------------------------------
+
+
+def sqlite_columns(url: str) -> dict[str, list[tuple[str, str]]]:
+    """Return name and declared type of the columns of all that a reader sees."""
+    engine = connect(url)
+    prepare(engine)
+    with reading(engine) as connection:
+        found = {
+            view: [
+                (row.name, row.type)
+                for row in connection.exec_driver_sql(f"PRAGMA table_info({view})")
+            ]
+            for view in VIEWS
+        }
+    engine.dispose()
+    return found
+
+
+def postgresql_columns(url: str) -> dict[str, list[tuple[str, str]]]:
+    """Return the same of the schema `reporting`."""
+    engine = connect(url)
+    prepare(engine)
+    query = text(
+        "SELECT table_name, column_name, data_type FROM information_schema.columns"
+        " WHERE table_schema = 'reporting' ORDER BY table_name, ordinal_position"
+    )
+    found: dict[str, list[tuple[str, str]]] = {}
+    with reading(engine) as connection:
+        for view, name, kind in connection.execute(query):
+            found.setdefault(view, []).append((name, kind))
+    engine.dispose()
+    return found
+
+
+def test_the_columns_are_the_same_on_both_databases_and_have_types(
+    sqlite_url: str, postgresql_url: str
+) -> None:
+    """On SQLite a computed column would have none, which breaks what scans for types."""
+    on_sqlite, on_postgresql = sqlite_columns(sqlite_url), postgresql_columns(postgresql_url)
+    assert on_sqlite.keys() == on_postgresql.keys()
+    for view, columns in on_sqlite.items():
+        assert [name for name, _ in columns] == [name for name, _ in on_postgresql[view]]
+        for (name, declared), (_, kind) in zip(columns, on_postgresql[view], strict=True):
+            assert kind in KINDS[declared], f"{view}.{name} is {declared} and {kind}"
+
+
+# --- described ------------------------------------------------------------------------------
+
+
+def described(connection: Connection) -> dict[tuple[str, str], str]:
+    """Return the data dictionary, as a user gets it."""
+    return {
+        (row["object_name"], row["column_name"]): row["description"]
+        for row in select_all(connection, "data_dictionary")
+    }
+
+
+def test_every_view_and_column_is_described_and_nothing_else(engine: Engine) -> None:
+    with reading(engine) as connection:
+        schema = prefix(connection).rstrip(".") or None
+        there = {
+            (view, name)
+            for view in VIEWS
+            for name in (
+                "",
+                *[each["name"] for each in inspect(connection).get_columns(view, schema)],
+            )
+        }
+        assert described(connection).keys() == there
+
+
+def test_every_description_is_of_a_column_that_is_there(engine: Engine) -> None:
+    meanings = tomllib.loads((FOLDER / "dictionary.toml").read_text(encoding="utf-8"))
+    shared = meanings.pop("shared")
+    with reading(engine) as connection:
+        known = described(connection).keys()
+    assert shared.keys() <= {column for _, column in known}
+    assert {(view, column) for view, columns in meanings.items() for column in columns} <= known
+
+
+def test_postgresql_has_the_descriptions_as_comments(postgresql_url: str) -> None:
+    engine = connect(postgresql_url)
+    prepare(engine)
+    query = text(
+        "SELECT relname, coalesce(attname, ''), description FROM pg_description"
+        " JOIN pg_class ON pg_class.oid = objoid AND classoid = 'pg_class'::regclass"
+        " LEFT JOIN pg_attribute ON attrelid = objoid AND attnum = objsubid AND attnum > 0"
+        " WHERE relnamespace = 'reporting'::regnamespace"
+    )
+    with reading(engine) as connection:
+        comments = {(view, column): comment for view, column, comment in connection.execute(query)}
+        assert comments == described(connection)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("view", sorted(VIEWS))
+def test_the_file_of_a_view_begins_with_what_a_row_is_and_who_reads_it(view: str) -> None:
+    text = " ".join(VIEWS[view].read_text(encoding="utf-8").replace("-- ", "").splitlines())
+    assert text.startswith(f"{view}: one row per ")
+    assert "Read by: " in text
+
+
+def test_the_page_says_what_the_archive_says() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "docs/VIEWS.md is behind; run: make views"
+
+
+# --- right ----------------------------------------------------------------------------------
+
+
+def after(minutes: int) -> datetime:
+    """Return a moment so long after the first look, which is an hour after the run began."""
+    return MONDAY + timedelta(minutes=minutes)
+
+
+STARTED_AT = after(-60)
+ENDED_AT = after(-59)
+PLAN = {"application": "Shop", "plan": "Nightly"}
+SIGNATURE = '[["Linux","Chrome","","800x600"]]'
+
+
+@pytest.fixture
+def watched(engine: Engine) -> Engine:
+    """Two tests of a run are decided, one is still open, and one leaves the answer open."""
+    names = ("cart", "login", "search", "wish list")
+    look(engine, "run-1", after(0), *[a_test(name, "unresolved") for name in names])
+    look(engine, "run-1", after(10), *[a_test(name, "unresolved") for name in names])
+    decided = (a_test("cart", "passed"), a_test("login", "failed"), a_test("search", "unresolved"))
+    look(engine, "run-1", after(30), *decided)
+    look(engine, "run-1", after(45), *decided)
+    return engine
+
+
+def only(row: Mapping[str, Any], names: str) -> dict[str, Any]:
+    """Return some columns of a row."""
+    return {name: row[name] for name in names.split()}
+
+
+def as_read(moment: datetime | None, connection: Connection) -> Any:
+    """Return a moment as a query without our types gives it: text on SQLite."""
+    if moment is None or connection.dialect.name == "postgresql":
+        return moment
+    return moment.replace(tzinfo=None).isoformat(" ", "milliseconds")
+
+
+def test_a_run_has_its_tests_counted_and_its_rates(watched: Engine) -> None:
+    with reading(watched) as connection:
+        [row] = select_all(connection, "run_results")
+        at = as_read(after(30), connection)
+    assert only(row, "run_id application plan status environment_count test_count") == {
+        "run_id": "run-1",
+        **PLAN,
+        "status": "unresolved",
+        "environment_count": 1,
+        "test_count": 3,
+    }
+    assert only(row, "tests_passed tests_failed tests_unresolved tests_unknown") == {
+        "tests_passed": 1,
+        "tests_failed": 1,
+        "tests_unresolved": 1,
+        "tests_unknown": 0,
+    }
+    rates = "pass_rate decided_share pass_rate_low pass_rate_high"
+    assert list(only(row, rates).values()) == [1 / 2, 2 / 3, 1 / 3, 2 / 3]
+    assert only(row, "revision changed_at") == {"revision": 2, "changed_at": at}
+
+
+def test_a_test_has_its_run_and_joins_its_series(watched: Engine) -> None:
+    with reading(watched) as connection:
+        views = {"tests": "test_results", "series": "series_health"}
+        names = {short: f"{prefix(connection)}{view}" for short, view in views.items()}
+        query = text(
+            f"SELECT tests.test, tests.status, series.recent FROM {names['tests']} AS tests"
+            f" JOIN {names['series']} AS series ON series.variant_id = tests.variant_id"
+            " AND series.test = tests.test AND series.type = tests.type ORDER BY tests.position"
+        )
+        joined = [tuple(row) for row in connection.execute(query)]
+        first = select_all(connection, "test_results")[0]
+    assert joined == [
+        ("cart", "passed", "P"),
+        ("login", "failed", "F"),
+        ("search", "unresolved", "U"),
+    ]
+    assert only(first, "run_id application plan run_status") == {
+        "run_id": "run-1",
+        **PLAN,
+        "run_status": "unresolved",
+    }
+
+
+def test_an_environment_has_the_results_of_its_run(watched: Engine) -> None:
+    with reading(watched) as connection:
+        [row] = select_all(connection, "environment_results")
+    assert only(row, "environment os browser viewport_width environment_count") == {
+        "environment": "e_1",
+        "os": "Linux",
+        "browser": "Chrome",
+        "viewport_width": 800,
+        "environment_count": 1,
+    }
+    assert only(row, "plan status tests_passed pass_rate") == {
+        "plan": "Nightly",
+        "status": "unresolved",
+        "tests_passed": 1,
+        "pass_rate": 0.5,
+    }
+
+
+def test_what_waits_for_a_person_is_in_the_backlog_with_since_when(watched: Engine) -> None:
+    look(watched, "run-2", after(0), a_test("cart", "passed"), status="passed")
+    with reading(watched) as connection:
+        [row] = select_all(connection, "unresolved_backlog")
+        times = {
+            "opened_at": as_read(ENDED_AT, connection),
+            "observed_at": as_read(after(30), connection),
+            "last_seen_at": as_read(after(45), connection),
+        }
+    assert only(row, "run_id tests_unresolved application") == {
+        "run_id": "run-1",
+        "tests_unresolved": 1,
+        "application": "Shop",
+    }
+    assert only(row, " ".join(times)) == times
+
+
+def test_what_a_person_decided_has_bounds(watched: Engine) -> None:
+    with reading(watched) as connection:
+        rows = select_all(connection, "resolutions")
+        at = as_read(ENDED_AT, connection)
+    bounds = {
+        "opened_at": at,
+        "resolution_min_ms": (59 + 10) * 60_000,
+        "resolution_max_ms": (59 + 30) * 60_000,
+    }
+    names = f"test to_status plan {' '.join(bounds)}"
+    assert [only(row, names) for row in rows] == [
+        {"test": "cart", "to_status": "passed", "plan": "Nightly", **bounds},
+        {"test": "login", "to_status": "failed", "plan": "Nightly", **bounds},
+    ]
+
+
+def test_the_history_has_each_change_that_was_seen(watched: Engine) -> None:
+    look(watched, "run-1", after(60), a_test("cart", "passed"), status="passed")
+    with reading(watched) as connection:
+        rows = select_all(connection, "status_history")
+    changes = sorted(
+        (row["revision"], row["position"], row["test"] or "", row["from_status"], row["to_status"])
+        for row in rows
+    )
+    assert changes == [
+        (2, 1, "cart", "unresolved", "passed"),
+        (2, 2, "login", "unresolved", "failed"),
+        (2, 4, "wish list", "unresolved", None),
+        (3, 0, "", "unresolved", "passed"),
+        (3, 2, "login", "failed", None),
+        (3, 3, "search", "unresolved", None),
+    ]
+    assert {row["application"] for row in rows} == {"Shop"}
+
+
+@pytest.mark.parametrize(
+    ("view", "column", "first_day"),
+    [("daily_trend", "day", 5), ("weekly_trend", "week_starts_on", 4)],
+)
+def test_trends_join_the_calendar(engine: Engine, view: str, column: str, first_day: int) -> None:
+    tuesday = {"started_at": "2024-03-05T23:59:59.000Z", "status": "passed"}
+    look(engine, "run-1", after(0), a_test("cart", "passed"), a_test("login", "failed"), **tuesday)
+    look(engine, "run-2", after(0), a_test("cart", "passed"), **tuesday)
+    with reading(engine) as connection:
+        query = text(
+            f"SELECT calendar.day_of_month, trend.* FROM {prefix(connection)}calendar AS calendar"
+            f" JOIN {prefix(connection)}{view} AS trend ON trend.{column} = calendar.day"
+        )
+        [row] = [dict(row) for row in connection.execute(query).mappings()]
+    assert only(row, "day_of_month application plan runs tests passed failed pass_rate") == {
+        "day_of_month": first_day,
+        **PLAN,
+        "runs": 2,
+        "tests": 3,
+        "passed": 2,
+        "failed": 1,
+        "pass_rate": 2 / 3,
+    }
+
+
+def test_a_plan_has_its_durations(watched: Engine) -> None:
+    with reading(watched) as connection:
+        [row] = select_all(connection, "run_durations")
+    assert only(row, "plan environment_signature measured p50_ms is_slow") == {
+        "plan": "Nightly",
+        "environment_signature": SIGNATURE,
+        "measured": 1,
+        "p50_ms": 60_000,
+        "is_slow": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("view", "condition", "index"),
+    [
+        ("run_results", "started_at >= '2024-03-01'", "ix_runs_started_at"),
+        ("run_results", "application = 'Shop' AND started_at >= '2024'", "ix_runs_started_at"),
+        ("run_results", "changed_at >= '2024-03-01'", "ix_runs_changed_at"),
+        ("test_results", "started_at >= '2024-03-01'", "ix_runs_started_at"),
+        ("test_results", "changed_at >= '2024-03-01'", "ix_runs_changed_at"),
+        ("test_results", "run_id = 'run-1'", "sqlite_autoindex_runs_1"),
+        ("environment_results", "started_at >= '2024-03-01'", "ix_runs_started_at"),
+        ("daily_trend", "day >= '2024-03-01'", "ix_daily_results_day"),
+        ("weekly_trend", "week_starts_on >= '2024-03-01'", "ix_weekly_results_week_starts_on"),
+        ("unresolved_backlog", "application = 'Shop'", "ix_outcomes_ended_at"),
+        ("resolutions", "changed_by >= '2024-03-01'", "ix_status_changes_changed_by"),
+        ("status_history", "changed_by >= '2024-03-01'", "ix_status_changes_changed_by"),
+    ],
+)
+def test_what_is_asked_for_is_found_by_an_index(
+    sqlite_url: str, view: str, condition: str, index: str
+) -> None:
+    """SQLite, which has no statistics here, must not begin with a table that it has to scan."""
+    engine = connect(sqlite_url)
+    prepare(engine)
+    question = f"EXPLAIN QUERY PLAN SELECT * FROM {view} WHERE {condition}"
+    with reading(engine) as connection:
+        steps = [row.detail for row in connection.exec_driver_sql(question)]
+    engine.dispose()
+    assert steps[0].startswith("SEARCH" if ">" in condition or "run_id" in condition else "SCAN")
+    assert f"INDEX {index}" in steps[0]
+    assert not any(step.startswith("SCAN") for step in steps[1:])

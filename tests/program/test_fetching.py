@@ -1,0 +1,215 @@
+"""The process that fetches, seen from outside: a pass that loses it, and it when a pass is lost."""
+
+import errno
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from etl.config.settings import Config
+from etl.fetch import fetching
+from etl.fetch.dispatch import Limits
+from etl.fetch.wire import Begin, Line, Report, State
+from tests.support.fake_api import FakeApi, result
+from tests.support.program import Program, program
+
+LAUNCH = fetching.launch  # before a test has another one
+RUN_IDS = [f"r-{number}" for number in range(40)]
+
+
+@pytest.fixture
+def slow_api(api: FakeApi) -> FakeApi:
+    api.other = result()._replace(delay_s=0.1)
+    return api
+
+
+@pytest.fixture
+def archiver(tmp_path: Path, sqlite_url: str, slow_api: FakeApi) -> Program:
+    return program(tmp_path, sqlite_url, slow_api.url).given(RESULT_ARCHIVER__API__CONNECTIONS="2")
+
+
+def helper_of(process: "subprocess.Popen[str]") -> int:
+    """Return the ID of the process for fetching that `process` has started, as soon as it has."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None:
+        for pid in map(int, children.read_text().split()):
+            if "etl.fetch.fetch_process" in command_of(
+                pid
+            ):  # before, it is still a copy of its parent
+                return pid
+        time.sleep(0.01)
+    raise AssertionError(process.communicate())
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def await_requests(api: FakeApi, number: int) -> None:
+    while api.requests.total() < number:
+        time.sleep(0.01)
+
+
+@contextmanager
+def under_way(archiver: Program, api: FakeApi) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    """Give a pass in which some runs were asked for, and the ID of its process for fetching."""
+    with archiver.started("ingest", *RUN_IDS) as process:
+        helper = helper_of(process)
+        await_requests(api, 5)
+        yield process, helper
+
+
+def rows(archiver: Program, query: str) -> int:
+    with sqlite3.connect(archiver.folder / "archive.db") as connection:
+        found: int = connection.execute(query).fetchone()[0]
+    return found
+
+
+def test_without_the_process_that_fetches_a_pass_ends_and_the_next_one_does_the_rest(
+    archiver: Program, slow_api: FakeApi
+) -> None:
+    with under_way(archiver, slow_api) as (process, helper):
+        os.kill(helper, signal.SIGKILL)
+        stdout, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stdout) == (1, "")
+    assert stderr == (
+        "error: the process that fetches ended by itself (exit code -9); what had come from it is"
+        " stored, the rest stays due\n"
+    )
+    assert rows(archiver, "SELECT count(*) FROM tracked_runs WHERE lease_owner IS NOT NULL") == 0
+    assert rows(archiver, "SELECT count(*) FROM ingests WHERE exit_code = 1") == 1
+    assert archiver.run("ingest").exit_code == 0
+    assert rows(archiver, "SELECT count(*) FROM runs") == len(RUN_IDS)
+    assert archiver.call("verify").exit_code == 0
+
+
+def test_nothing_is_left_of_a_pass_that_is_killed(archiver: Program, slow_api: FakeApi) -> None:
+    with under_way(archiver, slow_api) as (process, helper):
+        process.kill()
+        process.wait()
+        until = time.monotonic() + 10
+        while is_running(helper) and time.monotonic() < until:
+            time.sleep(0.05)
+    assert not is_running(helper)
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process still does something; one that nobody has taken leave of does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_signal_for_all_processes_lets_runs_in_hand_come_back(
+    archiver: Program, slow_api: FakeApi
+) -> None:
+    """As a service manager sends it, to each process of a service."""
+    with under_way(archiver, slow_api) as (process, helper):
+        for pid in (helper, process.pid):
+            os.kill(pid, signal.SIGTERM)
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert "interrupted by SIGTERM" in stderr
+    assert rows(archiver, "SELECT count(*) FROM runs") == slow_api.requests.total()
+
+
+def test_the_keys_of_the_terminal_reach_the_pass_alone(
+    archiver: Program, slow_api: FakeApi
+) -> None:
+    with archiver.started("ingest", *RUN_IDS) as process:
+        helper = helper_of(process)
+        assert os.getpgid(helper) != os.getpgid(process.pid)
+
+
+def test_what_the_process_that_fetches_is_started_with_has_no_key(
+    archiver: Program, slow_api: FakeApi
+) -> None:
+    key = archiver.environment["APPLITOOLS_API_KEY"]
+    with archiver.started("ingest", *RUN_IDS) as process:
+        assert key not in command_of(helper_of(process))
+
+
+def test_a_folder_with_a_module_of_the_same_name_does_no_harm(
+    archiver: Program, slow_api: FakeApi
+) -> None:
+    """The process that fetches is started in the user's folder, and imports nothing from there."""
+    for name in ("requests.py", "msgspec.py", "etl.py"):
+        archiver.write(name, "raise RuntimeError('not mine')")
+    script = Path(sys.executable).with_name("result-archiver")
+    done = subprocess.run(
+        [script, "ingest", "r-1"], cwd=archiver.folder, env=archiver.environment, check=False
+    )
+    assert done.returncode == 0
+
+
+def test_a_bug_in_one_of_its_threads_ends_the_process_that_fetches() -> None:
+    """Here an order that is none: the other process must not wait for what will never come."""
+    begin = Begin(Config(sources={}), Limits(1, 0, 1, 0), 1, 1, 1, 0)
+    process = LAUNCH()
+    line: Line[Report] = Line(process.stdout, process.stdin, Report)
+    line.send(begin)
+    line.send(State())
+    assert line.receive() is None
+    assert process.wait() == 1
+    process.stdin.close()
+    process.stdout.close()
+
+
+def test_what_is_printed_when_python_starts_is_no_report(archiver: Program) -> None:
+    archiver.write("sitecustomize.py", "print('hello')")
+    done = archiver.given(PYTHONPATH=str(archiver.folder)).run("ingest", "r-1")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "1 new" in done.stdout
+
+
+def test_a_signal_for_all_that_comes_at_once_is_the_pass_s_too(archiver: Program) -> None:
+    """Before the process that fetches could have said that it does not heed it."""
+    with archiver.started("ingest", *RUN_IDS) as process:
+        os.kill(helper_of(process), signal.SIGTERM)
+        _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr) == (0, "")
+
+
+def test_the_process_that_fetches_is_not_told_how_to_reach_the_database(archiver: Program) -> None:
+    with archiver.started("ingest", *RUN_IDS) as process:
+        told = Path(f"/proc/{helper_of(process)}/environ").read_text()
+    assert "archive.db" not in told
+    assert "RESULT_ARCHIVER__API__BASE_URL" in told
+
+
+def test_where_nothing_is_due_nothing_is_started(
+    archiver: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert archiver.call("ingest", "r-1").exit_code == 0
+
+    def launched() -> fetching.Running:
+        raise AssertionError("started")
+
+    monkeypatch.setattr(fetching, "launch", launched)
+    done = archiver.call("ingest", "--json")
+    assert (done.exit_code, done.json()["requests"]) == (0, 0)
+
+
+def test_without_room_for_another_process_a_pass_says_so(
+    archiver: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_arguments: Any, **_settings: Any) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(fetching, "launch", LAUNCH)
+    monkeypatch.setattr(subprocess, "Popen", no_room)
+    done = archiver.call("ingest", "r-1")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: the process that fetches cannot be started: Resource temporarily unavailable;"
+        " make room for it\n"
+    )

@@ -1,0 +1,140 @@
+"""The copy that is made for readers: whole, finished, and without secrets."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from etl.db.database import connect, prepare, reading, writing
+from etl.errors import DatabaseError
+from etl.export import publish
+from etl.ledger import ledger
+from etl.ledger.ledger import Entry
+from tests.db.test_views import MONDAY
+from tests.support.dump import dump
+from tests.support.looks import a_test, look
+from tests.support.program import Program, bare_program
+
+TOKEN = "gAAAAABl5ZcAencryptedtokenencryptedtoken"
+
+
+@pytest.fixture
+def archive(sqlite_url: str) -> Iterator[Engine]:
+    """An archive with a run whose read token is known."""
+    engine = connect(sqlite_url)
+    prepare(engine)
+    look(engine, "run-1", MONDAY, a_test("cart", "passed"))
+    with writing(engine) as connection:
+        ledger.track(connection, [Entry("run-2", None, TOKEN, {"branch": "main"})], MONDAY)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def archiver(tmp_path: Path, sqlite_url: str) -> Program:
+    return bare_program(tmp_path).given(RESULT_ARCHIVER__DATABASE__URL=sqlite_url)
+
+
+def test_the_copy_has_all_but_the_secrets(archive: Engine, tmp_path: Path) -> None:
+    publish.copy_to(archive, tmp_path / "copy.db")
+    copy = connect(f"sqlite:///{tmp_path}/copy.db")
+    with reading(archive) as one, reading(copy) as other:
+        original, copied = dump(one), dump(other)
+    copy.dispose()
+    assert [row["read_token"] for row in original["tracked_runs"]] == [None, TOKEN]
+    for row in original["tracked_runs"]:
+        row["read_token"] = None
+    assert copied == original
+
+
+def test_no_secret_is_left_in_unused_space(archive: Engine, tmp_path: Path) -> None:
+    publish.copy_to(archive, tmp_path / "copy.db")
+    assert TOKEN.encode() not in (tmp_path / "copy.db").read_bytes()
+
+
+@pytest.mark.usefixtures("archive")
+def test_a_program_is_told_what_was_copied(archiver: Program, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    told = archiver.call("export", "--sqlite", copy, "--json").json()
+    assert told == [{"file": str(copy), "bytes": copy.stat().st_size}]
+
+
+def test_the_copy_is_one_file_that_can_be_read_where_nothing_can_be_written(
+    archive: Engine, archiver: Program, tmp_path: Path
+) -> None:
+    folder = tmp_path / "published"
+    folder.mkdir()
+    done = archiver.call("export", "--sqlite", folder / "results.db")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert done.stderr.startswith(f"{folder}/results.db: a copy to publish, ")
+    with closing(sqlite3.connect(f"file:{folder}/results.db?mode=ro", uri=True)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        query = "SELECT application, pass_rate FROM run_results"
+        assert connection.execute(query).fetchall() == [("Shop", 1.0)]
+    assert list(folder.iterdir()) == [folder / "results.db"]
+
+
+def test_a_copy_that_is_there_is_replaced_at_once(archive: Engine, tmp_path: Path) -> None:
+    """Who has the old one open goes on reading it."""
+    target = tmp_path / "copy.db"
+    publish.copy_to(archive, target)
+    look(archive, "run-3", MONDAY, a_test("cart", "failed"))
+    with closing(sqlite3.connect(target)) as before:
+        publish.copy_to(archive, target)
+        with closing(sqlite3.connect(target)) as after:
+            runs = "SELECT count(*) FROM runs"
+            assert [each.execute(runs).fetchone() for each in (before, after)] == [(1,), (2,)]
+
+
+def test_a_copy_that_fails_leaves_the_old_one_and_nothing_else(
+    archive: Engine, tmp_path: Path
+) -> None:
+    (tmp_path / "published").mkdir()
+    target = tmp_path / "published" / "copy.db"
+    publish.copy_to(archive, target)
+    before = target.read_bytes()
+    with archive.connect() as connection:
+        connection.exec_driver_sql("DROP TABLE data_dictionary")
+        connection.exec_driver_sql("ALTER TABLE tracked_runs RENAME COLUMN read_token TO token")
+        connection.commit()
+    with pytest.raises(DatabaseError, match="cannot be written: no such column: read_token"):
+        publish.copy_to(archive, target)
+    assert target.read_bytes() == before
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("no/such/folder/copy.db", "cannot be written: unable to open database"),
+        (".", "is a folder; name a file in it"),
+        ("archive.db", "is the archive itself; name another file"),
+        ("c" * 300, "cannot be written: File name too long"),
+    ],
+)
+def test_where_no_copy_can_be_made_is_told_in_a_line(
+    archive: Engine, archiver: Program, target: str, reason: str
+) -> None:
+    done = archiver.call("export", "--sqlite", target)
+    assert done.exit_code in {2, 4}
+    assert done.stderr.startswith(f"error: {target}: {reason}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_an_archive_there_is_nothing_to_copy(archiver: Program, sqlite_url: str) -> None:
+    done = archiver.call("export", "--sqlite", "copy.db")
+    assert (done.exit_code, done.stderr) == (
+        4,
+        f"error: {sqlite_url}: has no archive yet; `result-archiver ingest` makes one\n",
+    )
+
+
+def test_on_postgresql_readers_are_let_in_instead(tmp_path: Path, postgresql_url: str) -> None:
+    program = bare_program(tmp_path).given(RESULT_ARCHIVER__DATABASE__URL=postgresql_url)
+    done = program.call("export", "--sqlite", "copy.db")
+    assert done.exit_code == 2
+    assert done.stderr.endswith("let readers in: `result-archiver db grant-reader ROLE`\n")
+    assert list(tmp_path.glob("*.db")) == []

@@ -1,0 +1,363 @@
+"""`report` as users see it: forms, filters, and names that are out to harm."""
+
+import csv
+import io
+import json
+import re
+import unicodedata
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from etl.reports import catalog
+from tests.support.histories import CHROME, SAFARI, a_run, label, see
+from tests.support.program import Program, program
+
+START = datetime(2024, 3, 4, 22, 30, 0, 0, UTC)
+"""In Berlin it is half an hour before midnight."""
+HOUR = timedelta(hours=1)
+AS_OF = "--as-of=2024-03-20"
+HOSTILE = (
+    "=cmd|' /C calc'!A0",
+    "\x1b[31mred\x1b[0m \x9b2J \u202egnp.exe",
+    "| pipe ` <script>alert(1)</script> [x](http://x.example) ![](y) **b** &amp; www.x.example",
+    "two\nlines\r\tand more",
+    "+1 -1 @sum",
+    "ヘルプ " * 20,
+)
+
+
+@pytest.fixture
+def archiver(engine: Engine, database_url: str, tmp_path: Path) -> Program:
+    """The program, with an archive in which two plans ran three times each."""
+    histories: dict[str, tuple[str, str, str]] = {"login": ("P", "F", "P"), "pay": ("P", "U", "F")}
+    for day in range(3):
+        tests = {name: letters[day] for name, letters in histories.items()}
+        started_at = (START + day * 24 * HOUR).isoformat()
+        runs = {
+            f"shop-{day}": a_run(started_at, tests),
+            f"cafe-{day}": a_run(
+                started_at,
+                {"menu": "P?"},
+                application=" café ",
+                name="smoke",
+                status="unresolved" if day == 1 else "passed",
+                environments=[CHROME, SAFARI],
+            ),
+        }
+        see(engine, START + day * 24 * HOUR + HOUR, runs)
+    label(engine, {"shop-0": "c1", "shop-1": "c2", "shop-2": "c2"})
+    return program(tmp_path, database_url, "http://127.0.0.1:1").given(
+        RESULT_ARCHIVER__REPORTING__TIME_ZONE="Europe/Berlin"
+    )
+
+
+def found(archiver: Program, *arguments: str) -> list[dict[str, Any]]:
+    """Return the rows of a report."""
+    done = archiver.call("report", *arguments, "--json")
+    assert done.exit_code == 0, done.stderr
+    rows: list[dict[str, Any]] = done.json()["rows"]
+    return rows
+
+
+# --- what is asked --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("filters", "runs"),
+    [
+        ("--from 2024-03-01 --application shop", ["shop"] * 3),
+        ("--from 2024-03-01 --application café", ["café"] * 3),
+        ("--from 2024-03-01 --plan smoke", ["café"] * 3),
+        ("--from 2024-03-01 --test pay", ["shop"] * 3),
+        ("--from 2024-03-01 --label commit=c2", ["shop"] * 2),
+        ("--from 2024-03-01 --label commit=c2 --application café", []),
+        ("--from 2024-03-01 --application Shop", []),
+        ("--from 2024-03-05", ["café", "shop"] * 2),
+        ("--to 2024-03-04", ["café", "shop"]),
+        ("--from 2024-03-05T23:30 --to 2024-03-06T23:30", ["café", "shop"]),
+        ("--from 2024-03-05T22:31Z", ["café", "shop"]),
+        ("--from 2024-03-05 --to 2024-03-05 --application shop", ["shop"]),
+        ("--as-of 2024-03-06T00:30", ["café", "shop"] * 2),
+        ("--as-of 2024-03-04", []),
+    ],
+)
+def test_filters_leave_out_what_they_name(archiver: Program, filters: str, runs: list[str]) -> None:
+    assert [row["application"] for row in found(archiver, "trend", *filters.split())] == runs
+
+
+def test_a_test_is_counted_by_itself(archiver: Program) -> None:
+    counted = ("passed", "failed", "unresolved", "unknown", "checks_passed")
+    rows = found(archiver, "weekly", "--from=2024-03-04", "--to=2024-03-10", "--test=pay")
+    assert [[row[name] for name in counted] for row in rows] == [[1, 1, 1, 0, None]]
+    rows = found(archiver, "weekly", "--from=2024-03-04", "--to=2024-03-10", "--plan=nightly")
+    assert [[row[name] for name in counted] for row in rows] == [[3, 2, 1, 0, 0]]
+
+
+def test_each_application_is_counted_in_the_overview(archiver: Program) -> None:
+    cafe, shop = found(archiver, "overview", AS_OF)
+    names = ("runs", "tests", "passed", "failed", "unresolved", "unknown", "pass_rate")
+    assert [cafe[name] for name in names] == [3, 6, 3, 0, 0, 3, 1]
+    assert [shop[name] for name in names] == [3, 6, 3, 2, 1, 0, 0.6]
+    more = ("decided_share", "pass_rate_low", "pass_rate_high", "judged_series", "flaky_rate")
+    assert [shop[name] for name in more] == [5 / 6, 0.5, 4 / 6, 0, None]
+    assert [shop[name] for name in ("open_runs", "open_tests")] == [1, 1]
+
+
+def test_failures_have_their_class_and_their_streak(archiver: Program) -> None:
+    rows = found(archiver, "failures")
+    names = ("class", "test", "fail_streak", "streak_since", "recent")
+    assert [[row[name] for name in names] for row in rows] == [
+        ["regression", "pay", 1, "2024-03-06T22:30:00.000Z", "PUF"],
+        ["recovered", "login", 0, None, "PFP"],
+    ]
+
+
+def test_what_waits_has_its_age(archiver: Program) -> None:
+    [run] = found(archiver, "unresolved", "--as-of=2024-03-07T00:31:00")
+    assert [run["run_id"], run["opened_at"], run["tests"]] == [
+        "shop-1", "2024-03-05T22:31:00.000Z", 1
+    ]  # fmt: skip
+    assert [run["age_ms"], run["age"]] == [25 * 3_600_000, "1 to 3 days"]
+    [plan] = found(archiver, "backlog", "--as-of=2024-03-07T00:31:00")
+    ages = ("under_1_day", "days_1_to_3", "days_3_to_7", "days_7_to_14", "over_14_days")
+    assert [plan[name] for name in ages] == [0, 1, 0, 0, 0]
+
+
+def test_how_long_people_take_is_told_within_bounds(engine: Engine, archiver: Program) -> None:
+    decided = a_run((START + 24 * HOUR).isoformat(), {"login": "F", "pay": "P"})
+    see(engine, START + 50 * HOUR, {"shop-1": decided})
+    [row] = found(archiver, "resolution", AS_OF)
+    counts = ("resolved", "to_passed", "to_failed", "to_aborted", "still_open")
+    assert [row[name] for name in counts] == [1, 1, 0, 0, 0]
+    # Over at 22:31, seen open at 23:30, seen decided the day after at 00:30.
+    assert [row["p50_min_ms"], row["p50_max_ms"]] == [59 * 60_000, 26 * 3_600_000 - 60_000]
+    changes = found(archiver, "changes", AS_OF)
+    assert [[row[name] for name in ("test", "from_status", "to_status")] for row in changes] == [
+        ["pay", "unresolved", "passed"]
+    ]
+
+
+def test_a_rate_by_environment_is_that_of_runs_in_it_alone(archiver: Program) -> None:
+    rows = found(archiver, "environments", AS_OF)
+    names = ("application", "browser", "runs", "shared", "pass_rate", "is_covered")
+    assert [[row[name] for name in names] for row in rows] == [
+        ["café", "Chrome", 0, 3, None, True],
+        ["café", "Safari", 0, 3, None, True],
+        ["shop", "Chrome", 3, 0, 0.6, True],
+    ]
+
+
+def test_environments_that_no_run_was_in_lately_are_stale(archiver: Program) -> None:
+    rows = found(archiver, "environments", "--as-of=2024-05-01")
+    assert {row["is_covered"] for row in rows} == {False}
+    assert found(archiver, "environments", "--as-of=2024-07-01") == []
+
+
+def test_words_that_nobody_knows_are_listed_and_not_counted(archiver: Program) -> None:
+    rows = found(archiver, "statuses")
+    assert [row for row in rows if row["counted_as"] is None] == [
+        {"of": "test", "status": "sleeping", "counted_as": None, "results": 3}
+    ]
+    assert sum(row["results"] for row in rows if row["of"] == "run") == 6
+
+
+def test_words_are_those_of_the_moment(engine: Engine, archiver: Program) -> None:
+    again = {"cafe-0": a_run(START.isoformat(), {"menu": "PP"}, application="café", name="smoke")}
+    see(engine, START + 100 * HOUR, again)
+    words = ("sleeping", None)
+    now, then = (
+        [row["results"] for row in found(archiver, "statuses", *as_of) if row["status"] in words]
+        for as_of in ((), ("--as-of=2024-03-08T00:00",))
+    )
+    assert (now, then) == ([2], [3])
+
+
+# --- bad questions --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ("flakey", "report flakey: there is none; there are overview, trend, weekly, "),
+        (
+            "durations --test login",
+            (
+                "report durations: cannot be limited by --test; it takes --application, --from,"
+                " --label, --plan, --to"
+            ),
+        ),
+        (
+            "health --from 2024-03-01",
+            "report health: cannot be limited by --from; it takes no filter",
+        ),
+        ("trend --from yesterday", "--from yesterday: give a day or a time such as 2026-11-02"),
+        ("trend --from 2024-03-02 --to 2024-03-01", "--from 2024-03-02: is not before --to"),
+        ("trend --as-of 2999-01-01", "--as-of 2999-01-01: is not over yet (Europe/Berlin)"),
+        ("trend --as-of 2024-03-05 --label a=b", "--label: labels have no history"),
+        ("trend --label a", "--label 'a': give NAME=VALUE"),
+        ("trend --format pdf", "--format pdf: give table, csv, json"),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_one_line(
+    archiver: Program, arguments: str, error: str
+) -> None:
+    done = archiver.call("report", *arguments.split())
+    assert (done.exit_code, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"error: {error}")
+
+
+def test_without_a_name_the_reports_are_listed(archiver: Program) -> None:
+    done = archiver.call("report")
+    listed = {line.split(" ")[0] for line in done.stdout.splitlines()}
+    assert done.exit_code == 0
+    assert catalog.REPORTS.keys() <= listed
+
+
+# --- forms ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", catalog.REPORTS)
+def test_csv_and_json_have_the_same_cells(archiver: Program, name: str) -> None:
+    answer = archiver.call("report", name, AS_OF, "--json").json()
+    done = archiver.call("report", name, AS_OF, "--format=csv")
+    heading, *lines = csv.reader(io.StringIO(done.stdout))
+    assert heading == [column["name"] for column in answer["columns"]]
+    cells = [[as_text(value) for value in row.values()] for row in answer["rows"]]
+    assert lines == cells
+    assert answer["total"] == len(lines)
+    assert done.stderr.startswith("as of 2024-03-20T23:00:00.000Z: ")
+
+
+def as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
+
+
+def test_people_are_shown_twenty_rows_and_programs_all(engine: Engine, archiver: Program) -> None:
+    see(engine, START, {"many": a_run(START.isoformat(), {f"t{n}": "P" for n in range(30)})})
+    asked = ("report", "series", "--application=shop")
+    shown = archiver.call(*asked).stdout
+    assert "the first 20 of 32 rows (--rows 0: all)" in shown
+    assert "rows" not in archiver.call(*asked, "--rows=0").stdout
+    assert len(archiver.call(*asked, "--format=csv").stdout.splitlines()) == 33
+    assert len(archiver.call(*asked, "--json", "--rows=3").json()["rows"]) == 3
+
+
+def test_a_table_tells_its_window_and_time_zone(archiver: Program) -> None:
+    shown = archiver.call("report", "trend", "--from=2024-03-05", "--to=2024-03-06").stdout
+    assert "runs from 2024-03-05 to 2024-03-06; times are Europe/Berlin" in shown
+
+
+# --- names that are out to harm -------------------------------------------------------------
+
+
+@pytest.fixture
+def hostile(engine: Engine, archiver: Program) -> Program:
+    """The program, with names from the API that try what they can."""
+    runs = {
+        f"{number} {name}": a_run(
+            (START + number * HOUR).isoformat(),
+            dict.fromkeys(HOSTILE, "PFUA?"[number % 5]),
+            application=name,
+            name=name,
+            status=name,
+            environments=[{"os": name, "browser": name, "device": name, "viewport": name}],
+        )
+        for number, name in enumerate(HOSTILE)
+    }
+    see(engine, START, runs)
+    see(engine, START + HOUR, {run_id: run | {"status": "passed"} for run_id, run in runs.items()})
+    return archiver
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json", "markdown"])
+def test_no_name_steers_a_terminal(hostile: Program, form: str) -> None:
+    for name in catalog.REPORTS:
+        done = hostile.call("report", name, AS_OF, f"--format={form}")
+        assert done.exit_code == 0, done.stderr
+        steering = {
+            character
+            for character in done.stdout.replace("\n", "") + done.stderr.replace("\n", "")
+            if unicodedata.category(character) in {"Cc", "Cf", "Zl", "Zp"}
+        }
+        assert steering == set(), name
+
+
+def test_tables_fit_80_columns(hostile: Program) -> None:
+    for name in catalog.REPORTS:
+        shown = hostile.call("report", name, AS_OF).stdout.splitlines()
+        assert max(map(width, shown)) <= 80, name
+
+
+def width(line: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in line)
+
+
+def test_csv_has_nothing_that_a_spreadsheet_would_run(hostile: Program) -> None:
+    done = hostile.call("report", "series", "--format=csv")
+    texts = [row["test"] for row in csv.DictReader(io.StringIO(done.stdout))]
+    assert [text for text in texts if text.startswith(("=", "+", "-", "@", "\t"))] == []
+    assert {"'=cmd|' /C calc'!A0", "'+1 -1 @sum"} <= set(texts)
+
+
+def test_raw_csv_has_names_as_they_came(hostile: Program) -> None:
+    done = hostile.call("report", "series", "--format=csv", "--raw")
+    rows = csv.DictReader(io.StringIO(done.stdout, newline=""))
+    assert set(HOSTILE[:2]) <= {row["test"] for row in rows}
+
+
+def test_markdown_renders_names_as_they_are(hostile: Program) -> None:
+    for name in catalog.REPORTS:
+        lines = hostile.call("report", name, AS_OF, "--format=markdown").stdout.splitlines()
+        table = [line for line in lines if line.startswith("|")]
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, name
+        assert [line for line in lines if re.search(r"[<>]|(?<!\\)[`*\[]|www\.", line)] == [], name
+
+
+def test_json_is_ascii(hostile: Program) -> None:
+    done = hostile.call("report", "series", "--json")
+    assert done.stdout.isascii()
+    assert set(HOSTILE[:2]) <= {row["test"] for row in json.loads(done.stdout)["rows"]}
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_no_time_or_duration_is_beyond_a_report(engine: Engine, tmp_path: Path, zone: str) -> None:
+    """Beside the ends of the calendar, a moment has no time in some zones."""
+    letters = {"login": "U"}
+    runs = {
+        "last": a_run("9999-12-31T23:30:00Z", letters),
+        "first": a_run("0001-01-01T00:30:00Z", letters),
+        "longest": a_run("2024-03-04T12:00:00Z", letters, duration=2**63 - 1),
+        "negative": a_run("2024-03-04T12:00:00Z", letters, duration=-(2**63)),
+    }
+    see(engine, START, runs)
+    url = engine.url.render_as_string(hide_password=False)
+    archiver = program(tmp_path, url, "http://127.0.0.1:1").given(
+        RESULT_ARCHIVER__REPORTING__TIME_ZONE=zone
+    )
+    for name in catalog.REPORTS:
+        for form in ("table", "html"):
+            done = archiver.call("report", name, AS_OF, f"--format={form}")
+            assert done.exit_code == 0, (name, form, done.stderr)
+    assert archiver.call("show", "--test", "login").exit_code == 0
+
+
+@pytest.mark.parametrize("time", ["0001-01-02T00:00Z", "9999-12-31T23:00Z", "9999-12-31"])
+def test_a_time_at_the_end_of_the_calendar_cannot_be_asked_for(
+    archiver: Program, time: str
+) -> None:
+    done = archiver.call("report", "trend", f"--to={time}")
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: --to {time}: give a day or a time such as ")
+
+
+@pytest.mark.parametrize("folder", [".", "/"])
+def test_an_answer_cannot_be_written_to_a_folder(archiver: Program, folder: str) -> None:
+    done = archiver.call("report", "flaky", "--output", folder)
+    assert done == (2, "", f"error: --output {folder}: is a folder; name a file in it\n")

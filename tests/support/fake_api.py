@@ -1,0 +1,84 @@
+"""An API on loopback that gives each run the answers that a test lays down."""
+
+import contextlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+SAMPLE = (Path(__file__).parents[1] / "samples" / "result.json").read_bytes()
+
+
+class Answer(NamedTuple):
+    """One answer; with `delay_s` it lets the client wait."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: Mapping[str, str] = {}
+    delay_s: float = 0
+
+
+NOT_FOUND = Answer(b'{"error": "no such run"}', 404)
+
+
+def result(**changes: Any) -> Answer:
+    """Return the sample answer with other fields; it is about a run that passed."""
+    fields = json.loads(SAMPLE)["result"] | {"status": "passed"} | changes
+    return Answer(json.dumps({"result": fields}).encode())
+
+
+class FakeApi(ThreadingHTTPServer):
+    """Gives each run its `answers` one after the other, the last one for good; else `other`."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.answers: dict[str, list[Answer]] = {}
+        self.other = NOT_FOUND
+        self.requests: Counter[str] = Counter()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def next_answer(self, run_id: str) -> Answer:
+        """Count the request, and return what it is to be answered."""
+        self.requests[run_id] += 1
+        left = self.answers.get(run_id, [self.other])
+        return left.pop(0) if len(left) > 1 else left[0]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeApi
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer takes 40 ms
+
+    def do_GET(self) -> None:
+        run_id = unquote(urlsplit(self.path).path.removeprefix("/api/result/"))
+        answer = self.server.next_answer(run_id)
+        time.sleep(answer.delay_s)
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        self.wfile.write(answer.body)
+
+    def log_message(self, *_arguments: Any) -> None:
+        """Stay silent."""
+
+
+@contextlib.contextmanager
+def serving(port: int = 0) -> Iterator[FakeApi]:
+    """Run an API that knows no run until it is told of one; port 0 is any free one."""
+    with FakeApi(port) as api:
+        thread = threading.Thread(target=api.serve_forever, args=[0.01])
+        thread.start()
+        try:
+            yield api
+        finally:
+            api.shutdown()
+            thread.join()

@@ -1,0 +1,14 @@
+"""Run the command line with a clock that stands still: -m tests.support.frozen TIME COMMAND..."""
+
+import sys
+from datetime import datetime
+
+import time_machine
+
+from etl.cli import app
+from tests.support.hosted import hosted
+
+if __name__ == "__main__":
+    moment = datetime.fromisoformat(sys.argv.pop(1))
+    with time_machine.travel(moment, tick=False), hosted():
+        sys.exit(app.main())

@@ -1,0 +1,147 @@
+"""Histories of runs: answers in short, stored as a pass does, and the counted tables read back."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime, tzinfo
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import Connection, Engine, Table, delete, select
+
+from etl.answers.compression import compress
+from etl.answers.normalize import normalize
+from etl.answers.outcome import Answer
+from etl.answers.payload import decode
+from etl.archive import store
+from etl.config.loading import load
+from etl.config.settings import DEFAULT_RULES, Rules
+from etl.db.database import reading, writing
+from etl.db.schema import metadata, plan_variants
+from etl.derived import aggregates
+from etl.fetch.fetching import FetchProcess
+from etl.ingest.passes import Pass
+from etl.ingest.pipeline import Means
+from etl.intake.formats import ListedRun
+from etl.intake.lists import Given
+from etl.ledger import ledger
+from etl.ledger.ledger import Entry, Recorded
+from etl.ledger.lifecycle import Standing, State
+from tests.support.dump import FIXED, Row
+
+BERLIN = ZoneInfo("Europe/Berlin")
+WORDS = {"P": "passed", "F": "failed", "A": "aborted", "U": "unresolved", "N": "pending"}
+CHROME = {"name": "env-1", "os": "Linux", "browser": "Chrome", "device": "Desktop"}
+SAFARI = {"name": "env-2", "os": "macOS", "browser": "Safari", "device": "Desktop"}
+ON_CHROME = '[["Linux","Chrome","Desktop",null]]'
+ON_SAFARI = '[["macOS","Safari","Desktop",null]]'
+ON_BOTH = '[["Linux","Chrome","Desktop",null],["macOS","Safari","Desktop",null]]'
+
+
+def a_run(started_at: str | None, letters: Mapping[str, str], **fields: Any) -> dict[str, Any]:
+    """Return what stands under `result`; `letters` has the results of tests by name.
+
+    "PF" gives two results of that name; any other letter than those of WORDS an unknown word.
+    """
+    each = [(name, letter) for name, several in letters.items() for letter in several]
+    return {
+        "name": "nightly",
+        "application": "shop",
+        "status": "passed",
+        "environments": [CHROME],
+        "started_at": started_at,
+        "duration": 60_000,
+        "tests": [
+            {"name": name, "type": "e2e", "status": WORDS.get(letter, "sleeping")}
+            for name, letter in each
+        ],
+    } | fields
+
+
+def see(
+    engine: Engine,
+    at: datetime,
+    seen: Mapping[str, Mapping[str, Any]],
+    *,
+    rules: Rules = DEFAULT_RULES,
+    zone: tzinfo = BERLIN,
+) -> None:
+    """Store what the API answers for runs at a time, and count it, as a pass does."""
+    with writing(engine) as connection:
+        keep(connection, at, seen, zone)
+        count_all(connection, rules)
+
+
+def count_all(connection: Connection, rules: Rules = DEFAULT_RULES) -> None:
+    """Bring all series and durations up to date that are marked."""
+    while aggregates.count_some(connection, rules):
+        pass
+
+
+def keep(
+    connection: Connection,
+    at: datetime,
+    seen: Mapping[str, Mapping[str, Any]],
+    zone: tzinfo = BERLIN,
+) -> None:
+    """Store what the API answers for runs at a time; their series are still to be counted."""
+    answers = [_received(run_id, answer, at, zone) for run_id, answer in seen.items()]
+    standing = Standing(State.SETTLED, None)
+    ledger.track(connection, [Entry(run_id, None, None, {}) for run_id in seen], at)
+    store.save(connection, answers)
+    ledger.record(connection, [Recorded(run_id, standing, at) for run_id in seen])
+
+
+def _received(run_id: str, answer: Mapping[str, Any], at: datetime, zone: tzinfo) -> Answer:
+    body = json.dumps({"result": answer}).encode()
+    payload = decode(body)
+    packed = compress(body, hashlib.sha256(body).hexdigest())
+    rows = normalize(run_id, payload, zone)
+    return Answer(run_id, "default", at, packed, payload.content_hash, rows)
+
+
+def label(engine: Engine, commits: Mapping[str, str], rules: Rules = DEFAULT_RULES) -> None:
+    """Track runs, again or for the first time, with the commit that they are of."""
+    settings = {
+        f"RESULT_ARCHIVER__REPORTING__{k.upper()}": str(v) for k, v in rules._asdict().items()
+    }
+    listed = [ListedRun(run_id, labels={"commit": commit}) for run_id, commit in commits.items()]
+    Pass(Means(engine, load(None, settings), FetchProcess()), "track").track(Given(listed))
+
+
+def forget_all(engine: Engine) -> None:
+    """Empty all tables but those that migrations fill."""
+    with writing(engine) as connection:
+        for table in reversed(metadata.sorted_tables):
+            if table.name not in FIXED:
+                connection.execute(delete(table))
+
+
+def named_rows(engine: Engine, table: Table) -> list[Row]:
+    """Return a table's rows without keys that we make up: with the names of what they are of."""
+    with reading(engine) as connection:
+        rows = _rows(connection, table)
+    made_up = ("series_id", "variant_id", "plan_id", "test_key", "test_id", "roster_id")
+    return [{name: row[name] for name in row if name not in made_up} for row in rows]
+
+
+def _rows(connection: Connection, table: Table) -> list[Row]:
+    if "variant_id" not in table.c or table is plan_variants:
+        return [dict(row) for row in connection.execute(select(table)).mappings()]
+    of = plan_variants.c
+    query = select(of.application, of.plan, of.environment_signature, *table.c).join(
+        table, table.c.variant_id == of.variant_id
+    )
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def rounded(value: Any) -> Any:
+    """Return `value` without the last digits of its numbers, where two ways to compute part."""
+    match value:
+        case float():
+            return round(value, 12)
+        case dict():
+            return {name: rounded(member) for name, member in value.items()}
+        case list() | tuple():
+            return [rounded(member) for member in value]
+    return value

@@ -1,0 +1,56 @@
+"""Answers about one made-up plan, stored at a given moment as a pass stores them."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import Engine
+
+from etl.answers.compression import compress
+from etl.answers.normalize import normalize
+from etl.answers.outcome import Answer
+from etl.answers.payload import decode
+from etl.archive import store
+from etl.db.database import writing
+from etl.ledger import ledger
+from etl.ledger.ledger import Entry, Recorded
+from etl.ledger.lifecycle import Standing, State
+from tests.support.histories import count_all
+
+NAMES = {"name": " Nightly", "application": "Shop "}
+CHROME = {"name": "e_1", "os": "Linux", "viewport": "800x600", "device": "", "browser": "Chrome"}
+
+
+def a_test(name: str, status: str) -> dict[str, Any]:
+    return {"id": f"id of {name}", "name": name, "type": "web", "status": status, "results": {}}
+
+
+def look(engine: Engine, run_id: str, at: datetime, *tests: Mapping[str, Any], **run: Any) -> None:
+    """Store an answer that came at a moment, as a pass does."""
+    result = NAMES | {
+        "started_at": "2024-03-04T09:00:00.000Z",
+        "duration": 60_000,
+        "status": "unresolved",
+        "environments": [CHROME],
+        "tests": tests,
+        "results": {},
+    }
+    body = json.dumps({"result": result | run}).encode()
+    payload = decode(body)
+    sha256 = hashlib.sha256(body).hexdigest()
+    answer = Answer(
+        run_id,
+        "default",
+        at,
+        compress(body, sha256),
+        payload.content_hash,
+        normalize(run_id, payload, ZoneInfo("UTC")),
+    )
+    with writing(engine) as connection:
+        ledger.track(connection, [Entry(run_id, None, None, {})], at)
+        store.save(connection, [answer])
+        count_all(connection)
+        ledger.record(connection, [Recorded(run_id, Standing(State.WATCHING, at), at)])

@@ -1,0 +1,155 @@
+"""The command line as users have it, with a folder and an environment of its own."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+from sqlalchemy import Engine
+
+from etl.cli import app
+from etl.db import database
+from etl.sandbox.app import READ_KEY
+
+COMMAND = (sys.executable, "-m", "etl")
+AT_A_FIXED_TIME = (sys.executable, "-m", "tests.support.frozen")
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 60
+
+
+class Done(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    def json(self) -> Any:
+        """Return what stdout has; fail unless that is JSON and nothing else."""
+        return json.loads(self.stdout)
+
+
+@dataclass(frozen=True)
+class Program:
+    """Runs commands in `folder`; they see the variables of `environment` and no others."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *arguments: str | Path, stdin: str = "") -> Done:
+        """Run a command as a process."""
+        return self._run(COMMAND, *arguments, stdin=stdin)
+
+    def run_at(self, moment: datetime, *arguments: str | Path) -> Done:
+        """Run a command as a process whose clock shows `moment` from its start to its end."""
+        frozen = self.given(PYTHONPATH=str(ROOT))
+        return frozen._run(AT_A_FIXED_TIME, moment.isoformat(), *arguments)
+
+    def _run(self, command: tuple[str, ...], *arguments: str | Path, stdin: str = "") -> Done:
+        done = subprocess.run(
+            [*command, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def call(self, *arguments: str | Path) -> Done:
+        """Run a command within this process, which is faster by a second."""
+        stdout, stderr = io.StringIO(), io.StringIO()
+        with (
+            self._surroundings(*arguments),
+            connections_closed(),
+            contextlib.redirect_stdout(stdout),
+            contextlib.redirect_stderr(stderr),
+        ):
+            exit_code = app.main()
+        return Done(exit_code, stdout.getvalue(), stderr.getvalue())
+
+    @contextlib.contextmanager
+    def _surroundings(self, *arguments: str | Path) -> Iterator[None]:
+        """Put our process into the place of one that was started for the command."""
+        log = logging.getLogger()
+        handlers, level = log.handlers[:], log.level
+        with (
+            mock.patch.dict(os.environ, self.environment, clear=True),
+            mock.patch.object(sys, "argv", ["result-archiver", *map(str, arguments)]),
+            contextlib.chdir(self.folder),
+        ):
+            yield
+        log.handlers[:], log.level = handlers, level
+
+    @contextlib.contextmanager
+    def started(self, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+        """Start a command, and kill it if it is not over at the end of the context."""
+        with subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def given(self, **variables: str) -> "Program":
+        """Return the program with further variables, such as RESULT_ARCHIVER__API__ATTEMPTS."""
+        return replace(self, environment=self.environment | variables)
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file into the program's folder, and return its path."""
+        path = self.folder / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+
+@contextlib.contextmanager
+def connections_closed() -> Iterator[None]:
+    """Close what is connected within the context, as the end of a process does."""
+    engines = []
+    connect = database.connect
+
+    def connect_and_note(url: str) -> Engine:
+        engines.append(connect(url))
+        return engines[-1]
+
+    with mock.patch.object(database, "connect", connect_and_note):
+        yield
+    for engine in engines:
+        engine.dispose()
+
+
+def bare_program(folder: Path) -> Program:
+    """Return the program as it is without a key and without any setting."""
+    home = folder / "home"
+    home.mkdir(exist_ok=True)
+    return Program(folder, {"PATH": os.defpath, "HOME": str(home), "LANG": "C.UTF-8"})
+
+
+def program(folder: Path, database_url: str, api_url: str) -> Program:
+    """Return the program with the sandbox's key, set up for a database and an API."""
+    return bare_program(folder).given(
+        APPLITOOLS_API_KEY=READ_KEY,
+        RESULT_ARCHIVER__API__BASE_URL=api_url,
+        RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND="0",
+        RESULT_ARCHIVER__DATABASE__URL=database_url,
+        # The sandbox's runs stand still: after a week those that are going would be given up.
+        RESULT_ARCHIVER__POLLING__GIVE_UP_AFTER="36500d",
+    )

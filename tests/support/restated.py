@@ -1,0 +1,375 @@
+"""METRICS once more, as plainly as they can be said, for tests to hold the archive against.
+
+Works from the answers of the API, and shares nothing with etl but the settings. Slow on purpose:
+goes through everything for each number. Rows are told by names, with no key that we make up.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from itertools import pairwise
+from math import ceil
+from typing import Any
+
+from etl.config.settings import Rules
+
+Numbers = dict[str, Any]
+Answer = Mapping[str, Any]
+"""What stands under `result`."""
+
+LETTERS = {"passed": "P", "failed": "F", "aborted": "A", "unresolved": "U", "pending": "N"}
+LONGEST = 1000
+
+
+@dataclass(frozen=True)
+class Test:
+    name: str | None
+    type: str | None
+    status: str | None
+
+    @property
+    def is_decided(self) -> bool:
+        return self.status in {"passed", "failed"}
+
+
+@dataclass(frozen=True)
+class Run:
+    run_id: str
+    application: str
+    plan: str
+    environments: str
+    status: str | None
+    started_at: datetime | None
+    started_on: date | None
+    duration_ms: int | None
+    tests: tuple[Test, ...]
+    checks: Mapping[str, int]
+    commit: str | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A test in a run; sorts as a series is ordered."""
+
+    run: Run
+    position: int
+    test: Test
+
+    @property
+    def order(self) -> tuple[datetime, str, int]:
+        assert self.run.started_at
+        return (self.run.started_at, self.run.run_id, self.position)
+
+
+def read(run_id: str, answer: Answer, zone: tzinfo, commit: str | None = None) -> Run:
+    """Return the run that an answer tells of."""
+    started_at = moment(answer.get("started_at"))
+    environments = {
+        json.dumps(
+            [each.get(name) for name in ("os", "browser", "device", "viewport")],
+            separators=(",", ":"),
+        )
+        for each in answer.get("environments", [])
+    }
+    return Run(
+        run_id,
+        (answer.get("application") or "").strip(),
+        (answer.get("name") or "").strip(),
+        f"[{','.join(sorted(environments))}]",
+        answer.get("status"),
+        started_at,
+        started_at.astimezone(zone).date() if started_at else None,
+        answer.get("duration"),
+        tuple(
+            Test(each.get("name"), each.get("type"), each.get("status"))
+            for each in answer.get("tests", [])
+        ),
+        {name: answer.get("results", {}).get(name, 0) for name in LETTERS},
+        commit,
+    )
+
+
+def moment(text: str | None) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC) if text else None
+    except ValueError:
+        return None
+
+
+def strip(tests: Iterable[Test]) -> str:
+    return "".join(LETTERS.get(test.status or "", "?") for test in tests)
+
+
+def rates(counted: Mapping[str, int]) -> Numbers:
+    """The section "Pass rate"; P, F, A, U and N are what METRICS calls them."""
+    p, f, a, u, n = (counted[name] for name in LETTERS)
+    return {
+        "pass_rate": p / (p + f) if p + f else None,
+        "pass_rate_strict": p / (p + f + a + u) if p + f + a + u else None,
+        "decided_share": (p + f) / (p + f + a + u + n) if p + f + a + u + n else None,
+        "pass_rate_low": p / (p + f + a + u) if p + f + a + u else None,
+        "pass_rate_high": (p + u) / (p + f + a + u) if p + f + a + u else None,
+    }
+
+
+def counted(tests: Iterable[Test]) -> dict[str, int]:
+    words = Counter(test.status for test in tests)
+    return {name: words[name] for name in LETTERS}
+
+
+# --- series ---------------------------------------------------------------------------------
+
+
+def series(runs: Iterable[Run], rules: Rules) -> list[Numbers]:
+    """A row for each test of each plan under each set of environments."""
+    results = [
+        Result(run, position, test)
+        for run in runs
+        if run.started_at is not None
+        for position, test in enumerate(run.tests)
+    ]
+    keys = {_series_key(result) for result in results}
+    return [
+        dict(
+            zip(
+                ("application", "plan", "environment_signature", "test", "type"),
+                key,
+                strict=True,
+            )
+        )
+        | one_series([result for result in results if _series_key(result) == key], rules)
+        for key in keys
+    ]
+
+
+def _series_key(result: Result) -> tuple[str | None, ...]:
+    run, test = result.run, result.test
+    return (run.application, run.plan, run.environments, test.name, test.type)
+
+
+def one_series(results: Sequence[Result], rules: Rules) -> Numbers:
+    results = sorted(results, key=lambda result: result.order)
+    decided_places = [place for place, each in enumerate(results) if each.test.is_decided]
+    if len(decided_places) >= rules.window_results:
+        window = results[decided_places[-rules.window_results] :]
+    else:
+        window = results
+    window = window[-LONGEST:]
+    decided = [each for each in window if each.test.is_decided]
+    words = [each.test.status for each in decided]
+    n = len(words)
+    flips = sum(words[i] != words[i + 1] for i in range(n - 1))
+    flip_rate = flips / (n - 1) if n >= 2 else None
+    is_regression = words[-2:] == ["passed", "failed"]
+    counts = counted(each.test for each in window)
+    return {
+        "decided": n,
+        **counts,
+        **rates(counts),
+        "flips": flips,
+        "flip_rate": flip_rate,
+        "health": None if flip_rate is None else (counts["passed"] / n) * (1 - flip_rate),
+        "is_flaky": (
+            flip_rate is not None
+            and n >= rules.flaky_min_results
+            and flips >= rules.flaky_min_flips
+            and flip_rate >= rules.flaky_min_flip_rate
+        ),
+        "is_confirmed_flaky": any(
+            one.run.commit == other.run.commit is not None
+            and {one.test.status, other.test.status} == {"passed", "failed"}
+            for one in decided
+            for other in decided
+        ),
+        "is_regression": is_regression,
+        "is_new_failure": is_regression and words.count("failed") == 1 and n >= 5,
+        "is_always_failing": n >= 5 and "passed" not in words,
+        "is_recovered": words[-2:] == ["failed", "passed"],
+        **_streak(results),
+        "recent": strip(each.test for each in window),
+        "last_status": window[-1].test.status if window[-1].test.status in LETTERS else None,
+        "last_run_id": window[-1].run.run_id,
+        "last_started_at": window[-1].run.started_at,
+        "window_starts_at": window[0].run.started_at,
+    }
+
+
+def _streak(results: Sequence[Result]) -> Numbers:
+    """How many decided results there are since the last pass, of all there ever were."""
+    streak: list[Result] = []
+    for result in results:
+        if result.test.status == "passed":
+            streak = []
+        elif result.test.status == "failed":
+            streak.append(result)
+    return {
+        "fail_streak": len(streak),
+        "streak_since": streak[0].run.started_at if streak else None,
+    }
+
+
+# --- durations ------------------------------------------------------------------------------
+
+
+def durations(runs: Iterable[Run], rules: Rules) -> list[Numbers]:
+    """A row for each plan under each set of environments that has a run that was measured."""
+    measured = [
+        run
+        for run in runs
+        if run.started_at is not None
+        and run.duration_ms is not None
+        and run.status in {"passed", "failed", "unresolved"}
+    ]
+    keys = {(run.application, run.plan, run.environments) for run in measured}
+    return [
+        dict(zip(("application", "plan", "environment_signature"), key, strict=True))
+        | one_duration(
+            [run for run in measured if (run.application, run.plan, run.environments) == key],
+            rules,
+        )
+        for key in keys
+    ]
+
+
+def one_duration(runs: Sequence[Run], rules: Rules) -> Numbers:
+    timed = sorted(
+        (run.started_at, run.run_id, run.duration_ms, len(run.tests))
+        for run in runs
+        if run.started_at is not None and run.duration_ms is not None
+    )
+    last_started_at, last_run_id, last_ms, _ = timed[-1]
+
+    def within(first_day: int, last_day: int) -> list[int]:
+        """The durations of runs that began so many days before the last one, or less."""
+        return [
+            duration_ms
+            for started_at, _, duration_ms, _ in timed
+            if timedelta(first_day) <= last_started_at - started_at < timedelta(last_day)
+        ]
+
+    recent, before = nearest_rank(within(0, 7), 0.5), nearest_rank(within(7, 7 + 28), 0.5)
+    window = [each for each in timed if last_started_at - each[0] < timedelta(rules.window_days)]
+    others = [duration_ms for _, _, duration_ms, _ in window[:-1]]
+    p95_before = nearest_rank(others, 0.95) if len(others) >= 5 else None
+    per_test = [duration_ms // tests for _, _, duration_ms, tests in window if tests]
+    return {
+        "measured": len(window),
+        "p50_ms": nearest_rank(within(0, rules.window_days), 0.5),
+        "p95_ms": nearest_rank(within(0, rules.window_days), 0.95),
+        "p50_per_test_ms": nearest_rank(per_test, 0.5),
+        "p50_last_7_days_ms": recent,
+        "p50_28_days_before_ms": before,
+        "change": recent / before - 1 if recent is not None and before else None,
+        "last_run_id": last_run_id,
+        "last_started_at": last_started_at,
+        "last_duration_ms": last_ms,
+        "p95_before_last_ms": p95_before,
+        "is_slow": p95_before is not None and last_ms > p95_before,
+    }
+
+
+def nearest_rank(values: Sequence[int], q: float) -> int | None:
+    """The smallest value that has a rank of q * n or more."""
+    for rank, value in enumerate(sorted(values), start=1):
+        if rank >= ceil(round(q * len(values), 6)):
+            return value
+    return None
+
+
+# --- days and weeks -------------------------------------------------------------------------
+
+
+def daily(runs: Iterable[Run]) -> list[Numbers]:
+    return _periods(runs, "day", lambda day: day)
+
+
+def weekly(runs: Iterable[Run]) -> list[Numbers]:
+    def monday(day: date) -> date:
+        year, week, _ = day.isocalendar()
+        return date.fromisocalendar(year, week, 1)
+
+    return _periods(runs, "week_starts_on", monday)
+
+
+def _periods(runs: Iterable[Run], name: str, first_day_of: Any) -> list[Numbers]:
+    dated = [run for run in runs if run.started_on is not None]
+    keys = {(run.application, run.plan, first_day_of(run.started_on)) for run in dated}
+    rows = []
+    for application, plan, first_day in keys:
+        those = [
+            run
+            for run in dated
+            if (run.application, run.plan, first_day_of(run.started_on))
+            == (application, plan, first_day)
+        ]
+        tests = [test for run in those for test in run.tests]
+        counts = counted(tests)
+        checks = {word: sum(run.checks[word] for run in those) for word in LETTERS}
+        rows.append(
+            {
+                "application": application,
+                "plan": plan,
+                name: first_day,
+                "runs": len(those),
+                "tests": len(tests),
+                **counts,
+                "unknown": sum(test.status not in LETTERS for test in tests),
+                **rates(counts),
+                **{f"checks_{word}": count for word, count in checks.items()},
+                "check_pass_rate": rates(checks)["pass_rate"],
+            }
+        )
+    return rows
+
+
+# --- history --------------------------------------------------------------------------------
+
+
+@dataclass
+class Stretch:
+    """How long a run was seen with the same answer."""
+
+    answer: Answer
+    observed_at: datetime
+    last_seen_at: datetime
+
+
+def status_changes(run_id: str, stretches: Sequence[Stretch]) -> list[Numbers]:
+    rows = []
+    for number, (old, new) in enumerate(pairwise(stretches), start=2):
+        over = {"passed", "failed", "aborted", "completed", "unresolved"}
+        opened_at = old.observed_at
+        started_at, duration = moment(old.answer.get("started_at")), old.answer.get("duration")
+        if started_at and duration is not None and old.answer.get("status") in over:
+            opened_at = started_at + timedelta(milliseconds=duration)
+        before = [{"status": old.answer.get("status")}, *old.answer.get("tests", [])]
+        after = [{"status": new.answer.get("status")}, *new.answer.get("tests", [])]
+        for position in range(max(len(before), len(after))):
+            was = before[position] if position < len(before) else {}
+            becomes = after[position] if position < len(after) else {}
+            if was.get("status") == becomes.get("status"):
+                continue
+            is_decision = was.get("status") == "unresolved"
+            name = becomes.get("name") if position < len(after) else was.get("name")
+            rows.append(
+                {
+                    "run_id": run_id,
+                    "revision": number,
+                    "position": position,
+                    "test": name,
+                    "from_status": was.get("status"),
+                    "to_status": becomes.get("status"),
+                    "last_seen_at": old.last_seen_at,
+                    "changed_by": new.observed_at,
+                    "opened_at": opened_at if is_decision else None,
+                    "resolution_min_ms": _ms(old.last_seen_at, opened_at) if is_decision else None,
+                    "resolution_max_ms": _ms(new.observed_at, opened_at) if is_decision else None,
+                }
+            )
+    return rows
+
+
+def _ms(until: datetime, since: datetime) -> int:
+    return max(0, round((until - since).total_seconds() * 1000))

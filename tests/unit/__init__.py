@@ -1,0 +1,1 @@
+"""Pure parts, without a database or a process."""

@@ -1,0 +1,124 @@
+"""Run lists from files, standard input and watched folders."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from etl.config.settings import Config, Runs, Source
+from etl.errors import UsageError
+from etl.intake import lists
+from etl.intake.formats import ListedRun
+from etl.secrets import TokenVault
+
+EU = Config(sources={"default": Source(), "eu": Source(key_env="EU_API_KEY")})
+
+
+def watching(*patterns: str) -> Config:
+    return Config(sources={"default": Source()}, runs=Runs([str(Path.cwd() / p) for p in patterns]))
+
+
+def ids(given: lists.Given) -> list[str]:
+    return [run.run_id for run in given.runs]
+
+
+def write(name: str, content: str) -> Path:
+    path = Path.cwd() / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def listed(run_id: str, token: str | None = None, **labels: str) -> ListedRun:
+    return ListedRun(run_id, read_token=token, labels=labels)
+
+
+# --- lists that are given ---
+
+
+def test_lists_are_read_in_the_order_in_which_they_are_given() -> None:
+    write("b.txt", "r2\n")
+    write("a.csv", "run_id,branch\nr1,main\n")
+    assert list(lists.read(["b.txt", "a.csv"], EU).runs) == [
+        listed("r2"),
+        listed("r1", branch="main"),
+    ]
+
+
+def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfr1\r\n")))
+    assert ids(lists.read(["-"], EU)) == ["r1"]
+
+
+def test_a_bad_line_is_told_with_its_place_and_the_rest_goes_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write("a.txt", "r1\n..\nr2\n")
+    given = lists.read(["a.txt"], EU)
+    assert (ids(given), given.bad_lines) == (["r1", "r2"], 1)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("a.txt:2: ")
+
+
+def test_a_run_of_a_source_that_is_not_configured_counts_as_a_bad_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write("a.csv", "run_id,source\nr1,eu\nr2,us\n")
+    given = lists.read(["a.csv"], EU)
+    assert (ids(given), given.bad_lines) == (["r1"], 1)
+    assert capsys.readouterr().err == (
+        "a.csv: run r2: source us is not configured; there are default, eu\n"
+    )
+
+
+def test_a_list_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"^a\.txt: cannot be read: No such file or directory$"):
+        lists.read(["a.txt"], EU)
+
+
+# --- lists that are watched ---
+
+
+def test_every_file_that_a_pattern_names_now_is_read_once() -> None:
+    config = watching("runs/*.txt", "runs/a*", "more.csv")
+    assert ids(lists.read_watched(config)) == []
+    write("runs/b.txt", "r2\n")
+    write("runs/a.txt", "r1\n")
+    write("runs/c.md", "r3\n")
+    assert ids(lists.read_watched(config)) == ["r1", "r2"]
+    write("more.csv", "run_id\nr4\n")
+    assert ids(lists.read_watched(config)) == ["r4", "r1", "r2"]
+
+
+def test_a_watched_file_that_cannot_be_read_is_told_and_the_others_are_read(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = write("runs/b.txt", "r2\n").with_name("a.txt")
+    folder.mkdir()
+    gone = folder.with_name("c.txt")
+    gone.symlink_to("nowhere")
+    given = lists.read_watched(watching("runs/*.txt"))
+    assert ids(given) == ["r2"]
+    told = capsys.readouterr().err
+    assert f"{folder}: cannot be read: Is a directory\n" in told
+    assert given.bad_lines == len(told.splitlines())
+
+
+# --- what the ledger gets ---
+
+
+def test_a_run_that_comes_twice_is_one_entry_with_all_that_is_known(tmp_path: Path) -> None:
+    vault = TokenVault(tmp_path / "token.key")
+    [entry] = lists.entries(
+        [listed("r1", "token-1", branch="main", build="1"), listed("r1", build="2")], vault
+    )
+    assert entry.labels == {"branch": "main", "build": "2"}
+    assert entry.read_token is not None
+    assert "token-1" not in entry.read_token
+    assert vault.decrypt(entry.read_token).reveal() == "token-1"
+
+
+def test_runs_without_a_token_need_no_key_file(tmp_path: Path) -> None:
+    lists.entries([listed("r1")], TokenVault(tmp_path / "token.key"))
+    assert list(tmp_path.iterdir()) == []
