@@ -1,44 +1,72 @@
 """The errors a user can meet, sorted by what has to be done next.
 
-Each carries one line that says what is wrong, where, and what to do; `cli` prints it and
-ends with the class's exit code. Only these reach a user: anything else is a bug of ours.
+Each has a problem (with its place), a remedy and a reason code; `cli` prints the text, one line,
+and ends with the class's exit code. Only these reach a user: anything else is a bug of ours.
 """
+
+from enum import StrEnum
 
 
 class ArchiverError(Exception):
-    """Something a user can mend. Its text is one line; `exit_code` is the process's."""
+    """A failure that a user can mend. Its text is "problem; remedy"; code reads the fields."""
 
     exit_code = 1
+    reason: str = "failed"
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+        self.problem = problem
+        self.remedy = remedy
 
 
 class UsageError(ArchiverError):
     """The command, a file it names or a setting is wrong. Nothing was done."""
 
     exit_code = 2
+    reason = "bad_usage"
 
 
 class ConfigError(UsageError):
     """One or more settings are wrong; the text has a line for each."""
+
+    reason = "bad_setting"
 
 
 class KeyRefusedError(ArchiverError):
     """The API refused a key: every run of that source would fail alike."""
 
     exit_code = 3
+    reason = "key_refused"
+
+
+class Fault(StrEnum):
+    """Reason codes of a database that cannot be used."""
+
+    UNAVAILABLE = "database_unavailable"
+    """No connection, a lost one, or a lock held by another process: transient errors."""
+    REFUSED_VALUES = "database_refused_values"
+    """The database works, and refuses the values of one statement."""
+    NO_ARCHIVE = "no_archive"
+    BEHIND = "database_behind"
+    AHEAD = "database_ahead"
+    UNUSABLE = "database_unusable"
 
 
 class DatabaseError(ArchiverError):
-    """The database cannot be reached or used, or its tables are behind this version.
-
-    `is_passing` says that it may be back in a moment: the connection was lost, or a lock held.
-    `is_of_values` says that it is well, and only would not take what it was given.
-    """
+    """The database cannot be reached or used, or its tables are of another revision."""
 
     exit_code = 4
 
-    def __init__(
-        self, message: str, *, is_passing: bool = False, is_of_values: bool = False
-    ) -> None:
-        super().__init__(message)
-        self.is_passing = is_passing
-        self.is_of_values = is_of_values
+    def __init__(self, problem: str, remedy: str = "", reason: Fault = Fault.UNUSABLE) -> None:
+        super().__init__(problem, remedy)
+        self.reason = reason
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same statement can succeed in a moment."""
+        return self.reason == Fault.UNAVAILABLE
+
+    @property
+    def is_of_values(self) -> bool:
+        """Whether only the values of the statement are at fault."""
+        return self.reason == Fault.REFUSED_VALUES

@@ -180,7 +180,8 @@ class TokenVault:
         except InvalidToken:
             raise ConfigError(
                 f"its read token cannot be decrypted: {self._key_file} has another key than the"
-                " one it was tracked with; bring that key back, or track the run again"
+                " one it was tracked with",
+                "bring that key back, or track the run again",
             ) from None
 
     def _opened(self) -> "MultiFernet":
@@ -196,8 +197,8 @@ def open_vault(config: Config) -> TokenVault:
         return TokenVault(Path(key_file).expanduser())
     except RuntimeError:
         raise ConfigError(
-            f"security.token_key_file: {key_file} is in a home folder, and this user has none;"
-            " set HOME, or give another path"
+            f"security.token_key_file: {key_file} is in a home folder, and this user has none",
+            "set HOME, or give another path",
         ) from None
 
 
@@ -227,7 +228,7 @@ def _load_keys(path: Path) -> "MultiFernet":
     try:
         if path.stat().st_mode & 0o077:
             raise ConfigError(
-                f"security.token_key_file: {path} can be read by others; run `chmod 600 {path}`"
+                f"security.token_key_file: {path} can be read by others", f"run `chmod 600 {path}`"
             )
         return MultiFernet([Fernet(line) for line in path.read_text().split()])
     except OSError as error:
@@ -236,5 +237,5 @@ def _load_keys(path: Path) -> "MultiFernet":
         ) from None
     except ValueError:
         raise ConfigError(
-            f"security.token_key_file: {path} has no valid key; bring the right file back"
+            f"security.token_key_file: {path} has no valid key", "bring the right file back"
         ) from None

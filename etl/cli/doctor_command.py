@@ -12,6 +12,7 @@ from etl.answers.payload import PayloadError, decode
 from etl.cli.session import Session, open_session
 from etl.config.settings import Config, Source
 from etl.db import database
+from etl.db.faults import UNREACHABLE_REMEDY
 from etl.db.schema import runs
 from etl.errors import ArchiverError
 from etl.fetch.client import Client, Probe, RunRefusedError, UnavailableError
@@ -60,7 +61,7 @@ def _database(engine: Engine) -> Finding:
         if database.has_archive(engine):
             return Finding("database", f"{database.shown_url(engine)} is up to date", "", 0)
     except ArchiverError as error:
-        return _told("database", error, database.UNREACHABLE_REMEDY)
+        return _told("database", error, UNREACHABLE_REMEDY)
     if problem := database.folder_problem(engine):
         return Finding("database", problem, "make its folder, or change database.url", 4)
     remedy = "nothing to do: the first ingest makes the tables"
@@ -68,9 +69,8 @@ def _database(engine: Engine) -> Finding:
 
 
 def _told(subject: str, error: ArchiverError, remedy: str) -> Finding:
-    """Part an error's text into verdict and remedy; `remedy` is for one that has none."""
-    verdict, _, own_remedy = str(error).partition("; ")
-    return Finding(subject, verdict, own_remedy or remedy, error.exit_code)
+    """Report an error; `remedy` is for one that has none."""
+    return Finding(subject, error.problem, error.remedy or remedy, error.exit_code)
 
 
 def _vault(config: Config) -> Finding:

@@ -11,22 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
-from sqlalchemy.exc import (
-    ArgumentError,
-    DataError,
-    DBAPIError,
-    IntegrityError,
-    InterfaceError,
-    NotSupportedError,
-    OperationalError,
-    ProgrammingError,
-    SQLAlchemyError,
-)
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from etl.config.loading import mask_url_password
-from etl.errors import DatabaseError
+from etl.db import faults
+from etl.errors import DatabaseError, Fault
 from etl.runtime import without
-from etl.secrets import hide, mask
+from etl.secrets import hide
 
 HEAD = "0004"
 """The newest migration; a test holds it against `migrations/`. Known here to spare an import."""
@@ -42,15 +33,6 @@ _OF_SERVERS: Mapping[str, Any] = {
     # Whatever the server's default is: who has waited for a lock must see what came of it.
     "isolation_level": "READ COMMITTED",
 }
-
-_REMEDIES = {
-    sqlite3.SQLITE_FULL: "make room; what is due stays due",
-    sqlite3.SQLITE_IOERR: "see whether the disk is full or failing; what is due stays due",
-    sqlite3.SQLITE_READONLY: "make the file and its folder writable",
-    sqlite3.SQLITE_CANTOPEN: "make its folder, and that writable",
-}
-"""What to do about errors of SQLite, by their primary codes: its own words say little."""
-UNREACHABLE_REMEDY = "check database.url, and that the database runs and lets this user in"
 
 
 def connect(url: str) -> Engine:
@@ -163,59 +145,13 @@ def _explained(engine: Engine) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise DatabaseError(
-            f"{shown_url(engine)}: {_reason(error)}",
-            is_passing=_is_passing(error),
-            is_of_values=_is_of_values(error),
-        ) from None
-
-
-def _is_passing(error: SQLAlchemyError) -> bool:
-    """Tell a lost connection, a server that restarts and a held lock from what stays."""
-    if not isinstance(error, OperationalError):
-        return isinstance(error, DBAPIError) and error.connection_invalidated
-    if isinstance(error.orig, sqlite3.Error):
-        return _sqlite_code(error) == sqlite3.SQLITE_BUSY
-    return not _is_too_large(error)
-
-
-def _is_of_values(error: SQLAlchemyError) -> bool:
-    """Tell values that the database will not take from a database that takes none."""
-    refusals = (DataError, IntegrityError, InterfaceError, NotSupportedError, ProgrammingError)
-    return (isinstance(error, refusals) and not _is_passing(error)) or _is_too_large(error)
-
-
-def _is_too_large(error: SQLAlchemyError) -> bool:
-    """Tell what goes beyond a limit of PostgreSQL, such as a long text in an index (class 54)."""
-    cause = error.orig if isinstance(error, DBAPIError) else None
-    return str(getattr(cause, "sqlstate", None)).startswith("54")
-
-
-def _sqlite_code(error: SQLAlchemyError) -> int:
-    """Return SQLite's primary code of an error, 0 for errors that are not SQLite's."""
-    cause = error.orig if isinstance(error, DBAPIError) else None
-    return getattr(cause, "sqlite_errorcode", 0) & 0xFF
-
-
-def _is_unreachable(error: SQLAlchemyError) -> bool:
-    """Tell a server that let nobody in from one that did not like a statement."""
-    if not isinstance(error, OperationalError) or isinstance(error.orig, sqlite3.Error):
-        return False
-    return error.statement is None
+        raise faults.explain(error, shown_url(engine)) from None
 
 
 def shown_url(engine: Engine) -> str:
     """Return the database's URL as people may see it."""
     shown = engine.url.set(drivername=engine.dialect.name, query={})  # it may have a password too
     return shown.render_as_string(hide_password=True)
-
-
-def _reason(error: SQLAlchemyError) -> str:
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    reason = mask(lines[0]) if lines else type(cause).__name__
-    remedy = UNREACHABLE_REMEDY if _is_unreachable(error) else _REMEDIES.get(_sqlite_code(error))
-    return f"{reason}; {remedy}" if remedy else reason
 
 
 def current_revision(engine: Engine) -> str | None:
@@ -254,7 +190,9 @@ def require_archive(engine: Engine) -> None:
     """
     if not has_archive(engine):
         raise DatabaseError(
-            f"{shown_url(engine)}: has no archive yet; `result-archiver ingest` makes one"
+            f"{shown_url(engine)}: has no archive yet",
+            "`result-archiver ingest` makes one",
+            Fault.NO_ARCHIVE,
         )
 
 
@@ -272,19 +210,20 @@ def _is_current(engine: Engine) -> bool:
     """Tell an archive at `HEAD` from no archive. Raises DatabaseError for any other revision."""
     revision = current_revision(engine)
     if revision not in {None, HEAD}:
-        raise DatabaseError(_mismatch(engine, str(revision)))
+        raise _mismatch(engine, str(revision))
     return revision is not None
 
 
-def _mismatch(engine: Engine, revision: str) -> str:
+def _mismatch(engine: Engine, revision: str) -> DatabaseError:
+    place = f"{shown_url(engine)}: its tables are at revision {revision}"
     if revision < HEAD:
-        return (
-            f"{shown_url(engine)}: its tables are at revision {revision}, this version needs"
-            f" {HEAD}; run `result-archiver db upgrade`"
+        return DatabaseError(
+            f"{place}, this version needs {HEAD}", "run `result-archiver db upgrade`", Fault.BEHIND
         )
-    return (
-        f"{shown_url(engine)}: its tables are at revision {revision}, which is newer than this"
-        f" version ({HEAD}); install the newer result-archiver"
+    return DatabaseError(
+        f"{place}, which is newer than this version ({HEAD})",
+        "install the newer result-archiver",
+        Fault.AHEAD,
     )
 
 

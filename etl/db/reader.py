@@ -80,8 +80,9 @@ def grant(engine: Engine, role: str) -> None:
             _is_there(connection, each, role) for each in missing
         ):
             raise DatabaseError(
-                f"{shown_url(engine)}: we may not do all of this; have an administrator of the"
-                f" server run in this database: {'; '.join(statements)};"
+                f"{shown_url(engine)}: we may not do all of this",
+                "have an administrator of the server run in this database:"
+                f" {'; '.join(statements)};",
             )
 
 

@@ -305,7 +305,7 @@ class Patience:
             except DatabaseError as error:
                 now = time.monotonic()
                 away_since = away_since or now
-                if self.is_over or not error.is_passing or now - away_since > PATIENCE_S:
+                if self.is_over or not error.is_transient or now - away_since > PATIENCE_S:
                     self.is_over = True  # what waits behind this need not be patient again
                     raise
                 if away_since == now:

@@ -54,7 +54,7 @@ from etl.db.schema import (
     uncounted,
     warnings,
 )
-from etl.errors import DatabaseError
+from etl.errors import DatabaseError, Fault
 from tests.support.dump import LEDGER, dump, rows_of
 from tests.support.postgres import Server, free_port
 
@@ -444,6 +444,27 @@ def test_an_archive_that_is_behind_says_what_to_run(engine: Engine) -> None:
     assert complaint(database.has_archive, engine) == message
     assert complaint(database.require_archive, engine) == message
     assert database.current_revision(engine) == OLDER
+
+
+@pytest.mark.parametrize(
+    ("revision", "remedy", "reason"),
+    [
+        (OLDER, "run `result-archiver db upgrade`", Fault.BEHIND),
+        (NEWER, "install the newer result-archiver", Fault.AHEAD),
+    ],
+)
+def test_an_error_has_problem_remedy_and_reason_code_apart(
+    engine: Engine, revision: str, remedy: str, reason: Fault
+) -> None:
+    prepare(engine)
+    with writing(engine) as connection:
+        connection.execute(text(f"UPDATE alembic_version SET version_num = '{revision}'"))
+    with pytest.raises(DatabaseError) as caught:
+        database.require_archive(engine)
+    error = caught.value
+    assert str(error) == f"{error.problem}; {error.remedy}"
+    assert error.problem.startswith(f"{shown_url(engine)}: its tables are at revision {revision}")
+    assert (error.remedy, error.reason) == (remedy, reason)
 
 
 def test_an_archive_that_is_ahead_says_so(engine: Engine) -> None:
