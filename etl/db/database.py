@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from etl.config.loading import mask_url_password
 from etl.db import faults
+from etl.db.read_only import open_read_only
 from etl.errors import DatabaseError, Fault
 from etl.runtime import without
 from etl.secrets import hide
@@ -38,11 +39,32 @@ _OF_SERVERS: Mapping[str, Any] = {
 def connect(url: str) -> Engine:
     """Return an engine for `url`, as `config.load` left it. Nothing is connected yet.
 
-    Its connections are closed when nobody uses it any more, and at the end of the process.
-
     Raises:
         DatabaseError: the URL is broken.
     """
+    engine = _make_engine(url)
+    is_sqlite = engine.dialect.name == "sqlite"
+    event.listen(engine, "connect", _set_up_sqlite if is_sqlite else _set_up_postgresql)
+    if is_sqlite:
+        # The last connection to close writes the WAL back: then the file is the archive.
+        weakref.finalize(engine, engine.pool.dispose)
+    return engine
+
+
+def connect_to_read(url: str) -> Engine:
+    """Return an engine whose connections cannot write; see `connect`."""
+    engine = _make_engine(url)
+    if engine.dialect.name != "sqlite":
+        event.listen(engine, "connect", _set_up_postgresql)
+        # Of each transaction, not of the session: a pooler hands sessions on to other clients.
+        return engine.execution_options(postgresql_readonly=True)
+    event.listen(engine, "connect", _set_up_sqlite_to_read)
+    if engine.url.database:
+        open_read_only(engine)
+    return engine
+
+
+def _make_engine(url: str) -> Engine:
     try:
         is_server = not url.startswith("sqlite")
         options = _OF_SERVERS if is_server else {}
@@ -53,12 +75,7 @@ def connect(url: str) -> Engine:
     for name in ("password", "sslpassword"):
         hide(str(engine.url.query.get(name, "")))
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
-        # Whoever closes the last connection writes the WAL back: then the file is the archive.
-        weakref.finalize(engine, engine.pool.dispose)
-    else:
-        event.listen(engine, "connect", _set_up_postgresql)
     return engine
 
 
@@ -67,9 +84,13 @@ def _from_json(text: str | bytes) -> Any:
     return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 4300 else digits)
 
 
-def _set_up_sqlite(connection: Any, _record: Any) -> None:
+def _set_up_sqlite_to_read(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver's own BEGIN comes too late: see _begin_sqlite
     connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+
+
+def _set_up_sqlite(connection: Any, record: Any) -> None:
+    _set_up_sqlite_to_read(connection, record)
     connection.execute("PRAGMA foreign_keys = ON")
     _write_ahead(connection)
     connection.execute("PRAGMA synchronous = NORMAL")
