@@ -8,28 +8,27 @@ import argparse
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from unittest.mock import patch
 
 from sqlalchemy import select
 
-from etl import clock
 from etl.answers.compression import decompress
 from etl.config.settings import DEFAULT_SOURCE, Api, Config, Database, Source
 from etl.db import database
 from etl.db.schema import payloads, runs, tracked_runs
-from etl.fetch.fetching import FetchProcess
-from etl.ingest import pipeline
-from etl.ledger import ledger
-from etl.ledger.ledger import Entry
+from etl.fetch.door import in_threads
+from etl.ingest.context import IngestContext, PassHooks
+from etl.ingest.interrupt import Interrupt
+from etl.ingest.one_pass import PassOrder, run_pass
+from etl.ledger import standings, tracking
+from etl.ledger.tracking import Entry
 from etl.sandbox.app import READ_KEY
 from etl.sandbox.clock import Clock
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
-from tests.support.hosted import hosted
 
 END = datetime(2026, 11, 2, tzinfo=UTC)
 STEP = timedelta(minutes=2)
@@ -64,13 +63,12 @@ def simulate(days: int, world_runs: int, url: str) -> Month:
     with ExitStack() as stack:
         sandbox = stack.enter_context(running(world, Clock(start, speed=0)))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(patch.object(clock, "now", sandbox.clock.now))
-        stack.enter_context(hosted())  # by the same clock
-        process = stack.enter_context(closing(FetchProcess()))
         engine = database.connect(url)
         stack.callback(engine.dispose)
-        means = pipeline.Means(engine, _settings(sandbox, folder, url), process)
-        month = _Simulation(means, sandbox).follow(start)
+        # In threads: a child process has a clock of its own.
+        settings = _settings(sandbox, folder, url)
+        ingest = IngestContext(engine, settings, sandbox.clock.now, in_threads)
+        month = _Simulation(ingest, sandbox).follow(start)
     month.elapsed_s = time.monotonic() - began
     return month
 
@@ -88,9 +86,9 @@ def _settings(sandbox: Sandbox, folder: Path, url: str) -> Config:
 class _Simulation:
     """The archive, the sandbox, and what the ledger announced for each run."""
 
-    def __init__(self, means: pipeline.Means, sandbox: Sandbox) -> None:
-        self._means = means
-        self._engine = means.engine
+    def __init__(self, ingest: IngestContext, sandbox: Sandbox) -> None:
+        self._ingest = ingest
+        self._engine = ingest.engine
         self._sandbox = sandbox
         self._announced: dict[str, datetime | None] = {}
         self._month = Month()
@@ -102,7 +100,7 @@ class _Simulation:
         followed = [run for run in world.runs(END) if run.started_at >= start]
         to_start = sorted(((run.started_at, run.run_id) for run in followed), reverse=True)
         while moment := self._next_moment(to_start):
-            now = max(moment, clock.now() + STEP)
+            now = max(moment, self._ingest.now() + STEP)
             self._sandbox.clock.set(now=now)
             started = []
             while to_start and to_start[-1][0] <= now:
@@ -117,7 +115,7 @@ class _Simulation:
 
     def _next_moment(self, to_start: list[tuple[datetime, str]]) -> datetime | None:
         with database.reading(self._engine) as connection:
-            found = ledger.standings(connection, clock.now())
+            found = standings.standings(connection, self._ingest.now())
         starts = [to_start[-1][0]] if to_start else []
         return min([*starts, *filter(None, [found.oldest_due_at, found.next_due_at])], default=None)
 
@@ -125,25 +123,21 @@ class _Simulation:
         if run_ids:
             entries = [Entry(run_id, None, None, {}) for run_id in run_ids]
             with database.writing(self._engine) as connection:
-                ledger.track(connection, entries, clock.now())
-            self._announced.update(dict.fromkeys(run_ids, clock.now()))
+                tracking.track(connection, entries, self._ingest.now())
+            self._announced.update(dict.fromkeys(run_ids, self._ingest.now()))
 
     def _pass(self) -> None:
         """Do a pass, and hold each fetch against what the one before it had announced."""
         before = self._sandbox.requests.copy()
-        pipeline.run_pass(
-            self._means,
-            pipeline.Order("month"),
-            lambda _done, _total: None,
-            pipeline.Interrupt(),
-        )
+        hooks = PassHooks(lambda _done, _total: None, Interrupt())
+        run_pass(self._ingest, PassOrder("month"), hooks)
         self._month.passes += 1
         fetched = sorted(self._sandbox.requests - before)
         for run_id in fetched:
             announced = self._announced[run_id]
             if announced is None:
                 self._month.asked_when_settled.append(run_id)
-            elif clock.now() - announced > 2 * STEP:
+            elif self._ingest.now() - announced > 2 * STEP:
                 self._month.late.append(run_id)
         columns = select(tracked_runs.c.run_id, tracked_runs.c.due_at)
         with database.reading(self._engine) as connection:
@@ -163,10 +157,10 @@ class _Simulation:
             }
             settled = {
                 run_id
-                for run_id, state in ledger.states(connection, None).items()
+                for run_id, state in standings.states(connection, None).items()
                 if state == "settled"
             }
-        now = clock.now()
+        now = self._ingest.now()
         for run_id in run_ids:
             if kept.get(run_id) != self._sandbox.world.answer(run_id, now):
                 self._month.wrong_content.append(run_id)

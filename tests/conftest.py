@@ -12,7 +12,6 @@ from sqlalchemy import Engine
 from etl.db.database import connect, prepare
 from tests.support import fake_api
 from tests.support.fake_api import FakeApi
-from tests.support.hosted import hosted
 from tests.support.postgres import Server, running_server
 from tests.support.program import Program, program
 
@@ -33,16 +32,6 @@ def isolated(
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def one_process() -> Iterator[None]:
-    """What is called within our process fetches there, too, by the clock that the test has set.
-
-    Whatever is run as a process of its own has the other process as well.
-    """
-    with hosted():
-        yield
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -1,22 +1,46 @@
-"""What a request for a run can come to.
+"""What a request for a run can come to: pure values that travel between processes.
 
-Made by `fetcher`, judged at the `exchange`, sent home over the `wire`, kept by `keeper`. Pure
-values that can be encoded: a process that only fetches knows nothing of the database.
+Made in `fetch`, judged by `ledger.verdicts`, stored by `ingest.commits`.
 """
 
 from datetime import datetime
+from enum import StrEnum
 from typing import NamedTuple
 
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from etl.answers.normalize import Rows
-from etl.errors import KeyRefusedError
+
+
+class Reason(StrEnum):
+    """Why a run could not be archived: the codes of `tracked_runs.reason`."""
+
+    NOT_FOUND = "not_found"
+    """404 or 410 for a run that was never archived."""
+    GONE = "gone"
+    """404 or 410 for a run that is archived."""
+    DENIED = "denied"
+    """403."""
+    UNREADABLE = "unreadable"
+    """An answer that is no result: not JSON, no `result` object, too large."""
+    NO_ANSWER = "no_answer"
+    """The API cannot be reached, broke the connection off, or took too long."""
+    HTTP_STATUS = "http_status"
+    """A status without a result that says nothing final of the run: 202, 429, 5xx, ..."""
+    NOT_CONFIGURED = "not_configured"
+    """No request was sent: the source, its key or the token key is not there."""
+    TOO_MANY_ATTEMPTS = "too_many_attempts"
+    """Transient errors, `polling.max_attempts` passes in a row."""
+    NEVER_ENDED = "never_ended"
+    """Still going `polling.give_up_after` after its start."""
+    INTERNAL_ERROR = "internal_error"
+    """Our own code cannot digest the answer; its body is in `rejects`."""
 
 
 class Target(NamedTuple):
-    """A run to be fetched: where, with which token (encrypted), and what its newest answer was.
+    """A run to be fetched: where, with which token (encrypted), and its newest answer.
 
-    `fingerprint` is the sha256 of that one's payload.
+    `fingerprint` is the sha256 of that answer's payload.
     """
 
     run_id: str
@@ -25,17 +49,22 @@ class Target(NamedTuple):
     fingerprint: str | None
 
 
-class Trouble(NamedTuple):
-    """A request without a good answer. `wait_s` is what the API asked for, `chance` is 0 to 1."""
+class TransientError(NamedTuple):
+    """An attempt without a good answer, for a reason that may pass.
 
-    reason: str
+    `wait_s` is the API's Retry-After. `is_busy`: the API is alive and asks for patience.
+    `chance` (0 to 1) spreads the retries of runs that failed together.
+    """
+
+    reason: Reason
+    message: str
     wait_s: float | None
     is_busy: bool
     chance: float
 
 
 class Body(NamedTuple):
-    """An answer's body as it rests: compressed, with the size and hash of what was received."""
+    """A payload as it is stored: compressed, with the size and hash of the received bytes."""
 
     compressed: bytes
     encoding: str
@@ -54,26 +83,21 @@ class Answer(Struct, frozen=True, array_like=True, tag=True):
     rows: Rows
 
 
-class Fetched(Struct, frozen=True, array_like=True, tag="Answer"):
-    """An answer on its way: `rows` are packed, or many answers would take much memory."""
-
-    run_id: str
-    source: str
-    fetched_at: datetime
-    body: Body
-    content_hash: str
-    rows: Raw
-
-
 class Reject(Struct, frozen=True, array_like=True, tag=True):
-    """An answer that could not be accepted, with its body as received."""
+    """An answer that could not be accepted, with its body as received.
+
+    `traceback` is there where our own code failed on it.
+    """
 
     run_id: str
     fetched_at: datetime
     http_status: int
-    reason: str
+    code: Reason
+    message: str
     body: bytes
     sha256: str
+    chance: float = 0
+    traceback: str = ""
 
 
 class Unchanged(Struct, frozen=True, array_like=True, tag=True):
@@ -84,44 +108,35 @@ class Unchanged(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Missing(Struct, frozen=True, array_like=True, tag=True):
-    """A 404."""
+    """A 404 or 410."""
 
     run_id: str
-    reason: str
+    message: str
     fetched_at: datetime
 
 
-class Refused(Struct, frozen=True, array_like=True, tag=True):
-    """A failure of this run alone that stays. `traceback` is there where it is a bug of ours."""
+class Denied(Struct, frozen=True, array_like=True, tag=True):
+    """A 403 that is the run's own, not a sign that the key is refused."""
 
     run_id: str
-    reason: str
-    traceback: str = ""
+    message: str
 
 
 class Postponed(Struct, frozen=True, array_like=True, tag=True):
-    """A failure that passes, after the last attempt of this pass."""
+    """A transient error in the last attempt of this pass."""
 
     run_id: str
-    trouble: Trouble
+    error: TransientError
+    traceback: str = ""
 
 
 class Deferred(Struct, frozen=True, array_like=True, tag=True):
-    """A failure of the API, not of this run: it stays due, after `wait_s` if the API said so."""
+    """A failure of the API, not of this run, which stays due. `reject` is kept all the same."""
 
     run_id: str
-    reason: str
-    wait_s: float
+    error: TransientError
+    reject: Reject | None = None
 
 
-class Denied(NamedTuple):
-    """A 403: the run's own failure, or a sign that the key is refused."""
-
-    reason: str
-
-
-Outcome = Answer | Unchanged | Reject | Missing | Refused | Postponed | Deferred
+Outcome = Answer | Unchanged | Reject | Missing | Denied | Postponed | Deferred
 """How one run ended in a pass."""
-
-Returned = Outcome | Fetched | Trouble | Denied | KeyRefusedError
-"""What a thread hands in. The error is a refused key's: it ends the source's part of the pass."""

@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from msgspec.structs import asdict
 from sqlalchemy import Connection, Table, and_, delete, select, text, tuple_, update
 
 from etl.answers.normalize import Drift, Rows
@@ -468,8 +467,20 @@ def reject(connection: Connection, rejected: Sequence[Reject]) -> None:
     if rejected:
         connection.execute(
             bulk.upsert_into(connection, rejects).on_conflict_do_nothing(),
-            [{"id": _reject_id(each), **asdict(each)} for each in rejected],
+            [_reject_row(each) for each in rejected],
         )
+
+
+def _reject_row(rejected: Reject) -> dict[str, Any]:
+    return {
+        "id": _reject_id(rejected),
+        "run_id": rejected.run_id,
+        "fetched_at": rejected.fetched_at,
+        "http_status": rejected.http_status,
+        "reason": rejected.message,
+        "body": rejected.body,
+        "sha256": rejected.sha256,
+    }
 
 
 def _reject_id(rejected: Reject) -> str:

@@ -5,7 +5,6 @@ Each command imports its part when it is called, so that `--help` is there at on
 
 import math
 import signal
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -214,19 +213,13 @@ def ingest(
     as_json: bool,
 ) -> int:
     """Do one pass: track the given runs, fetch all that is due, store it."""
-    from etl.fetch.fetching import FetchProcess
+    from etl.cli import pass_commands
+    from etl.intake import arguments
 
-    with closing(FetchProcess()) as process:
-        if (run_ids or lists or refresh) and not dry_run:
-            process.start()  # before our own imports, which take as long as its own
-
-        from etl.cli import pass_commands
-        from etl.intake import arguments
-
-        wanted = arguments.Wanted(run_ids, lists, source, (), refresh)
-        if dry_run:
-            return pass_commands.preview(config, wanted, as_json=as_json)
-        return pass_commands.ingest(config, wanted, process, wait=wait, as_json=as_json)
+    wanted = arguments.Wanted(run_ids, lists, source, (), refresh)
+    if dry_run:
+        return pass_commands.preview(config, wanted, as_json=as_json)
+    return pass_commands.ingest(config, wanted, wait=wait, as_json=as_json)
 
 
 @app.command(epilog="Example: result-archiver schedule")

@@ -3,7 +3,7 @@
 import shlex
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -23,13 +23,13 @@ from etl.config.settings import (
     Source,
 )
 from etl.db import database
-from etl.fetch.fetching import FetchProcess
-from etl.ingest import pipeline
-from etl.ingest.keeper import Tally
-from etl.ingest.pipeline import Means
+from etl.ingest.context import IngestContext, PassHooks
+from etl.ingest.interrupt import Interrupt
+from etl.ingest.one_pass import PassOrder, run_pass
+from etl.ingest.tally import Tally
 from etl.intake.formats import read_list
-from etl.ledger import ledger
-from etl.ledger.ledger import Entry
+from etl.ledger import tracking
+from etl.ledger.tracking import Entry
 from etl.reports import catalog, forms
 from etl.reports.model import Request
 from etl.sandbox import listing
@@ -81,14 +81,10 @@ def _archive(engine: Engine, config: Config, sandbox: Sandbox) -> Tally:
     database.prepare(engine)
     with database.writing(engine) as connection:
         entries = [Entry(run.run_id, None, None, run.labels) for run in runs.runs]
-        ledger.track(connection, entries, clock.now())
-    with (
-        closing(FetchProcess()) as process,
-        display.progress("archiving") as progress,
-        pipeline.Interrupt().listening() as interrupt,
-    ):
-        means = Means(engine, config, process)
-        return pipeline.run_pass(means, pipeline.Order("demo"), progress, interrupt)
+        tracking.track(connection, entries, clock.now())
+    with display.progress("archiving") as progress, Interrupt().listening() as interrupt:
+        ingest = IngestContext(engine, config, clock.now)
+        return run_pass(ingest, PassOrder("demo"), PassHooks(progress, interrupt))
 
 
 def _print_reports(connection: Connection, tally: Tally) -> None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from itertools import chain
 from pathlib import Path
 
@@ -13,14 +12,15 @@ from etl.cli.session import open_session
 from etl.config.settings import DEFAULT_SOURCE
 from etl.db import database
 from etl.errors import UsageError
-from etl.fetch.dispatch import Halt
-from etl.fetch.fetching import FetchProcess
-from etl.ingest.keeper import Tally
-from etl.ingest.passes import Pass
-from etl.ingest.pipeline import Interrupt, Means
+from etl.fetch.breaker import Halt
+from etl.ingest import begin
+from etl.ingest.context import IngestContext, PassHooks
+from etl.ingest.interrupt import Interrupt
+from etl.ingest.one_pass import PassOrder, run_pass
+from etl.ingest.tally import Tally
 from etl.intake import arguments, lists
 from etl.intake.arguments import Wanted
-from etl.ledger import ledger
+from etl.ledger import standings, tracking
 from etl.runtime import tune_heap
 from etl.secrets import require_keys
 
@@ -31,7 +31,7 @@ def track(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
     given = arguments.read(wanted, session.config)
     if not wanted.run_ids and not wanted.lists:
         raise UsageError("no runs were given; name run IDs, or a list with --from FILE")
-    tracked = Pass(Means(*session, FetchProcess()), "track").track(given)
+    tracked = begin.track(IngestContext(*session, clock.now), given)
     if as_json:
         display.as_json({**tracked._asdict(), "bad_lines": given.bad_lines})
     else:
@@ -39,30 +39,23 @@ def track(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
     return 1 if given.bad_lines else 0
 
 
-def ingest(
-    path: Path | None,
-    wanted: Wanted,
-    process: FetchProcess,
-    *,
-    wait: bool,
-    as_json: bool,
-) -> int:
-    """Track what is given, then do one pass, or (`wait`) passes until no run is going any more."""
+def ingest(path: Path | None, wanted: Wanted, *, wait: bool, as_json: bool) -> int:
+    """Track the given runs, then do one pass, or (`wait`) passes until every run has finished."""
     tune_heap()
     session = open_session(path)
     given = arguments.read(wanted, session.config)
     require_keys(session.config, {wanted.source or DEFAULT_SOURCE} if wanted.run_ids else set())
-    the_pass = Pass(Means(*session, process), "ingest")
+    setting = IngestContext(*session, clock.now)
     if wanted.refresh:
-        the_pass.track_and_make_due(given)
+        begin.track_and_make_due(setting, given)
     else:
-        the_pass.track(given)
+        begin.track(setting, given)
     if wanted.refresh and not wanted.run_ids and not wanted.lists:
         _make_all_due(session.engine)
     with Interrupt().listening() as interrupt:
-        tally = _run(the_pass, interrupt)
+        tally = _run(setting, PassOrder("ingest", given.bad_lines), interrupt)
         while wait and tally.halt is None and _sleep_until_due(session.engine, interrupt):
-            tally = _combined(tally, _run(the_pass, interrupt))
+            tally = _combined(tally, _run(setting, PassOrder("ingest"), interrupt))
     _tell(tally, as_json=as_json)
     return tally.exit_code
 
@@ -74,25 +67,25 @@ def schedule(path: Path | None) -> int:
     tune_heap()
     session = open_session(path)
     require_keys(session.config, set(session.config.sources))
-    with closing(FetchProcess()) as process, Interrupt().listening() as interrupt:
-        scheduler.serve(Means(*session, process), interrupt)
+    with Interrupt().listening() as interrupt:
+        scheduler.serve(IngestContext(*session, clock.now), interrupt)
     return 0
 
 
 def _make_all_due(engine: Engine) -> None:
     with database.writing(engine) as connection:
-        ledger.make_due(connection, None, clock.now())
+        tracking.make_due(connection, None, clock.now())
 
 
-def _run(the_pass: Pass, interrupt: Interrupt) -> Tally:
+def _run(setting: IngestContext, order: PassOrder, interrupt: Interrupt) -> Tally:
     with display.progress("archiving") as progress:
-        return the_pass.run(progress, interrupt)
+        return run_pass(setting, order, PassHooks(progress, interrupt))
 
 
 def _sleep_until_due(engine: Engine, interrupt: Interrupt) -> bool:
     """Sleep until a run that is still going is due, or a signal comes; False if none is going."""
     with database.reading(engine) as connection:
-        due_at = ledger.next_going(connection)
+        due_at = standings.next_going(connection)
     while due_at is not None and clock.now() < due_at and interrupt.signal is None:
         time.sleep(0.2)
     return due_at is not None  # on a signal, too: the pass that follows ends at once, and says so
@@ -154,9 +147,9 @@ def preview(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
     runs = [{"run_id": run_id, "state": "new"} for run_id in listed]
     if database.has_archive(session.engine):
         with database.reading(session.engine) as connection:
-            states = ledger.states(connection, listed if wanted.refresh and listed else None)
-            unknown = set(ledger.unknown(connection, listed))
-            due = ledger.due_runs(connection, clock.now())
+            states = standings.states(connection, listed if wanted.refresh and listed else None)
+            unknown = set(tracking.unknown(connection, listed))
+            due = standings.due_runs(connection, clock.now())
         runs = [run for run in runs if run["run_id"] in unknown]
         wanted_again = states if wanted.refresh else {}
         runs += [{"run_id": key, "state": state} for key, state in (due | wanted_again).items()]
@@ -174,8 +167,8 @@ def retry(path: Path | None, run_ids: Sequence[str], *, as_json: bool) -> int:
     session = open_session(path)
     database.require_archive(session.engine)
     with database.writing(session.engine) as connection:
-        strangers = ledger.unknown(connection, run_ids)
-        changed = ledger.retry(connection, run_ids or None, clock.now())
+        strangers = tracking.unknown(connection, run_ids)
+        changed = tracking.retry(connection, run_ids or None, clock.now())
     for run_id in strangers:
         display.note(f"run {display.safe(run_id)}: is not tracked; `result-archiver track` adds it")
     if as_json:

@@ -21,7 +21,7 @@ from etl.db.schema import (
     warnings,
 )
 from etl.errors import UsageError
-from etl.ledger import ledger
+from etl.ledger import standings
 
 RECENT = 5
 RUN_FACTS = (
@@ -63,7 +63,7 @@ def _status(connection: Connection, now: datetime) -> dict[str, Any]:
         .limit(RECENT)
     )
     return {
-        **ledger.standings(connection, now)._asdict(),
+        **standings.standings(connection, now)._asdict(),
         "passes": _rows(connection, passes),
         "failures": _rows(connection, failures),
     }

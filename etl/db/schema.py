@@ -251,6 +251,8 @@ tracked_runs = Table(
     Column("state", Text, nullable=False),
     Column("due_at", Timestamp),
     Column("attempts", BigInteger, nullable=False, server_default="0"),
+    # A code of answers.outcome.Reason, for programs; last_error is for people.
+    Column("reason", Text),
     Column("last_error", Text),
     Column("first_tracked_at", Timestamp, nullable=False),
     Column("last_fetched_at", Timestamp),

@@ -1,7 +1,8 @@
 """Ask the API for one run: the one place that builds a request and knows the secrets in it.
 
 Errors are our own and name no URL. They are sorted by what the catcher does next: an
-`UnavailableError` passes, a `RunRefusedError` is that run's own, a `KeyRefusedError` every run's.
+`UnavailableError` is transient, a `RunRefusedError` is that run's own, a `KeyRefusedError` concerns
+every run.
 """
 
 import hashlib
@@ -23,36 +24,47 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, ReadTimeoutError
 
 from etl import __version__, secrets
+from etl.answers.outcome import Reason
 from etl.config.settings import Api, Source
 from etl.errors import KeyRefusedError
-from etl.ledger.lifecycle import DENIED
 from etl.runtime import without
 from etl.secrets import Secret
 
-with without("charset_normalizer"):  # which guesses encodings: JSON is UTF-8
+with without("charset_normalizer"):  # it guesses encodings; JSON is UTF-8
     import requests
     from requests.adapters import HTTPAdapter
 
 CHUNK_BYTES = 1_048_576
 MEBIBYTE = 1_048_576
 LONGEST_WAIT = timedelta(days=1)
-"""A Retry-After beyond this is read as this: no slip may have the archive stand still for long."""
+"""A longer Retry-After is cut to this: a mistake there must not stop the archive for long."""
+
+
+REFUSALS = {
+    403: "the API answered 403; the key has no read permission, so this run needs its read token",
+    404: "the API does not know this run (404)",
+    410: "the API no longer has this run (410)",
+}
+"""The statuses that are a run's own, in words."""
 
 
 class UnavailableError(Exception):
-    """No good answer this time, for a reason that passes. `wait` is the API's Retry-After.
+    """No good answer this time, for a transient reason. `wait` is the API's Retry-After."""
 
-    `is_busy` says that the API is alive and asks for patience (429).
-    """
-
-    def __init__(self, reason: str, wait: timedelta | None = None, *, is_busy: bool = False):
-        super().__init__(reason)
+    def __init__(
+        self, message: str, reason: Reason = Reason.NO_ANSWER, wait: timedelta | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
         self.wait = wait
-        self.is_busy = is_busy
+
+
+class BusyError(UnavailableError):
+    """The API is alive and asks for patience (429)."""
 
 
 class RunRefusedError(Exception):
-    """The API answered, and will not give this run: `http_status` says why."""
+    """The API will not give this run: `http_status` is 403, 404 or 410."""
 
     def __init__(self, reason: str, http_status: int):
         super().__init__(reason)
@@ -62,9 +74,9 @@ class RunRefusedError(Exception):
 class Response(NamedTuple):
     """A 200: the decoded body, and the hash of it as received.
 
-    `fetched_at` is when the request was sent, so that an answer is never taken for newer than
-    it is. Where the body echoed a secret of ours, `is_masked` and the echo is gone from `body`.
-    Where it is one that is known already, `body` is empty.
+    `fetched_at` is the time of sending, so that an answer never counts as newer than it is.
+    `is_masked`: the body echoed a secret of ours, which is masked in `body`. A body with the known
+    hash is left out: `body` is then empty.
     """
 
     body: bytes
@@ -74,7 +86,7 @@ class Response(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What `doctor` wants to know of an answer: its status and kind, and the server's time."""
+    """The status, the kind and the server time of an answer, for `doctor`."""
 
     http_status: int
     is_json: bool
@@ -84,7 +96,7 @@ class Probe(NamedTuple):
 class Client:
     """Fetches the runs of one source. Safe to be used by several threads at once.
 
-    Makes no second attempt and keeps no pace: when to ask, and whether again, is the pass's.
+    Makes no second attempt and has no rate limit: the breaker decides when to ask again.
     """
 
     def __init__(
@@ -96,25 +108,26 @@ class Client:
         self._query = Secret(urlencode({"apiKey": key.reveal()}))
         self._api = api
         self._clock = clock
-        # What every request has, and what the environment says of proxies and certificates, is
-        # made out once. The adapter sends a request and nothing else: no credentials out of
-        # ~/.netrc, no cookies, no redirects.
+        # The common parts of each request, and the environment's proxies and certificates, are
+        # read once. The adapter sends a request and nothing else: no credentials from ~/.netrc,
+        # no cookies, no redirects.
         self._request = _prepared(f"{self._base_url}/api/result")
         self._environment: Any = requests.Session().merge_environment_settings(
             self._base_url, proxies={}, stream=True, verify=None, cert=None
         )
         if self._base_url.lower().startswith("http:"):
-            # Plain http is for this machine alone: a proxy would carry the key to another one.
+            # Plain http is for this machine alone: a proxy would send the key to another one.
             self._environment["proxies"] = {}
         self._timeout: Any = Timeout(connect=api.connect_timeout_s, read=api.read_timeout_s)
         self._adapter = _Adapter(_root(self._request), api.connections)
 
     def fetch(self, run_id: str, token: Secret | None, known_sha256: str | None = None) -> Response:
-        """Return the vendor's JSON for one run, but for its body where that has the known hash.
+        """Return the vendor's JSON for one run, without the body if it has the known hash.
 
         Raises:
-            UnavailableError: no answer, a timeout, 429, 5xx or a redirect.
-            RunRefusedError: 403, 404, or a body larger than allowed.
+            UnavailableError: no answer, a timeout, a body larger than allowed, or any status but
+                200, 401, 403, 404 and 410.
+            RunRefusedError: 403, 404 or 410.
             KeyRefusedError: 401, the key is not accepted.
         """
         fetched_at = self._clock()
@@ -127,8 +140,12 @@ class Client:
         masked = secrets.mask_body(body, [self._key, token] if token else [self._key])
         return Response(masked, sha256, fetched_at, masked != body)
 
+    def close(self) -> None:
+        """Close all connections. A request under way closes its own when it returns."""
+        self._adapter.close()
+
     def probe(self, run_id: str) -> Probe:
-        """Ask for a run without its token, and return how the API took it, whatever it said.
+        """Ask for a run without its token, and return any answer.
 
         Raises:
             UnavailableError: no answer.
@@ -152,18 +169,18 @@ class Client:
             return
         if status == 401:
             raise KeyRefusedError(f"{self._host} refused the API key (401); set one that is valid")
+        if status in REFUSALS:
+            raise RunRefusedError(REFUSALS[status], status)
+        wait = self._retry_after(response)
         if status == 429:
-            raise UnavailableError(
-                "the API asks for patience (429)", self._retry_after(response), is_busy=True
-            )
-        if status >= 500 or status == 408:
-            raise UnavailableError(f"the API answered {status}", self._retry_after(response))
+            raise BusyError("the API asks for patience (429)", Reason.HTTP_STATUS, wait)
+        message = f"the API answered {status}"
         if 300 <= status < 400:
-            raise UnavailableError(
+            message = (
                 f"the API answered with a redirect ({status}), which is not followed;"
                 " check base_url"
             )
-        raise RunRefusedError(_refusal(status), status)
+        raise UnavailableError(message, Reason.HTTP_STATUS, wait)
 
     def _retry_after(self, response: requests.Response) -> timedelta | None:
         return parse_retry_after(response.headers.get("Retry-After"), self._clock())
@@ -176,17 +193,17 @@ class Client:
             chunks.append(chunk)
             size += len(chunk)
             if size > limit:
-                raise RunRefusedError(
+                raise UnavailableError(
                     f"the answer is larger than api.max_body_mb ({self._api.max_body_mb:g});"
                     " raise it and run `result-archiver retry`",
-                    response.status_code,
+                    Reason.UNREADABLE,
                 )
             if len(chunk) < CHUNK_BYTES:  # only the last one is
                 return b"".join(chunks)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn every error of the transport into our own: theirs quote the URL with the key."""
+        """Turn each transport error into our own: theirs quote the URL with the key."""
         try:
             yield
         except (requests.Timeout, ReadTimeoutError):
@@ -211,11 +228,11 @@ class Client:
 
 
 _deadline: ContextVar[float] = ContextVar("deadline")
-"""When this thread's request has to be over, in seconds of `time.monotonic`."""
+"""The deadline of this thread's request, in seconds of `time.monotonic`."""
 
 
 class _Reader(io.RawIOBase):
-    """Reads a socket until the deadline: its own timeout starts anew with every byte."""
+    """Reads a socket until the deadline; the socket's timeout restarts with every byte."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -240,7 +257,7 @@ class _Reader(io.RawIOBase):
 
 
 class _Limited(NamedTuple):
-    """A socket as an answer sees it: something to be read until the deadline."""
+    """A socket that is read until the deadline."""
 
     sock: socket.socket
 
@@ -248,8 +265,8 @@ class _Limited(NamedTuple):
         return io.BufferedReader(_Reader(self.sock))
 
 
-class _Answer(HTTPResponse):
-    """An answer whose head and body, and those of a proxy before it, keep to the deadline."""
+class _LimitedResponse(HTTPResponse):
+    """An answer whose head and body, and those of a proxy before it, obey the deadline."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         limited: Any = _Limited(sock)
@@ -257,11 +274,11 @@ class _Answer(HTTPResponse):
 
 
 class _Connection(HTTPConnection):
-    response_class = _Answer
+    response_class = _LimitedResponse
 
 
 class _TlsConnection(HTTPSConnection):
-    response_class = _Answer
+    response_class = _LimitedResponse
 
 
 class _Adapter(HTTPAdapter):
@@ -279,8 +296,15 @@ class _Adapter(HTTPAdapter):
             self._pool = pool
         return self._pool
 
+    def close(self) -> None:
+        # urllib3 closes a pool's connections when the pool is collected as garbage; tracebacks of
+        # broken requests keep it alive until then.
+        if self._pool is not None:
+            self._pool.close()
+        super().close()
+
     def request_url(self, request: requests.PreparedRequest, _proxies: Any) -> str:
-        """Name the path alone: a proxy is asked to connect, never to fetch, as https has it."""
+        """Send the path alone: https never asks a proxy to fetch, only to connect."""
         return str(request.url).removeprefix(self._root)
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
@@ -308,14 +332,6 @@ def _tls_problem(error: requests.exceptions.SSLError) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return "shows a certificate that is not trusted; if it is your own, set REQUESTS_CA_BUNDLE"
     return "does not speak TLS as it should; check base_url"
-
-
-def _refusal(status: int) -> str:
-    if status == 404:
-        return "the API does not know this run (404)"
-    if status == 403:
-        return f"{DENIED}; the key has no read permission, so this run needs its read token"
-    return f"the API answered {status}"
 
 
 def parse_retry_after(header: str | None, now: datetime) -> timedelta | None:

@@ -1,46 +1,63 @@
-"""Make a target into an outcome: one request, then decoding, normalizing and compressing.
+"""Turn a target into an outcome: one request, then decoding, normalizing and compressing.
 
-Used by several threads; holds no state but the sources' clients.
+Several threads use one fetcher; it holds no state but the sources' clients.
 """
 
 import random
 import threading
+from collections.abc import Callable
 from datetime import datetime
 from traceback import format_exc
+from typing import NamedTuple
 
-from msgspec import Raw
+from msgspec import Raw, msgpack
 
-from etl import clock
 from etl.answers.compression import compress
 from etl.answers.normalize import ECHO_WARNING, normalize
 from etl.answers.outcome import (
+    Answer,
+    Deferred,
     Denied,
-    Fetched,
     Missing,
     Outcome,
     Postponed,
-    Refused,
+    Reason,
     Reject,
-    Returned,
     Target,
-    Trouble,
+    TransientError,
     Unchanged,
 )
 from etl.answers.payload import PayloadError, decode
 from etl.config.settings import Config
 from etl.errors import ConfigError, KeyRefusedError
-from etl.fetch.client import Client, Response, RunRefusedError, UnavailableError
-from etl.fetch.wire import pack_rows
+from etl.fetch.breaker import Signal
+from etl.fetch.client import BusyError, Client, Response, RunRefusedError, UnavailableError
 from etl.secrets import api_key, mask, open_vault
 
 
-class Clients:
-    """The client of each source, made when its first run is fetched."""
+class Attempt(NamedTuple):
+    """One request for a run, and the outcome that the run has if it was the last one.
 
-    def __init__(self, config: Config) -> None:
+    Outcomes are packed as they travel: a decoded answer takes five times the memory.
+    `if_deferred` replaces `packed` where the failure turns out to be the API's. `size` is the
+    number of the API's bytes in it.
+    """
+
+    signal: Signal
+    error: TransientError | None = None
+    packed: Raw | None = None
+    if_deferred: Raw | None = None
+    size: int = 0
+
+
+class Clients:
+    """The client of each source, opened for its first run."""
+
+    def __init__(self, config: Config, now: Callable[[], datetime]) -> None:
         self._config = config
+        self._now = now
         self._clients: dict[str, Client] = {}
-        self._making = threading.Lock()
+        self._opening = threading.Lock()
 
     def of(self, name: str) -> Client:
         """Return the client of a source.
@@ -48,85 +65,149 @@ class Clients:
         Raises:
             ConfigError: the source is not configured, or has no key.
         """
-        with self._making:
+        with self._opening:
             if name not in self._clients:
-                self._clients[name] = self._made(name)
+                self._clients[name] = self._open(name)
             return self._clients[name]
 
-    def _made(self, name: str) -> Client:
+    def _open(self, name: str) -> Client:
         source = self._config.sources.get(name)
         if source is None:
             raise ConfigError(
                 f"its source {name!r} is not configured; add [sources.{name}] to config.toml"
             )
-        return Client(source, api_key(name, source), self._config.api, clock.now)
+        return Client(source, api_key(name, source), self._config.api, self._now)
+
+    def close(self) -> None:
+        """Close all connections."""
+        with self._opening:
+            for client in self._clients.values():
+                client.close()
 
 
-class Fetcher:
-    """Fetches runs of all sources. Raises nothing: what goes wrong is an outcome too."""
+class RunFetcher:
+    """Fetches runs of all sources. Raises nothing: each error is an attempt too."""
 
-    def __init__(self, config: Config) -> None:
-        self._clients = Clients(config)
+    def __init__(self, config: Config, now: Callable[[], datetime]) -> None:
+        self._clients = Clients(config, now)
         self._vault = open_vault(config)
         self._zone = config.reporting_zone
-        self._understanding = threading.Lock()
+        self._now = now
+        self._decoding = threading.Lock()
 
-    def fetch(self, target: Target) -> Returned:
-        """Return what came of one request."""
-        sent_at = clock.now()
+    def close(self) -> None:
+        """Close all connections."""
+        self._clients.close()
+
+    def fetch(self, target: Target) -> Attempt:
+        """Send one request, and return what it came to."""
+        sent_at = self._now()
         try:
             client = self._clients.of(target.source)
             token = self._vault.decrypt(target.read_token) if target.read_token else None
             return self._read(target, client.fetch(target.run_id, token, target.fingerprint))
         except UnavailableError as error:
-            wait_s = error.wait.total_seconds() if error.wait else None
-            return Trouble(str(error), wait_s, error.is_busy, random.random())  # noqa: S311  jitter
+            return _transient(target.run_id, error)
         except RunRefusedError as error:
-            return _refused(target, error, sent_at)
+            return _refused(target.run_id, error, sent_at)
         except ConfigError as error:
-            # Another machine, or this one with its settings mended, may well fetch it.
-            return Postponed(target.run_id, _trouble(str(error)))
+            # Another machine, or this one with its settings corrected, may well fetch it.
+            return _without_request(target.run_id, Reason.NOT_CONFIGURED, str(error))
         except KeyRefusedError as error:
-            return error
-        except Exception as error:  # noqa: BLE001  told where the outcome is written
-            reason = f"internal error: {type(error).__name__}; please report it"
-            return Refused(target.run_id, reason, mask(format_exc()))
-
-    def _read(self, target: Target, response: Response) -> Outcome | Fetched:
-        if response.sha256 == target.fingerprint:
-            return Unchanged(target.run_id, response.fetched_at)
-        try:
-            content_hash, rows = self._understood(target.run_id, response)
-        except PayloadError as error:
-            return Reject(
-                target.run_id, response.fetched_at, 200, str(error), response.body, response.sha256
+            return Attempt(Signal.KEY_REFUSED, _error(Reason.DENIED, str(error)))
+        except Exception as error:  # noqa: BLE001  reported where the outcome is stored
+            message = f"internal error: {type(error).__name__}; please report it"
+            return _without_request(
+                target.run_id, Reason.INTERNAL_ERROR, message, mask(format_exc())
             )
-        body = compress(response.body, response.sha256)
-        return Fetched(target.run_id, target.source, response.fetched_at, body, content_hash, rows)
 
-    def _understood(self, run_id: str, response: Response) -> tuple[str, Raw]:
-        """Return the content's hash, and the rows, packed.
+    def _read(self, target: Target, response: Response) -> Attempt:
+        if response.sha256 == target.fingerprint:
+            return _result(Unchanged(target.run_id, response.fetched_at))
+        try:
+            answer = self._decode(target, response)
+        except PayloadError as error:
+            return _unreadable(_reject(target, response, Reason.UNREADABLE, str(error)))
+        except Exception as error:  # noqa: BLE001  a bug of ours must not lose the body
+            message = f"internal error: {type(error).__name__}; please report it"
+            reject = _reject(target, response, Reason.INTERNAL_ERROR, message, mask(format_exc()))
+            return _result(reject, len(reject.body))
+        return answer
 
-        One after another: Python would not do it faster side by side, and a decoded answer takes
-        ten times the memory of its body.
+    def _decode(self, target: Target, response: Response) -> Attempt:
+        """Return the answer, packed.
+
+        One thread at a time: Python would not do it faster side by side, and a decoded answer
+        takes ten times the memory of its body.
         """
-        with self._understanding:
+        with self._decoding:
             payload = decode(response.body)
-            rows = normalize(run_id, payload, self._zone)
+            rows = normalize(target.run_id, payload, self._zone)
             if response.is_masked:
                 rows.warnings.append(ECHO_WARNING)
-            return payload.content_hash, pack_rows(rows)
+            body = compress(response.body, response.sha256)
+            fetched_at = response.fetched_at
+            answer = Answer(
+                target.run_id, target.source, fetched_at, body, payload.content_hash, rows
+            )
+            return _result(answer, body.size)
 
 
-def _trouble(reason: str) -> Trouble:
-    return Trouble(reason, None, is_busy=False, chance=random.random())  # noqa: S311  jitter
+def pack(outcome: Outcome) -> Raw:
+    """Return an outcome as it travels."""
+    return Raw(msgpack.encode(outcome))
 
 
-def _refused(target: Target, error: RunRefusedError, sent_at: datetime) -> Returned:
-    match error.http_status:
-        case 403:
-            return Denied(str(error))
-        case 404:
-            return Missing(target.run_id, str(error), sent_at)
-        case _:
-            return Refused(target.run_id, str(error))
+def _result(outcome: Outcome, size: int = 0) -> Attempt:
+    return Attempt(Signal.RESULT, packed=pack(outcome), size=size)
+
+
+def _reject(
+    target: Target, response: Response, code: Reason, message: str, traceback: str = ""
+) -> Reject:
+    return Reject(
+        target.run_id,
+        response.fetched_at,
+        200,
+        code,
+        message,
+        response.body,
+        response.sha256,
+        _chance(),
+        traceback,
+    )
+
+
+def _unreadable(reject: Reject) -> Attempt:
+    error = _error(reject.code, reject.message)
+    deferred = pack(Deferred(reject.run_id, error, reject))
+    return Attempt(Signal.NO_RESULT, error, pack(reject), deferred, len(reject.body))
+
+
+def _transient(run_id: str, failure: UnavailableError) -> Attempt:
+    wait_s = failure.wait.total_seconds() if failure.wait else None
+    is_busy = isinstance(failure, BusyError)
+    error = TransientError(failure.reason, str(failure), wait_s, is_busy, _chance())
+    signal = Signal.NO_RESULT if failure.reason is Reason.UNREADABLE else Signal.TRANSIENT
+    return Attempt(signal, error, pack(Postponed(run_id, error)), pack(Deferred(run_id, error)))
+
+
+def _refused(run_id: str, error: RunRefusedError, sent_at: datetime) -> Attempt:
+    message = str(error)
+    if error.http_status == 403:
+        packed = pack(Denied(run_id, message))
+        return Attempt(Signal.DENIED, _error(Reason.DENIED, message), packed)
+    return _result(Missing(run_id, message, sent_at))
+
+
+def _without_request(run_id: str, reason: Reason, message: str, traceback: str = "") -> Attempt:
+    error = _error(reason, message)
+    return Attempt(Signal.NO_REQUEST, error, pack(Postponed(run_id, error, traceback)))
+
+
+def _error(reason: Reason, message: str) -> TransientError:
+    return TransientError(reason, message, None, is_busy=False, chance=_chance())
+
+
+def _chance() -> float:
+    return random.random()  # noqa: S311  jitter

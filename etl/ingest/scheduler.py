@@ -15,35 +15,37 @@ from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from etl import clock
 from etl.config.settings import Schedule
 from etl.errors import ArchiverError, ConfigError
-from etl.ingest import pipeline
-from etl.ingest.passes import Pass
-from etl.ingest.pipeline import Interrupt, Means
+from etl.ingest.context import IngestContext, PassHooks
+from etl.ingest.interrupt import Interrupt
+from etl.ingest.one_pass import PassOrder, run_pass
 from etl.telemetry import prometheus
 from etl.telemetry.log import bound_context, get_logger
 
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
+TICK_S = 0.1
+"""The interval at which signals are looked for."""
+
 log = get_logger()
 
 
-def serve(means: Means, interrupt: Interrupt) -> None:
+def serve(ingest: IngestContext, interrupt: Interrupt) -> None:
     """Do a pass now and whenever the schedule says, until `interrupt` gets a signal.
 
     Raises:
         ConfigError: the schedule cannot be read.
         UsageError: the metrics port cannot be had.
     """
-    config = means.config
+    config = ingest.config
     trigger = make_trigger(config.schedule)
-    prometheus.serve(means.engine, config.telemetry)
+    prometheus.serve(ingest.engine, config.telemetry)
     scheduler = BackgroundScheduler(timezone=UTC)
     scheduler.add_job(
         _sweep,
         trigger,
-        args=[Pass(means, "schedule"), interrupt],
+        args=[ingest, interrupt],
         next_run_time=datetime.now(UTC),  # by default the first pass waits for the schedule
         misfire_grace_time=int(config.schedule.misfire_grace.total_seconds()) or 1,
         coalesce=True,  # passes that were missed become one
@@ -53,17 +55,18 @@ def serve(means: Means, interrupt: Interrupt) -> None:
     log.info("service started", trigger=str(trigger))
     try:
         while interrupt.signal is None:
-            time.sleep(pipeline.TICK_S)
+            time.sleep(TICK_S)
     finally:
         scheduler.shutdown(wait=True)  # the pass in hand sees the signal too, and ends by itself
     log.info("service stopped")
 
 
-def _sweep(the_pass: Pass, interrupt: Interrupt) -> None:
+def _sweep(ingest: IngestContext, interrupt: Interrupt) -> None:
     """Do one pass; whatever happens is logged here, and the next pass comes all the same."""
-    with bound_context(pass_started=clock.now().isoformat()):
+    with bound_context(pass_started=ingest.now().isoformat()):
         try:
-            tally = the_pass.run(lambda _done, _total: None, interrupt)
+            hooks = PassHooks(lambda _done, _total: None, interrupt)
+            tally = run_pass(ingest, PassOrder("schedule"), hooks)
         except ArchiverError as error:
             log.warning("pass failed", reason=str(error), exit_code=error.exit_code)
         except Exception:  # a bug of ours must not end the service
@@ -107,7 +110,7 @@ def _cron_trigger(schedule: Schedule) -> BaseTrigger:
         ]
     )
     trigger = cron if hour == "*" else NamedHours(cron, zone)
-    if trigger.get_next_fire_time(None, clock.now()) is None:
+    if trigger.get_next_fire_time(None, datetime.now(UTC)) is None:
         raise ValueError("there is no such day")
     return trigger
 

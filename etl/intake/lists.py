@@ -13,7 +13,7 @@ from etl import display
 from etl.config.settings import Config
 from etl.errors import UsageError
 from etl.intake.formats import BadLine, ListedRun, read_entries
-from etl.ledger.ledger import Entry
+from etl.ledger.tracking import Entry
 from etl.secrets import Secret, TokenVault
 
 

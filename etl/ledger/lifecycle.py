@@ -1,7 +1,7 @@
 """The state machine of a tracked run: after each answer, what it is now and when to ask again.
 
-Pure: time and chance come in as arguments, rows and clocks are `ledger`'s. All rules of
-polling stand here and nowhere else.
+Pure: time and chance are arguments. All rules of polling stand here and nowhere else;
+`verdicts` applies them to what came of a fetch.
 
     queued ----> running ----> watching ----> settled
       |  ^          |             |              |
@@ -13,11 +13,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
+from etl.answers.outcome import Reason
 from etl.answers.payload import FINAL_STATUSES, GOING_STATUSES, OPEN_STATUS
 from etl.config.settings import Polling
-
-DENIED = "the API answered 403"
-"""How the reason of a run begins that the key may not read."""
 
 
 class State(StrEnum):
@@ -38,11 +36,15 @@ class State(StrEnum):
 
 
 class Standing(NamedTuple):
-    """What the ledger says of a run: `attempts` counts the failed ones since the last answer."""
+    """How a run stands: `attempts` counts the failed ones since the last answer.
+
+    `reason` is for programs, `last_error` for people.
+    """
 
     state: State
     due_at: datetime | None
     attempts: int = 0
+    reason: Reason | None = None
     last_error: str | None = None
 
 
@@ -88,58 +90,70 @@ def _going(seen: Seen, now: datetime, rules: Polling) -> Standing:
     if age >= rules.give_up_after:
         word = "has no status" if not seen.status else f"is still {seen.status!r}"
         known = "" if seen.status in GOING_STATUSES else ", a status that is not documented"
-        return Standing(
-            State.FAILED, None, last_error=f"{word}{known} {_days(age)} after it started; given up"
-        )
+        message = f"{word}{known} {_days(age)} after it started; given up"
+        return after_failure(Reason.NEVER_ENDED, message)
     return Standing(State.RUNNING, now + max(rules.running_every, age * rules.growth))
 
 
-class Trouble(NamedTuple):
-    """A failure that passes: no answer, 429, 5xx. `wait` is the API's Retry-After, if it gave one.
+class Failure(NamedTuple):
+    """A transient error of one run. `wait` is the API's Retry-After, if it gave one.
 
     `chance` (0 to 1, drawn by the caller) shortens the backoff by up to half, so that runs that
-    failed together don't come back together.
+    failed together do not come back together.
     """
 
-    error: str
+    reason: Reason
+    message: str
     wait: timedelta | None
     chance: float
 
 
-def after_trouble(standing: Standing, trouble: Trouble, now: datetime, rules: Polling) -> Standing:
-    """Return the standing after a failure that passes; the backoff doubles with each attempt."""
-    attempts = standing.attempts + 1
-    if attempts >= rules.max_attempts:
-        return Standing(
-            State.FAILED, None, attempts, f"{trouble.error}; given up after {attempts} attempts"
-        )
+def after_transient_error(
+    standing: Standing, failure: Failure, now: datetime, rules: Polling
+) -> Standing:
+    """Return the standing after a transient error; the backoff doubles with each attempt.
+
+    A setting of ours that is missing is no reason of the run's own: it counts no attempt.
+    """
+    attempts = standing.attempts + (failure.reason is not Reason.NOT_CONFIGURED)
+    if attempts >= rules.max_attempts and failure.reason is not Reason.NOT_CONFIGURED:
+        is_own = failure.reason in {Reason.UNREADABLE, Reason.INTERNAL_ERROR}
+        reason = failure.reason if is_own else Reason.TOO_MANY_ATTEMPTS
+        message = f"{failure.message}; given up after {attempts} attempts"
+        return Standing(State.FAILED, None, attempts, reason, message)
     # In seconds, and with a bound on the exponent, since a timedelta would overflow.
-    doubled_s = rules.retry_every.total_seconds() * 2.0 ** min(attempts - 1, 100)
-    backoff_s = min(doubled_s, rules.retry_at_most_every.total_seconds()) * (1 - trouble.chance / 2)
-    due_at = now + max(timedelta(seconds=backoff_s), trouble.wait or timedelta(0))
-    return Standing(State.RETRYING, due_at, attempts, trouble.error)
+    doubled_s = rules.retry_every.total_seconds() * 2.0 ** min(max(attempts - 1, 0), 100)
+    backoff_s = min(doubled_s, rules.retry_at_most_every.total_seconds()) * (1 - failure.chance / 2)
+    due_at = now + max(timedelta(seconds=backoff_s), failure.wait or timedelta(0))
+    return Standing(State.RETRYING, due_at, attempts, failure.reason, failure.message)
 
 
-def after_refusal(error: str) -> Standing:
-    """Return the standing after a failure of this run alone that stays: denied, unreadable."""
-    return Standing(State.FAILED, None, last_error=error)
+def after_deferral(standing: Standing, failure: Failure, now: datetime) -> Standing:
+    """Return the standing after a failure of the API: no attempt of the run's own is counted."""
+    due_at = now + (failure.wait or timedelta(0))
+    return Standing(State.RETRYING, due_at, standing.attempts, failure.reason, failure.message)
 
 
-def after_missing(seen: Seen | None, error: str, now: datetime, rules: Polling) -> Standing:
-    """Return the standing after a 404; `seen` is what was archived before, if anything.
+def after_failure(reason: Reason, message: str) -> Standing:
+    """Return the standing after a permanent error of this run alone."""
+    return Standing(State.FAILED, None, 0, reason, message)
 
-    A run that was never archived does not exist for us. One that was may be back: it is asked
-    for as long as it would have been, then rests.
+
+def after_missing(seen: Seen | None, message: str, now: datetime, rules: Polling) -> Standing:
+    """Return the standing after a 404; `seen` is the archived run, if there is one.
+
+    A run that was never archived does not exist for us. An archived one may come back: it is
+    asked for as long as it would have been, then settles.
     """
     if seen is None:
-        return after_refusal(error)
+        return after_failure(Reason.NOT_FOUND, message)
     standing = after_answer(seen, now, rules)
     if standing.state is State.FAILED:
-        return Standing(State.SETTLED, None, last_error=error)
-    return standing._replace(last_error=error)
+        standing = Standing(State.SETTLED, None)
+    return standing._replace(reason=Reason.GONE, last_error=message)
 
 
-def requeued(fetches: int, now: datetime) -> Standing:
+def requeue(fetches: int, now: datetime) -> Standing:
     """Return the standing of a failed run that somebody wants tried again, due `now`."""
     return Standing(State.RETRYING if fetches else State.QUEUED, now)
 

@@ -19,7 +19,7 @@ from etl.config.settings import Telemetry
 from etl.db.database import reading
 from etl.db.schema import OUTCOMES, ingests
 from etl.errors import DatabaseError, UsageError
-from etl.ledger import ledger
+from etl.ledger import standings
 from etl.telemetry.log import get_logger
 
 log = get_logger()
@@ -48,7 +48,7 @@ class ArchiveCollector(Collector):
 
 def _ledger_metrics(connection: Connection) -> Iterator[Metric]:
     now = clock.now()
-    found = ledger.standings(connection, now)
+    found = standings.standings(connection, now)
     by_state = GaugeMetricFamily(
         "result_archiver_runs", "Tracked runs by state of the ledger.", labels=["state"]
     )

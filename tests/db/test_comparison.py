@@ -10,8 +10,8 @@ from sqlalchemy import Engine
 
 from etl.db.database import writing
 from etl.derived.metrics import NamedTest, Naming, Roster, as_roster
-from etl.ledger import ledger
-from etl.ledger.ledger import Entry
+from etl.ledger import tracking
+from etl.ledger.tracking import Entry
 from etl.reports.comparison import Class, classify, compare
 from tests.support.histories import CHROME, SAFARI, a_run, label, see
 from tests.support.program import Program, program
@@ -114,7 +114,7 @@ def test_compare_lists_what_is_new_first_and_pairs_equal_names_in_order(
 def test_runs_that_cannot_be_compared_are_named(engine: Engine, archiver: Program) -> None:
     see(engine, START, {"a": run_on(0, {"pay": "P"})})
     with writing(engine) as connection:
-        ledger.track(connection, [Entry("waiting", None, None, {})], START)
+        tracking.track(connection, [Entry("waiting", None, None, {})], START)
     unknown = archiver.call("compare", "a", "b")
     assert (unknown.exit_code, unknown.stdout) == (2, "")
     assert unknown.stderr == "error: run b: is not tracked; `result-archiver track` adds it\n"
@@ -185,7 +185,7 @@ def test_a_run_that_is_not_over_does_not_pass(engine: Engine, judged: Program) -
     assert done.exit_code == 1
     assert done.stdout == "run going: is not over yet (status running): it cannot be judged\n"
     with writing(engine) as connection:
-        ledger.track(connection, [Entry("waiting", None, None, {})], START)
+        tracking.track(connection, [Entry("waiting", None, None, {})], START)
     done = judged.call("gate", "waiting", "--max-failed=9", "--json")
     assert (done.exit_code, done.json()["passed"], done.json()["measured"]) == (1, False, None)
 

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, insert, select
 
+from etl.answers.outcome import Reason
 from etl.db import schema
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import drift, ingests
-from etl.ledger import health, ledger
-from etl.ledger.ledger import Entry, Recorded
+from etl.ledger import health, leases, tracking
 from etl.ledger.lifecycle import Standing, State
+from etl.ledger.tracking import Entry
+from etl.ledger.verdicts import Recorded
 from tests.support.looks import a_test, look
 
 NOW = datetime(2024, 3, 31, 12, 0, 0, 123000, UTC)
@@ -86,13 +88,13 @@ def test_the_ledger_is_counted(engine: Engine) -> None:
     look(engine, "archived", NOW)
     known = {
         "queued": Standing(State.QUEUED, NOW),
-        "retrying": Standing(State.RETRYING, NOW, 1, "timeout"),
-        "failed": Standing(State.FAILED, None, 5, "not found"),
+        "retrying": Standing(State.RETRYING, NOW, 1, Reason.NO_ANSWER, "timeout"),
+        "failed": Standing(State.FAILED, None, 5, Reason.NOT_FOUND, "not found"),
     }
     with writing(engine) as connection:
-        ledger.track(connection, [Entry(run_id, None, None, {}) for run_id in known], NOW)
-        ledger.record(connection, [Recorded(run_id, each, None) for run_id, each in known.items()])
-        ledger.mark_gone(connection, ["archived"], NOW)
+        tracking.track(connection, [Entry(run_id, None, None, {}) for run_id in known], NOW)
+        leases.record(connection, [Recorded(run_id, each, None) for run_id, each in known.items()])
+        leases.mark_gone(connection, ["archived"], NOW)
     assert only(measured(engine), "never_fetched failed gone") == [2, 1, 1]
 
 

@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, update
 
+from etl.answers.outcome import Reason
 from etl.db.database import connect, prepare, writing
 from etl.db.schema import labels, tracked_runs
-from etl.ledger import ledger
-from etl.ledger.ledger import Claim, Entry, Lease, Recorded, Standings, Tracked
-from etl.ledger.lifecycle import DENIED, Standing, State
+from etl.ledger import leases, standings, tracking
+from etl.ledger.leases import Lease
+from etl.ledger.lifecycle import Standing, State
+from etl.ledger.standings import Standings
+from etl.ledger.tracking import Entry, Tracked
+from etl.ledger.verdicts import Claim, Recorded
 from tests.support.dump import dump, rows_of
 
 NOW = datetime(2024, 3, 1, 12, 0, 0, 123000, UTC)
@@ -38,7 +42,7 @@ def entry(
 
 
 def track(connection: Connection, *run_ids: str) -> Tracked:
-    return ledger.track(connection, [entry(run_id) for run_id in run_ids], NOW)
+    return tracking.track(connection, [entry(run_id) for run_id in run_ids], NOW)
 
 
 def put(connection: Connection, run_id: str, **columns: Any) -> None:
@@ -58,8 +62,8 @@ def rows(connection: Connection, *names: str) -> dict[str, tuple[Any, ...]]:
 
 def claim(connection: Connection, limit: int, lease: Lease = OURS) -> list[str]:
     """Claim what is due at the lease's start; return the run IDs."""
-    due = ledger.due(lease.since, lease.since)
-    return [each.run_id for each in ledger.claim(connection, lease, due, limit)]
+    due = leases.due(lease.since, lease.since)
+    return [each.run_id for each in leases.claim(connection, lease, due, limit)]
 
 
 # --- track ----------------------------------------------------------------------------------
@@ -74,6 +78,7 @@ def test_a_new_run_is_queued_and_due_now(connection: Connection) -> None:
             "state": "queued",
             "due_at": NOW,
             "attempts": 0,
+            "reason": None,
             "last_error": None,
             "first_tracked_at": NOW,
             "last_fetched_at": None,
@@ -96,25 +101,25 @@ def test_a_list_longer_than_a_statement_can_name_is_tracked_whole(connection: Co
     run_ids = [f"run-{number}" for number in range(1201)]
     assert track(connection, *run_ids) == Tracked(new=1201, known=0)
     assert track(connection, *run_ids, "run-new") == Tracked(new=1, known=1201)
-    assert ledger.unknown(connection, [*run_ids, "run-newer"]) == ["run-newer"]
-    assert len(ledger.states(connection, run_ids)) == 1201
+    assert tracking.unknown(connection, [*run_ids, "run-newer"]) == ["run-newer"]
+    assert len(standings.states(connection, run_ids)) == 1201
 
 
 def test_a_known_run_takes_over_what_is_given_anew(connection: Connection) -> None:
-    ledger.track(connection, [entry("run-1", "old", "old token", branch="a", build="1")], NOW)
-    ledger.track(connection, [entry("run-1", "new", "new token", branch="b", commit="c")], at(1))
+    tracking.track(connection, [entry("run-1", "old", "old token", branch="a", build="1")], NOW)
+    tracking.track(connection, [entry("run-1", "new", "new token", branch="b", commit="c")], at(1))
     assert rows(connection, "source", "read_token") == {"run-1": ("new", "new token")}
     kept = [(row["name"], row["value"]) for row in rows_of(connection, labels)]
     assert kept == [("branch", "b"), ("build", "1"), ("commit", "c")]
 
 
 def test_a_known_run_keeps_what_is_not_given_anew(connection: Connection) -> None:
-    ledger.track(connection, [entry("run-1", "ours", "token", branch="a")], NOW)
+    tracking.track(connection, [entry("run-1", "ours", "token", branch="a")], NOW)
     once = dump(connection)
-    ledger.track(connection, [entry("run-1")], at(1))
+    tracking.track(connection, [entry("run-1")], at(1))
     assert dump(connection) == once
-    ledger.track(connection, [entry("run-1", read_token="new token")], at(1))
-    ledger.track(connection, [entry("run-1", source="theirs")], at(1))
+    tracking.track(connection, [entry("run-1", read_token="new token")], at(1))
+    tracking.track(connection, [entry("run-1", source="theirs")], at(1))
     assert rows(connection, "source", "read_token") == {"run-1": ("theirs", "new token")}
 
 
@@ -130,12 +135,12 @@ def test_tracking_a_run_again_leaves_its_state_alone(connection: Connection) -> 
         "lease_until": at(5),
     }
     put(connection, "run-1", **columns)
-    ledger.track(connection, [entry("run-1", "new", "token")], at(1))
+    tracking.track(connection, [entry("run-1", "new", "token")], at(1))
     assert rows(connection, *columns, "first_tracked_at") == {"run-1": (*columns.values(), NOW)}
 
 
 def test_the_last_of_two_entries_for_a_run_counts(connection: Connection) -> None:
-    ledger.track(
+    tracking.track(
         connection, [entry("run-1", "a", branch="a"), entry("run-1", "b", branch="b")], NOW
     )
     assert rows(connection, "source") == {"run-1": ("b",)}
@@ -151,7 +156,7 @@ def test_two_lists_of_the_same_runs_do_not_block_each_other(postgresql_url: str)
     def track_all(order: Sequence[str]) -> int:
         with writing(engine) as connection:
             track(connection, *order)
-            return len(ledger.states(connection, None))
+            return len(standings.states(connection, None))
 
     with ThreadPoolExecutor(2) as threads:
         counted = list(threads.map(track_all, [run_ids, run_ids[::-1]]))
@@ -163,10 +168,10 @@ def test_two_lists_of_the_same_runs_do_not_block_each_other(postgresql_url: str)
 
 
 def test_a_claim_says_all_that_a_fetch_needs_to_know(connection: Connection) -> None:
-    standing = Standing(State.RETRYING, at(-1), 2, "timed out")
+    standing = Standing(State.RETRYING, at(-1), 2, Reason.NO_ANSWER, "timed out")
     columns = {"source": "ours", "read_token": "token", "last_fetched_at": at(-9), "fetches": 3}
     put(connection, "run-1", **columns, **standing._asdict())
-    assert ledger.claim(connection, OURS, ledger.due(NOW, NOW), 1) == [
+    assert leases.claim(connection, OURS, leases.due(NOW, NOW), 1) == [
         Claim(
             run_id="run-1",
             source="ours",
@@ -299,16 +304,16 @@ def test_a_run_is_held_by_who_claimed_it_last(connection: Connection) -> None:
     track(connection, *"abcd")
     claim(connection, 2)
     claim(connection, 1, THEIRS)
-    assert ledger.held(connection, "us", ["a", "c", "d", "unknown"]) == {"a"}
+    assert leases.lock_held(connection, "us", ["a", "c", "d", "unknown"]) == {"a"}
     claim(connection, 1, Lease("them", at(10), at(20)))
-    assert ledger.held(connection, "us", ["a", "b"]) == {"b"}
+    assert leases.lock_held(connection, "us", ["a", "b"]) == {"b"}
 
 
 def test_a_lease_that_ran_out_holds_until_somebody_else_takes_the_run(
     connection: Connection,
 ) -> None:
     put(connection, "run-1", lease_owner="us", lease_until=at(-60))
-    assert ledger.held(connection, "us", ["run-1"]) == {"run-1"}
+    assert leases.lock_held(connection, "us", ["run-1"]) == {"run-1"}
 
 
 def test_what_is_held_cannot_be_claimed_before_it_is_stored(postgresql_url: str) -> None:
@@ -317,7 +322,7 @@ def test_what_is_held_cannot_be_claimed_before_it_is_stored(postgresql_url: str)
     with writing(engine) as connection:
         put(connection, "run-1", lease_owner="us", lease_until=at(-60))
     with writing(engine) as ours, writing(engine) as theirs:
-        assert ledger.held(ours, "us", ["run-1"]) == {"run-1"}
+        assert leases.lock_held(ours, "us", ["run-1"]) == {"run-1"}
         assert claim(theirs, 1, THEIRS) == []
     engine.dispose()
 
@@ -325,21 +330,24 @@ def test_what_is_held_cannot_be_claimed_before_it_is_stored(postgresql_url: str)
 def test_a_recorded_run_stands_as_told_and_is_free(connection: Connection) -> None:
     track(connection, "run-1", "run-2", "run-3")
     claim(connection, 2)
-    failed = Standing(State.FAILED, None, 4, "the API answered 404")
+    failed = Standing(State.FAILED, None, 4, Reason.NOT_FOUND, "the API answered 404")
     settled = Standing(State.WATCHING, at(60))
-    ledger.record(connection, [Recorded("run-1", settled, at(1)), Recorded("run-2", failed, None)])
-    names = ("state", "due_at", "attempts", "last_error", "last_fetched_at", "fetches")
+    leases.record(connection, [Recorded("run-1", settled, at(1)), Recorded("run-2", failed, None)])
+    names = ("state", "due_at", "attempts", "reason", "last_error", "last_fetched_at", "fetches")
     assert rows(connection, *names, "lease_owner", "lease_until") == {
-        "run-1": ("watching", at(60), 0, None, at(1), 1, None, None),
-        "run-2": ("failed", None, 4, "the API answered 404", None, 1, None, None),
-        "run-3": ("queued", NOW, 0, None, None, 0, None, None),
+        "run-1": ("watching", at(60), 0, None, None, at(1), 1, None, None),
+        "run-2": ("failed", None, 4, "not_found", "the API answered 404", None, 1, None, None),
+        "run-3": ("queued", NOW, 0, None, None, None, 0, None, None),
     }
 
 
 def test_a_failure_keeps_the_time_of_the_last_accepted_answer(connection: Connection) -> None:
     put(connection, "run-1", last_fetched_at=at(-5), fetches=1)
-    ledger.record(connection, [Recorded("run-1", Standing(State.RETRYING, at(1), 1, "x"), None)])
-    ledger.record(connection, [])
+    leases.record(
+        connection,
+        [Recorded("run-1", Standing(State.RETRYING, at(1), 1, Reason.NO_ANSWER, "x"), None)],
+    )
+    leases.record(connection, [])
     assert rows(connection, "last_fetched_at", "fetches") == {"run-1": (at(-5), 2)}
 
 
@@ -347,7 +355,7 @@ def test_a_lease_is_renewed_for_all_that_its_owner_holds(connection: Connection)
     track(connection, *"abc")
     claim(connection, 2)
     claim(connection, 1, THEIRS)
-    ledger.renew(connection, Lease("us", at(5), at(15)))
+    leases.renew(connection, Lease("us", at(5), at(15)))
     assert rows(connection, "lease_until") == {"a": (at(15),), "b": (at(15),), "c": (at(10),)}
 
 
@@ -355,14 +363,14 @@ def test_a_released_run_is_as_due_as_it_was(connection: Connection) -> None:
     track(connection, *"abc")
     before = rows_of(connection, tracked_runs)
     claim(connection, 2)
-    ledger.release(connection, "us")
+    leases.release(connection, "us")
     assert rows_of(connection, tracked_runs) == before
 
 
 def test_a_release_leaves_the_runs_of_others_alone(connection: Connection) -> None:
     track(connection, "run-1")
     claim(connection, 1, THEIRS)
-    ledger.release(connection, "us")
+    leases.release(connection, "us")
     assert rows(connection, "lease_owner") == {"run-1": ("them",)}
 
 
@@ -373,7 +381,7 @@ def test_any_run_can_be_made_due(connection: Connection) -> None:
     put(connection, "settled", state="settled", due_at=None)
     put(connection, "watching", state="watching", due_at=at(60))
     put(connection, "other", state="settled", due_at=None)
-    assert ledger.make_due(connection, ["settled", "watching", "unknown"], at(1)) == 2
+    assert tracking.make_due(connection, ["settled", "watching", "unknown"], at(1)) == 2
     assert rows(connection, "state", "due_at") == {
         "other": ("settled", None),
         "settled": ("settled", at(1)),
@@ -385,10 +393,10 @@ def test_all_runs_but_the_failed_can_be_made_due(connection: Connection) -> None
     """Failed is never, until `retry` (DESIGN, section 4); one that is named is meant."""
     put(connection, "settled", state="settled", due_at=None)
     put(connection, "failed", state="failed", due_at=None)
-    assert ledger.make_due(connection, None, at(1)) == 1
-    assert ledger.make_due(connection, [], at(2)) == 0
+    assert tracking.make_due(connection, None, at(1)) == 1
+    assert tracking.make_due(connection, [], at(2)) == 0
     assert rows(connection, "due_at") == {"failed": (None,), "settled": (at(1),)}
-    assert ledger.make_due(connection, ["failed"], at(3)) == 1
+    assert tracking.make_due(connection, ["failed"], at(3)) == 1
     assert rows(connection, "due_at") == {"failed": (at(3),), "settled": (at(1),)}
 
 
@@ -401,7 +409,7 @@ def some_failed_runs(connection: Connection) -> None:
 
 def test_failed_runs_start_over_when_they_are_retried(connection: Connection) -> None:
     some_failed_runs(connection)
-    assert ledger.retry(connection, None, at(1)) == 2
+    assert tracking.retry(connection, None, at(1)) == 2
     assert rows(connection, "state", "due_at", "attempts", "last_error") == {
         "fetched before": ("retrying", at(1), 0, None),
         "never fetched": ("queued", at(1), 0, None),
@@ -411,9 +419,9 @@ def test_failed_runs_start_over_when_they_are_retried(connection: Connection) ->
 
 def test_only_the_named_runs_are_retried(connection: Connection) -> None:
     some_failed_runs(connection)
-    assert ledger.retry(connection, ["settled", "never fetched", "unknown"], at(1)) == 1
-    assert ledger.retry(connection, [], at(1)) == 0
-    assert ledger.states(connection, None) == {
+    assert tracking.retry(connection, ["settled", "never fetched", "unknown"], at(1)) == 1
+    assert tracking.retry(connection, [], at(1)) == 0
+    assert standings.states(connection, None) == {
         "fetched before": "failed",
         "never fetched": "queued",
         "settled": "settled",
@@ -425,15 +433,15 @@ def test_only_the_named_runs_are_retried(connection: Connection) -> None:
 
 def test_runs_that_are_not_tracked_are_named_in_the_order_asked_for(connection: Connection) -> None:
     track(connection, "b")
-    assert ledger.unknown(connection, ["c", "b", "a"]) == ["c", "a"]
-    assert ledger.unknown(connection, []) == []
+    assert tracking.unknown(connection, ["c", "b", "a"]) == ["c", "a"]
+    assert tracking.unknown(connection, []) == []
 
 
 def test_states_are_those_of_the_runs_asked_for(connection: Connection) -> None:
     put(connection, "a", state="settled")
     track(connection, "b", "c")
-    assert ledger.states(connection, ["c", "a", "unknown"]) == {"a": "settled", "c": "queued"}
-    assert ledger.states(connection, []) == {}
+    assert standings.states(connection, ["c", "a", "unknown"]) == {"a": "settled", "c": "queued"}
+    assert standings.states(connection, []) == {}
 
 
 def test_the_runs_that_are_due_and_free_come_in_the_order_of_claiming(
@@ -444,7 +452,7 @@ def test_the_runs_that_are_due_and_free_come_in_the_order_of_claiming(
     put(connection, "held", lease_owner="them", lease_until=at(1))
     put(connection, "held once", lease_owner="them", lease_until=NOW)
     put(connection, "later", due_at=at(1))
-    assert list(ledger.due_runs(connection, NOW).items()) == [
+    assert list(standings.due_runs(connection, NOW).items()) == [
         ("queued", "queued"),
         ("held once", "queued"),
         ("watching", "watching"),
@@ -452,30 +460,30 @@ def test_the_runs_that_are_due_and_free_come_in_the_order_of_claiming(
 
 
 def test_the_next_run_that_is_not_over_tells_when_to_go_on(connection: Connection) -> None:
-    assert ledger.next_going(connection) is None
+    assert standings.next_going(connection) is None
     put(connection, "watching", state="watching", due_at=at(1))
     put(connection, "settled", state="settled", due_at=at(2))
-    assert ledger.next_going(connection) is None
+    assert standings.next_going(connection) is None
     for minutes, state in [(9, "retrying"), (8, "running"), (7, "queued")]:
         put(connection, state, state=state, due_at=at(minutes))
-        assert ledger.next_going(connection) == at(minutes)
+        assert standings.next_going(connection) == at(minutes)
 
 
 def test_a_source_lacks_permission_that_was_denied_a_run_and_never_read_one(
     connection: Connection,
 ) -> None:
-    denied = {"state": "failed", "last_error": f"{DENIED}: no read permission"}
+    denied = {"state": "failed", "reason": "denied", "last_error": "no read permission"}
     put(connection, "denied", **denied, source="without")
     put(connection, "with token", **denied, source="other", read_token="token")
     put(connection, "denied once", **denied, source="with")
     put(connection, "read", source="with", last_fetched_at=NOW)
     put(connection, "missing", state="failed", last_error="not found", source="another")
-    assert ledger.sources_without_permission(connection) == {"without"}
+    assert standings.sources_without_permission(connection) == {"without"}
 
 
 def test_an_empty_ledger_stands_at_nothing(connection: Connection) -> None:
     nothing = dict.fromkeys(["queued", "running", "watching", "settled", "retrying", "failed"], 0)
-    assert ledger.standings(connection, NOW) == Standings(nothing, 0, 0, None, None)
+    assert standings.standings(connection, NOW) == Standings(nothing, 0, 0, None, None)
 
 
 def test_the_ledger_at_a_glance(connection: Connection) -> None:
@@ -484,7 +492,7 @@ def test_the_ledger_at_a_glance(connection: Connection) -> None:
     put(connection, "held once", lease_owner="them", lease_until=NOW, due_at=None, state="failed")
     put(connection, "next", state="watching", due_at=at(5))
     put(connection, "later", state="running", due_at=at(9))
-    assert ledger.standings(connection, NOW) == Standings(
+    assert standings.standings(connection, NOW) == Standings(
         by_state={
             "queued": 1,
             "running": 1,

@@ -57,9 +57,10 @@ from etl.db.schema import (
     warnings,
 )
 from etl.derived import aggregates
-from etl.ledger import ledger
-from etl.ledger.ledger import Entry, Recorded
+from etl.ledger import leases, tracking
 from etl.ledger.lifecycle import Standing, State
+from etl.ledger.tracking import Entry
+from etl.ledger.verdicts import Recorded
 from tests.support.dump import FIXED, Row, rows_of
 from tests.support.fake_api import SAMPLE, FakeApi, result
 from tests.support.fake_api import Answer as Given
@@ -92,7 +93,7 @@ def track_anew(engine: Engine) -> None:
     with writing(engine) as connection:
         for table in (tracked_runs, drift, *SHARED):
             connection.execute(delete(table))
-        ledger.track(connection, [Entry(run_id, None, None, {}) for run_id in RUN_IDS], START)
+        tracking.track(connection, [Entry(run_id, None, None, {}) for run_id in RUN_IDS], START)
 
 
 def examples(engine: Engine, on_sqlite: int, on_postgresql: int) -> settings:
@@ -152,11 +153,12 @@ def look(connection: Connection, at: datetime, seen: Mapping[str, bytes | None])
     count_all(connection)
     answered = [answer.run_id for answer in answers]
     standing = Standing(State.SETTLED, None)
-    ledger.record(connection, [Recorded(run_id, standing, at) for run_id in answered])
+    leases.record(connection, [Recorded(run_id, standing, at) for run_id in answered])
     gone = store.archived(connection, [run_id for run_id in seen if run_id not in answered])
-    for room in (ledger, store):
+    for room in (leases, store):
         room.mark_gone(connection, list(gone), at)
-        room.unmark_gone(connection, answered)
+    leases.clear_gone(connection, answered)
+    store.unmark_gone(connection, answered)
 
 
 # --- answers, odd ones too ------------------------------------------------------------------
@@ -516,7 +518,7 @@ def when_reading(engine: Engine, table: Table, do: Any) -> Iterator[None]:
 
 def store_a_new_answer(engine: Engine, run_id: str) -> None:
     with writing(engine) as connection:
-        ledger.held(connection, "a pass", [run_id])
+        leases.lock_held(connection, "a pass", [run_id])
         look(connection, after(60), {run_id: ended(name="newest")})
 
 
@@ -557,7 +559,7 @@ def test_no_more_than_a_batch_is_in_memory(
     prepare(engine)
     run_ids = [f"run-{number}" for number in range(60)]
     with writing(engine) as connection:
-        ledger.track(connection, [Entry(run_id, None, None, {}) for run_id in run_ids], START)
+        tracking.track(connection, [Entry(run_id, None, None, {}) for run_id in run_ids], START)
         for run_id in run_ids:
             look(connection, START, {run_id: ended(new=os.urandom(60_000).hex())})
     wrong(engine)
@@ -973,7 +975,7 @@ def test_an_answer_in_which_a_secret_was_masked_is_no_damage(sqlite_archive: Eng
         store.save(connection, [echo])
         count_all(connection)
         standing = Standing(State.SETTLED, None)
-        ledger.record(connection, [Recorded("run-4", standing, after(9))])
+        leases.record(connection, [Recorded("run-4", standing, after(9))])
     assert wrong(sqlite_archive) == []
 
 

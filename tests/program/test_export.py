@@ -12,8 +12,8 @@ from sqlalchemy import Engine, text
 from etl.db.database import connect, prepare, writing
 from etl.errors import DatabaseError
 from etl.export import tables
-from etl.ledger import ledger
-from etl.ledger.ledger import Entry
+from etl.ledger import tracking
+from etl.ledger.tracking import Entry
 from tests.db.test_views import MONDAY, VIEWS
 from tests.support.looks import a_test, look
 from tests.support.program import Program, bare_program
@@ -31,7 +31,7 @@ def fill(engine: Engine) -> None:
     look(engine, "run-2", MONDAY, cart, pay, started_at="2024-03-05T09:30:00.120Z")
     with writing(engine) as connection:
         entries = [Entry("run-1", None, None, {"branch": "main"}), Entry("run-3", None, TOKEN, {})]
-        ledger.track(connection, entries, MONDAY)
+        tracking.track(connection, entries, MONDAY)
 
 
 @pytest.fixture

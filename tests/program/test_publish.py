@@ -11,8 +11,8 @@ from sqlalchemy import Engine
 from etl.db.database import connect, prepare, reading, writing
 from etl.errors import DatabaseError
 from etl.export import publish
-from etl.ledger import ledger
-from etl.ledger.ledger import Entry
+from etl.ledger import tracking
+from etl.ledger.tracking import Entry
 from tests.db.test_views import MONDAY
 from tests.support.dump import dump
 from tests.support.looks import a_test, look
@@ -28,7 +28,7 @@ def archive(sqlite_url: str) -> Iterator[Engine]:
     prepare(engine)
     look(engine, "run-1", MONDAY, a_test("cart", "passed"))
     with writing(engine) as connection:
-        ledger.track(connection, [Entry("run-2", None, TOKEN, {"branch": "main"})], MONDAY)
+        tracking.track(connection, [Entry("run-2", None, TOKEN, {"branch": "main"})], MONDAY)
     yield engine
     engine.dispose()
 

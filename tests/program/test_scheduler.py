@@ -21,12 +21,13 @@ import time_machine
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import text
 
+from etl import clock
 from etl.config.settings import Api, Config, Database, Log, Runs, Schedule, Security, Source
 from etl.db import database
 from etl.errors import ConfigError, DatabaseError
-from etl.fetch.fetching import FetchProcess
 from etl.ingest import scheduler
-from etl.ingest.pipeline import Interrupt, Means
+from etl.ingest.context import IngestContext
+from etl.ingest.interrupt import Interrupt
 from etl.ingest.scheduler import make_trigger
 from etl.sandbox.app import READ_KEY
 from etl.sandbox.clock import Clock
@@ -203,9 +204,8 @@ class Service:
         self.config = config
         self.engine = database.connect(config.database.url)
         self._interrupt = Interrupt()
-        self._process = FetchProcess()
-        means = Means(self.engine, config, self._process)
-        self._thread = threading.Thread(target=scheduler.serve, args=[means, self._interrupt])
+        ingest = IngestContext(self.engine, config, clock.now)
+        self._thread = threading.Thread(target=scheduler.serve, args=[ingest, self._interrupt])
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Service"]:
@@ -213,9 +213,8 @@ class Service:
         try:
             yield self
         finally:
-            self._interrupt.signal = signal.SIGTERM
+            self._interrupt.set(signal.SIGTERM)
             self._thread.join()
-            self._process.close()
             self.engine.dispose()
 
     def rows(self, statement: str = "SELECT trigger, exit_code FROM ingests ORDER BY id") -> Any:

@@ -30,13 +30,15 @@ import pytest
 from sqlalchemy import Engine, func, make_url, select, text
 
 from etl import clock
-from etl.config.settings import Polling
+from etl.config.settings import Config, Polling
 from etl.db import database
 from etl.db.schema import runs, tracked_runs
 from etl.fetch import dispatch
 from etl.ingest import pipeline
-from etl.ingest.keeper import Keeper
-from etl.ledger import ledger
+from etl.ingest.begin import open_pass
+from etl.ingest.context import IngestContext
+from etl.ingest.held_runs import HeldRuns
+from etl.ledger import standings, tracking
 from etl.sandbox.clock import Clock
 from etl.sandbox.roster import Run
 from etl.sandbox.server import Sandbox, running
@@ -138,7 +140,7 @@ def archived(url: str) -> int:
 
 def due(url: str) -> int:
     with opened(url) as engine, database.reading(engine) as connection:
-        return ledger.standings(connection, clock.now()).due
+        return standings.standings(connection, clock.now()).due
 
 
 def port_of(sandbox: Sandbox) -> int:
@@ -165,8 +167,8 @@ def assert_clean(archiver: Program) -> None:
     verified = archiver.call("verify")
     assert verified.exit_code == 0, verified.stdout
     with opened(url_of(archiver)) as engine, database.reading(engine) as connection:
-        standings = ledger.standings(connection, clock.now())
-    assert (standings.due, standings.leased) == (0, 0)
+        glance = standings.standings(connection, clock.now())
+    assert (glance.due, glance.leased) == (0, 0)
 
 
 # Kills
@@ -207,7 +209,7 @@ def test_kills_lose_and_double_nothing(database_url: str, tmp_path: Path, scale:
 
 def make_all_due(url: str) -> None:
     with opened(url) as engine, database.writing(engine) as connection:
-        ledger.make_due(connection, None, clock.now())
+        tracking.make_due(connection, None, clock.now())
 
 
 def kill_at_random(archiver: Program, requests: Counter[str], scale: Scale) -> int:
@@ -432,24 +434,24 @@ def test_a_database_that_stays_away_ends_the_pass_in_time(
         assert content(postgresql_url) == undisturbed(tmp_path, sandbox)
 
 
-def test_leases_are_renewed_no_more_often_than_they_need_it(
-    sqlite_url: str, tmp_path: Path
-) -> None:
-    """However long the renewal has to wait for its turn."""
+def test_leases_are_renewed_each_third_of_their_length(sqlite_url: str, tmp_path: Path) -> None:
     world = World(end=END, runs=300, shape=SHAPE)
-    renewed_at: list[float] = []
-    renew = Keeper.renew
-
-    def renew_and_note(keeper: Keeper) -> None:
-        renewed_at.append(time.monotonic())
-        renew(keeper)
-
-    with sandbox_of(world) as sandbox, patch.object(Keeper, "renew", renew_and_note):
+    ends: set[datetime] = set()
+    with sandbox_of(world) as sandbox, opened(sqlite_url) as engine:
         archiver = with_short_leases(program(tmp_path, sqlite_url, sandbox.url))
         track(archiver, world.runs(END))
         begun_at = time.monotonic()
-        assert at_rate(archiver, "200").call("ingest").exit_code == 0
-    assert 1 < len(renewed_at) <= (time.monotonic() - begun_at) / (LEASE_S / 3) + 1
+        with at_rate(archiver, "100").started("ingest") as process:
+            while process.poll() is None:
+                with database.reading(engine) as connection:
+                    ends.update(
+                        filter(None, connection.scalars(select(tracked_runs.c.lease_until)))
+                    )
+                time.sleep(0.02)
+        assert process.returncode == 0
+    claims = 2
+    beats = (time.monotonic() - begun_at) / (LEASE_S / 3)
+    assert claims < len(ends) <= beats + claims
 
 
 @contextmanager
@@ -722,9 +724,10 @@ def test_a_lease_from_the_future_holds_nothing_up(database_url: str, tmp_path: P
         archiver = program(tmp_path, database_url, sandbox.url)
         track(archiver, world.runs(END))
         with opened(database_url) as engine:
-            dead = Keeper(engine, Polling(), clock.now())
-            dead.open_ingest("test")
-            assert len(dead.claim(20, [])) == 20
+            ingest = IngestContext(engine, Config(sources={}), watch.read)
+            open_pass(ingest, "test")
+            dead = HeldRuns(engine, Polling(), watch.now, watch.read)
+            assert len(dead.claim(20)) == 20
         watch.now = END
         assert archiver.call("ingest").exit_code == 0
         assert archived(database_url) == 20

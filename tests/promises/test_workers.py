@@ -7,11 +7,10 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import hypothesis.strategies as st
 import pytest
@@ -28,19 +27,33 @@ from bench import month
 from etl import clock
 from etl.answers.compression import compress
 from etl.answers.normalize import normalize
-from etl.answers.outcome import Answer, Missing, Outcome, Postponed, Refused, Trouble
+from etl.answers.outcome import (
+    Answer,
+    Denied,
+    Missing,
+    Postponed,
+    Reason,
+    Reject,
+    Target,
+    TransientError,
+)
 from etl.answers.payload import decode
 from etl.config.settings import DEFAULT_SOURCE, Api, Config, Database, Polling, Source
 from etl.db import database
 from etl.db.schema import runs, tracked_runs
-from etl.fetch.fetching import FetchProcess
-from etl.ingest import pipeline
-from etl.ingest.keeper import Keeper
-from etl.ledger import ledger
-from etl.ledger.ledger import Claim, Entry
+from etl.fetch.door import Clock, Peer, in_threads
+from etl.fetch.messages import Ask, Begin
+from etl.ingest.commits import BatchStore
+from etl.ingest.context import IngestContext, PassHooks
+from etl.ingest.held_runs import HeldRuns
+from etl.ingest.interrupt import Interrupt
+from etl.ingest.one_pass import PassOrder, run_pass
+from etl.ingest.tally import Tally
+from etl.ledger import standings, tracking
 from etl.ledger.lifecycle import State
+from etl.ledger.tracking import Entry
 from etl.sandbox.app import READ_KEY
-from etl.sandbox.clock import Clock
+from etl.sandbox.clock import Clock as WorldClock
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import Shape, World
 from tests.support.dump import LEDGER, dump
@@ -52,7 +65,7 @@ MANY = 1000
 
 @contextmanager
 def sandbox_of(world: World, latency_ms: float = 0) -> Iterator[Sandbox]:
-    with running(world, Clock(NOW, speed=0), latency_ms=latency_ms) as sandbox:
+    with running(world, WorldClock(NOW, speed=0), latency_ms=latency_ms) as sandbox:
         yield sandbox
 
 
@@ -78,7 +91,6 @@ def test_a_pass_asks_only_for_runs_that_can_have_changed(database_url: str, tmp_
     key_file.write_text(READ_KEY)
     with ExitStack() as stack:
         sandbox = stack.enter_context(sandbox_of(World(end=NOW, runs=300)))
-        stack.enter_context(patch.object(clock, "now", sandbox.clock.now))
         engine = stack.enter_context(opened(database_url))
         database.prepare(engine)
         config = Config(
@@ -88,41 +100,38 @@ def test_a_pass_asks_only_for_runs_that_can_have_changed(database_url: str, tmp_
         )
         with database.writing(engine) as connection:
             chosen = [*_over(sandbox.world)[:100], *_going(sandbox.world)[:3]]
-            ledger.track(connection, [Entry(run_id, None, None, {}) for run_id in chosen], NOW)
-        _pass(engine, config)
+            tracking.track(connection, [Entry(run_id, None, None, {}) for run_id in chosen], NOW)
+        _pass(IngestContext(engine, config, sandbox.clock.now, in_threads))
         with database.reading(engine) as connection:
-            by_state = ledger.standings(connection, NOW).by_state
+            by_state = standings.standings(connection, NOW).by_state
         assert (by_state["settled"], by_state["running"]) == (100, 3)
         sandbox.requests.clear()
         # The three are still going: the sandbox's clock stands, only ours goes on.
-        with patch.object(clock, "now", lambda: NOW + timedelta(hours=5)):
-            _pass(engine, config)
+        later = NOW + timedelta(hours=5)
+        _pass(IngestContext(engine, config, lambda: later, in_threads))
         assert sorted(sandbox.requests) == sorted(_going(sandbox.world)[:3])
         assert sandbox.requests.total() == 3
 
 
-def _pass(engine: Engine, config: Config) -> None:
-    with closing(FetchProcess()) as process:
-        pipeline.run_pass(
-            pipeline.Means(engine, config, process),
-            pipeline.Order("test"),
-            lambda _done, _total: None,
-            pipeline.Interrupt(),
-        )
+def _pass(ingest: IngestContext, interrupt: Interrupt | None = None) -> Tally:
+    hooks = PassHooks(lambda _done, _total: None, interrupt or Interrupt())
+    return run_pass(ingest, PassOrder("test"), hooks)
 
 
-def test_a_pass_that_is_stopped_while_it_claims_gives_back_what_it_claimed(
+def test_a_pass_that_is_stopped_while_it_claims_gives_back_its_claims(
     database_url: str, tmp_path: Path
 ) -> None:
     key_file = tmp_path / "key"
     key_file.write_text(READ_KEY)
-    interrupt = pipeline.Interrupt()
-    claim = ledger.claim
+    interrupt = Interrupt()
 
-    def slow(*arguments: Any) -> list[Claim]:
-        interrupt.signal = signal.SIGTERM
-        time.sleep(0.5)
-        return claim(*arguments)
+    def stopped_while_claiming(begin: Begin, now: Clock) -> Peer:
+        """Fetch in threads; the first claim is made after the signal."""
+        peer = in_threads(begin, now)
+        assert isinstance(peer.receive(), Ask)
+        interrupt.set(signal.SIGTERM)
+        peer.give([])
+        return peer
 
     with ExitStack() as stack:
         sandbox = stack.enter_context(sandbox_of(World(end=NOW, runs=20)))
@@ -134,13 +143,9 @@ def test_a_pass_that_is_stopped_while_it_claims_gives_back_what_it_claimed(
         )
         with database.writing(engine) as connection:
             entries = [Entry(run.run_id, None, None, {}) for run in sandbox.world.runs(NOW)]
-            ledger.track(connection, entries, clock.now())
-        process = stack.enter_context(closing(FetchProcess()))
-        stack.enter_context(patch.object(ledger, "claim", slow))
-        means = pipeline.Means(engine, config, process)
-        order = pipeline.Order("test")
-        tally = pipeline.run_pass(means, order, lambda _done, _total: None, interrupt)
-        assert tally.exit_code == 143
+            tracking.track(connection, entries, clock.now())
+        ingest = IngestContext(engine, config, clock.now, stopped_while_claiming)
+        assert _pass(ingest, interrupt).exit_code == 143
         with database.reading(engine) as connection:
             leased = select(tracked_runs.c.run_id).where(tracked_runs.c.lease_owner.is_not(None))
             assert connection.scalars(leased).all() == []
@@ -210,8 +215,8 @@ def test_a_killed_pass_is_taken_over(database_url: str, tmp_path: Path) -> None:
         assert _archived(database_url) == 120
         assert max(sandbox.requests.values()) <= 2
     with opened(database_url) as engine, database.reading(engine) as connection:
-        standings = ledger.standings(connection, clock.now())
-    assert (standings.by_state["settled"], standings.leased, standings.due) == (120, 0, 0)
+        glance = standings.standings(connection, clock.now())
+    assert (glance.by_state["settled"], glance.leased, glance.due) == (120, 0, 0)
 
 
 def _wait_for(happened: Any, patience_s: float = 30) -> None:
@@ -246,24 +251,25 @@ class AnyLife(RuleBasedStateMachine):
         self.stack = ExitStack()
         folder = self.stack.enter_context(tempfile.TemporaryDirectory())
         self.now = NOW
-        self.stack.enter_context(patch.object(clock, "now", lambda: self.now))
         self.engine = database.connect(f"sqlite:///{folder}/archive.db")
         self.stack.callback(self.engine.dispose)
         database.prepare(self.engine)
         self.polling = Polling(max_attempts=3)
-        self.hands: list[tuple[Keeper, list[Claim]]] = []
+        config = Config(sources={}, polling=self.polling)
+        self.ingest = IngestContext(self.engine, config, lambda: self.now)
+        self.hands: list[tuple[HeldRuns, list[Target]]] = []
         self.tracked = 0
 
     @rule()
     def track(self) -> None:
         self.tracked += 1
         with database.writing(self.engine) as connection:
-            ledger.track(connection, [Entry(f"run {self.tracked}", None, None, {})], self.now)
+            tracking.track(connection, [Entry(f"run {self.tracked}", None, None, {})], self.now)
 
     @rule(limit=st.integers(1, 5))
     def claim(self, limit: int) -> None:
-        keeper = Keeper(self.engine, self.polling, self.now)
-        self.hands.append((keeper, keeper.claim(limit)))
+        held = HeldRuns(self.engine, self.polling, self.now, self.ingest.now)
+        self.hands.append((held, held.claim(limit)))
 
     @rule(
         which=st.integers(0, 9),
@@ -293,12 +299,19 @@ class AnyLife(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 9))
     def refuse(self, which: int) -> None:
-        self._end(which, lambda claim: Refused(claim.run_id, "403"))
+        self._end(which, lambda claim: Denied(claim.run_id, "403"))
 
     @rule(which=st.integers(0, 9), wait_s=st.none() | st.floats(0, 10**6))
     def trouble(self, which: int, wait_s: float | None) -> None:
-        trouble = Trouble("500", wait_s, is_busy=False, chance=random.random())
-        self._end(which, lambda claim: Postponed(claim.run_id, trouble))
+        error = TransientError(Reason.HTTP_STATUS, "500", wait_s, False, random.random())
+        self._end(which, lambda claim: Postponed(claim.run_id, error))
+
+    @rule(which=st.integers(0, 9), is_internal=st.booleans())
+    def reject(self, which: int, is_internal: bool) -> None:
+        code = Reason.INTERNAL_ERROR if is_internal else Reason.UNREADABLE
+        self._end(
+            which, lambda claim: Reject(claim.run_id, self.now, 200, code, "page", b"<", "00")
+        )
 
     @rule(which=st.integers(0, 9))
     def crash(self, which: int) -> None:
@@ -308,8 +321,8 @@ class AnyLife(RuleBasedStateMachine):
     @rule(which=st.integers(0, 9))
     def give_back(self, which: int) -> None:
         if self.hands:
-            keeper, _ = self.hands.pop(which % len(self.hands))
-            keeper.release()
+            held, _ = self.hands.pop(which % len(self.hands))
+            held.release()
 
     @rule(by=st.timedeltas(timedelta(days=-2), timedelta(days=9)))
     def let_the_clock_jump(self, by: timedelta) -> None:
@@ -318,14 +331,13 @@ class AnyLife(RuleBasedStateMachine):
     @rule()
     def retry(self) -> None:
         with database.writing(self.engine) as connection:
-            ledger.retry(connection, None, self.now)
+            tracking.retry(connection, None, self.now)
 
     def _end(self, which: int, outcome: Any) -> None:
         if not self.hands:
             return
-        keeper, claims = self.hands.pop(which % len(self.hands))
-        batch: dict[Claim, Outcome] = {claim: outcome(claim) for claim in claims}
-        keeper.keep(batch)
+        held, targets = self.hands.pop(which % len(self.hands))
+        BatchStore(self.ingest, held).commit([outcome(target) for target in targets])
 
     @invariant()
     def every_run_is_looked_after(self) -> None:

@@ -6,9 +6,8 @@ from datetime import datetime
 import time_machine
 
 from etl.cli import app
-from tests.support.hosted import hosted
 
 if __name__ == "__main__":
     moment = datetime.fromisoformat(sys.argv.pop(1))
-    with time_machine.travel(moment, tick=False), hosted():
+    with time_machine.travel(moment, tick=False):
         sys.exit(app.main())

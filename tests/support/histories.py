@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Engine, Table, delete, select
 
+from etl import clock
 from etl.answers.compression import compress
 from etl.answers.normalize import normalize
 from etl.answers.outcome import Answer
@@ -19,14 +20,14 @@ from etl.config.settings import DEFAULT_RULES, Rules
 from etl.db.database import reading, writing
 from etl.db.schema import metadata, plan_variants
 from etl.derived import aggregates
-from etl.fetch.fetching import FetchProcess
-from etl.ingest.passes import Pass
-from etl.ingest.pipeline import Means
+from etl.ingest import begin
+from etl.ingest.context import IngestContext
 from etl.intake.formats import ListedRun
 from etl.intake.lists import Given
-from etl.ledger import ledger
-from etl.ledger.ledger import Entry, Recorded
+from etl.ledger import leases, tracking
 from etl.ledger.lifecycle import Standing, State
+from etl.ledger.tracking import Entry
+from etl.ledger.verdicts import Recorded
 from tests.support.dump import FIXED, Row
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -87,9 +88,9 @@ def keep(
     """Store what the API answers for runs at a time; their series are still to be counted."""
     answers = [_received(run_id, answer, at, zone) for run_id, answer in seen.items()]
     standing = Standing(State.SETTLED, None)
-    ledger.track(connection, [Entry(run_id, None, None, {}) for run_id in seen], at)
+    tracking.track(connection, [Entry(run_id, None, None, {}) for run_id in seen], at)
     store.save(connection, answers)
-    ledger.record(connection, [Recorded(run_id, standing, at) for run_id in seen])
+    leases.record(connection, [Recorded(run_id, standing, at) for run_id in seen])
 
 
 def _received(run_id: str, answer: Mapping[str, Any], at: datetime, zone: tzinfo) -> Answer:
@@ -106,7 +107,7 @@ def label(engine: Engine, commits: Mapping[str, str], rules: Rules = DEFAULT_RUL
         f"RESULT_ARCHIVER__REPORTING__{k.upper()}": str(v) for k, v in rules._asdict().items()
     }
     listed = [ListedRun(run_id, labels={"commit": commit}) for run_id, commit in commits.items()]
-    Pass(Means(engine, load(None, settings), FetchProcess()), "track").track(Given(listed))
+    begin.track(IngestContext(engine, load(None, settings), clock.now), Given(listed))
 
 
 def forget_all(engine: Engine) -> None:

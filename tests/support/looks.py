@@ -15,9 +15,10 @@ from etl.answers.outcome import Answer
 from etl.answers.payload import decode
 from etl.archive import store
 from etl.db.database import writing
-from etl.ledger import ledger
-from etl.ledger.ledger import Entry, Recorded
+from etl.ledger import leases, tracking
 from etl.ledger.lifecycle import Standing, State
+from etl.ledger.tracking import Entry
+from etl.ledger.verdicts import Recorded
 from tests.support.histories import count_all
 
 NAMES = {"name": " Nightly", "application": "Shop "}
@@ -50,7 +51,7 @@ def look(engine: Engine, run_id: str, at: datetime, *tests: Mapping[str, Any], *
         normalize(run_id, payload, ZoneInfo("UTC")),
     )
     with writing(engine) as connection:
-        ledger.track(connection, [Entry(run_id, None, None, {})], at)
+        tracking.track(connection, [Entry(run_id, None, None, {})], at)
         store.save(connection, [answer])
         count_all(connection)
-        ledger.record(connection, [Recorded(run_id, Standing(State.WATCHING, at), at)])
+        leases.record(connection, [Recorded(run_id, Standing(State.WATCHING, at), at)])

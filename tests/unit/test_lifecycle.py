@@ -5,17 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from etl.answers.outcome import Reason
 from etl.config.settings import Polling
 from etl.ledger.lifecycle import (
+    Failure,
     Seen,
     Standing,
     State,
-    Trouble,
     after_answer,
+    after_failure,
     after_missing,
-    after_refusal,
-    after_trouble,
-    requeued,
+    after_transient_error,
+    requeue,
 )
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -101,7 +102,7 @@ def test_just_before_the_time_is_up_a_run_is_still_followed(status: str | None) 
 )
 def test_a_run_that_does_not_end_is_given_up(status: str | None, error: str) -> None:
     standing = after_answer(going(status, age=7 * DAY), NOW, RULES)
-    assert standing == Standing(State.FAILED, None, last_error=error)
+    assert standing == Standing(State.FAILED, None, 0, Reason.NEVER_ENDED, error)
 
 
 def test_one_day_is_told_in_the_singular() -> None:
@@ -190,23 +191,24 @@ def test_an_end_in_the_far_future_stops_nothing(status: str) -> None:
 # Failures.
 
 
-def trouble(wait: timedelta | None = None, chance: float = 0.0) -> Trouble:
-    return Trouble("no answer", wait, chance)
+def failure(wait: timedelta | None = None, chance: float = 0.0) -> Failure:
+    return Failure(Reason.NO_ANSWER, "no answer", wait, chance)
 
 
 QUEUED = Standing(State.QUEUED, NOW)
+GONE = (0, Reason.GONE, "404")
 
 
 @pytest.mark.parametrize("state", list(State))
 def test_a_failure_that_passes_is_tried_again(state: State) -> None:
-    standing = after_trouble(Standing(state, NOW), trouble(), NOW, RULES)
-    assert standing == Standing(State.RETRYING, NOW + MINUTE, 1, "no answer")
+    standing = after_transient_error(Standing(state, NOW), failure(), NOW, RULES)
+    assert standing == Standing(State.RETRYING, NOW + MINUTE, 1, Reason.NO_ANSWER, "no answer")
 
 
 def test_the_backoff_doubles_up_to_a_limit() -> None:
     standing, backoffs = QUEUED, []
     for _ in range(9):
-        standing = after_trouble(standing, trouble(), NOW, RULES)
+        standing = after_transient_error(standing, failure(), NOW, RULES)
         assert standing.due_at
         backoffs.append((standing.due_at - NOW) // MINUTE)
     assert backoffs == [1, 2, 4, 8, 16, 32, 60, 60, 60]
@@ -215,12 +217,12 @@ def test_the_backoff_doubles_up_to_a_limit() -> None:
 @pytest.mark.parametrize(("chance", "wait"), [(0, 8 * MINUTE), (0.5, 6 * MINUTE), (1, 4 * MINUTE)])
 def test_chance_shortens_the_backoff_by_up_to_half(chance: float, wait: timedelta) -> None:
     standing = QUEUED._replace(attempts=3)
-    assert after_trouble(standing, trouble(chance=chance), NOW, RULES).due_at == NOW + wait
+    assert after_transient_error(standing, failure(chance=chance), NOW, RULES).due_at == NOW + wait
 
 
 def test_chance_shortens_the_longest_backoff_too() -> None:
     standing = QUEUED._replace(attempts=8)
-    assert after_trouble(standing, trouble(chance=1), NOW, RULES).due_at == NOW + HOUR / 2
+    assert after_transient_error(standing, failure(chance=1), NOW, RULES).due_at == NOW + HOUR / 2
 
 
 @pytest.mark.parametrize(
@@ -229,16 +231,17 @@ def test_chance_shortens_the_longest_backoff_too() -> None:
 def test_a_wait_that_the_api_asks_for_is_kept_where_it_is_longer(
     asked: timedelta, waited: timedelta
 ) -> None:
-    assert after_trouble(QUEUED, trouble(asked), NOW, RULES).due_at == NOW + waited
+    assert after_transient_error(QUEUED, failure(asked), NOW, RULES).due_at == NOW + waited
 
 
 def test_chance_does_not_shorten_what_the_api_asks_for() -> None:
-    assert after_trouble(QUEUED, trouble(HOUR, chance=1), NOW, RULES).due_at == NOW + HOUR
+    assert after_transient_error(QUEUED, failure(HOUR, chance=1), NOW, RULES).due_at == NOW + HOUR
 
 
 def test_after_too_many_attempts_a_run_is_given_up() -> None:
-    standing = after_trouble(QUEUED._replace(attempts=9), trouble(HOUR), NOW, RULES)
-    assert standing == Standing(State.FAILED, None, 10, "no answer; given up after 10 attempts")
+    standing = after_transient_error(QUEUED._replace(attempts=9), failure(HOUR), NOW, RULES)
+    message = "no answer; given up after 10 attempts"
+    assert standing == Standing(State.FAILED, None, 10, Reason.TOO_MANY_ATTEMPTS, message)
 
 
 def test_an_answer_makes_the_failures_before_it_forgotten() -> None:
@@ -248,27 +251,41 @@ def test_an_answer_makes_the_failures_before_it_forgotten() -> None:
 def test_a_long_row_of_failures_does_not_overflow() -> None:
     rules = Polling(retry_every=DAY, retry_at_most_every=2 * DAY, max_attempts=10_000)
     for attempts in (30, 31, 2000, 9998):
-        standing = after_trouble(QUEUED._replace(attempts=attempts), trouble(), NOW, rules)
+        standing = after_transient_error(QUEUED._replace(attempts=attempts), failure(), NOW, rules)
         assert standing.due_at == NOW + 2 * DAY
 
 
 def test_a_refused_run_is_failed_with_the_reason() -> None:
-    assert after_refusal("denied") == Standing(State.FAILED, None, last_error="denied")
+    denied = Standing(State.FAILED, None, 0, Reason.DENIED, "denied")
+    assert after_failure(Reason.DENIED, "denied") == denied
 
 
 def test_a_run_that_was_never_archived_and_is_not_known_fails() -> None:
-    assert after_missing(None, "404", NOW, RULES) == Standing(State.FAILED, None, last_error="404")
+    not_found = Standing(State.FAILED, None, 0, Reason.NOT_FOUND, "404")
+    assert after_missing(None, "404", NOW, RULES) == not_found
 
 
 @pytest.mark.parametrize(
     ("seen", "standing"),
     [
-        (over("unresolved", over_for=DAY), Standing(State.WATCHING, NOW + 2.4 * HOUR, 0, "404")),
-        (over("passed", over_for=HOUR), Standing(State.WATCHING, NOW + HOUR, 0, "404")),
-        (going("pending", age=HOUR), Standing(State.RUNNING, NOW + 6 * MINUTE, 0, "404")),
-        (over("passed", over_for=DAY), Standing(State.SETTLED, None, 0, "404")),
-        (over("unresolved", over_for=30 * DAY), Standing(State.SETTLED, None, 0, "404")),
-        (going("pending", age=7 * DAY), Standing(State.SETTLED, None, 0, "404")),
+        (
+            over("unresolved", over_for=DAY),
+            Standing(State.WATCHING, NOW + 2.4 * HOUR, *GONE),
+        ),
+        (
+            over("passed", over_for=HOUR),
+            Standing(State.WATCHING, NOW + HOUR, *GONE),
+        ),
+        (
+            going("pending", age=HOUR),
+            Standing(State.RUNNING, NOW + 6 * MINUTE, *GONE),
+        ),
+        (over("passed", over_for=DAY), Standing(State.SETTLED, None, *GONE)),
+        (
+            over("unresolved", over_for=30 * DAY),
+            Standing(State.SETTLED, None, *GONE),
+        ),
+        (going("pending", age=7 * DAY), Standing(State.SETTLED, None, *GONE)),
     ],
 )
 def test_an_archived_run_that_is_gone_is_asked_for_as_long_as_before(
@@ -279,7 +296,7 @@ def test_an_archived_run_that_is_gone_is_asked_for_as_long_as_before(
 
 @pytest.mark.parametrize(("fetches", "state"), [(0, State.QUEUED), (3, State.RETRYING)])
 def test_a_failed_run_that_is_wanted_again_is_due_now(fetches: int, state: State) -> None:
-    assert requeued(fetches, NOW) == Standing(state, NOW)
+    assert requeue(fetches, NOW) == Standing(state, NOW)
 
 
 # Whatever comes.
@@ -305,14 +322,20 @@ seens = st.builds(
     moments,
     moments,
 )
-troubles = st.builds(
-    Trouble,
+failures = st.builds(
+    Failure,
+    st.sampled_from(Reason),
     st.just("no answer"),
     st.none() | st.timedeltas(timedelta(0), 30 * 365 * DAY),
     st.floats(0, 1),
 )
 standings = st.builds(
-    Standing, st.sampled_from(State), st.just(NOW), st.integers(0, 6000), st.none() | st.text()
+    Standing,
+    st.sampled_from(State),
+    st.just(NOW),
+    st.integers(0, 6000),
+    st.none() | st.sampled_from(Reason),
+    st.none() | st.text(),
 )
 
 
@@ -336,11 +359,13 @@ def test_after_any_404_a_run_is_due_or_done(seen: Seen | None, rules: Polling) -
     assert standing.last_error == "404"
 
 
-@given(standings, troubles, rules)
+@given(standings, failures, rules)
 @settings(max_examples=200)
-def test_after_any_trouble_a_run_is_due_or_done(
-    standing: Standing, trouble: Trouble, rules: Polling
+def test_after_any_failure_a_run_is_due_or_done(
+    standing: Standing, failure: Failure, rules: Polling
 ) -> None:
-    after = after_trouble(standing, trouble, NOW, rules)
+    after = after_transient_error(standing, failure, NOW, rules)
     assert is_due_as_its_state_says(after)
-    assert after.attempts == standing.attempts + 1
+    is_counted = failure.reason is not Reason.NOT_CONFIGURED
+    assert after.attempts == standing.attempts + is_counted
+    assert is_counted or after.state is State.RETRYING

@@ -1,0 +1,393 @@
+"""Decide which request may be sent when, and when a source is stopped: a circuit breaker each.
+
+Pure: time is an argument, nothing is sent here. A source starts half-open, with one probe at a
+time, and returns to that after each failure that may mean that the API is down; while it answers,
+the configured number of requests is under way. A dead API or a refused key thus costs a handful
+of requests, and a single bad run never stops the others.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from etl.answers.outcome import Target, TransientError
+
+FAILED_PROBES = 5
+"""The API is down after this number of probes in a row without an answer."""
+DIFFERENT_RUNS = 3
+"""If the API answered before, they must be of this number of runs: one or two may be bad."""
+NO_RESULTS = 5
+"""Answers that are no results, from this number of different runs in a row, stop the source."""
+DENIED_AT_FIRST = 5
+"""After this number of 403 before any other answer it is the key that is refused."""
+ADAPT_EVERY_S = 0.05
+BUSY_ENOUGH = 0.95
+"""With this share of a core in use, another thread would gain nothing."""
+DENIED_REMEDY = "track each run with its read token, or use a key that may read"
+
+
+class Pauses(NamedTuple):
+    """The wait after a failed attempt: doubled from `first_s` up to `longest_s`."""
+
+    first_s: float = 0.5
+    longest_s: float = 30.0
+
+
+class Halt(Enum):
+    """Why a pass stops before its work is done; the rest stays due."""
+
+    DOWN = "down"
+    """The API does not answer, or answers something else than results."""
+    BUSY = "busy"
+    """The API asks for a longer wait than `api.max_wait_s`."""
+    REFUSED = "refused"
+    """The API refuses the key."""
+    INTERRUPTED = "interrupted"
+    """A person or the system stopped the pass."""
+
+
+class RequestLimits(NamedTuple):
+    """The limits of requests to the API. 0 requests a second, or in all, is no limit."""
+
+    connections: int
+    max_requests_per_second: float
+    attempts: int
+    max_wait_s: float
+    max_requests: int = 0
+    pauses: Pauses = Pauses()
+
+
+class Signal(Enum):
+    """The information that an attempt gives of the API."""
+
+    RESULT = "result"
+    """The API is alive and accepts the key: a result, or a 404."""
+    NO_RESULT = "no result"
+    """A status 200 with something else than a result, such as a login page."""
+    TRANSIENT = "transient"
+    """No answer, or a status that says nothing of the run."""
+    DENIED = "denied"
+    """403."""
+    KEY_REFUSED = "key refused"
+    """401."""
+    NO_REQUEST = "no request"
+    """Nothing was sent, so that nothing is known of the API."""
+
+
+class RateLimit:
+    """The limits that all sources of a pass share: one rate, one number of connections, one budget.
+
+    Times are seconds of any steady clock.
+    """
+
+    def __init__(self, limits: RequestLimits) -> None:
+        self.in_flight = 0
+        self.sent = 0
+        self.impatience = ""
+        """Why nothing more is sent: the API asks for a longer wait than allowed."""
+        self._limits = limits
+        self._not_before = 0.0
+        self._asked_until = 0.0
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the pass has sent all requests that it may send."""
+        return 0 < self._limits.max_requests <= self.sent
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more request may be under way."""
+        return self.in_flight < self._limits.connections
+
+    def wait_s(self, now: float) -> float:
+        """Return in how many seconds the next request may be sent."""
+        return max(0.0, self._not_before - now)
+
+    def send(self, now: float) -> None:
+        """Count a request that is sent."""
+        self.sent += 1
+        self.in_flight += 1
+        if rate := self._limits.max_requests_per_second:
+            self._not_before = max(now, self._not_before) + 1 / rate
+
+    def pause(self, until: float) -> None:
+        """Send nothing before `until`."""
+        self._not_before = max(self._not_before, until)
+
+    def obey_retry_after(self, wait_s: float, now: float) -> None:
+        """Send nothing for as long as the API asks to wait."""
+        self._asked_until = max(self._asked_until, now + wait_s)
+        self.pause(self._asked_until)
+        if wait_s > self._limits.max_wait_s:
+            self.impatience = f"the API asks to wait {wait_s:.0f} s"
+
+    def asked_wait_s(self, now: float) -> float:
+        """Return the rest of the wait that the API asked for."""
+        return max(0.0, self._asked_until - now)
+
+
+class Concurrency:
+    """The number of threads that fetch at once: enough to keep one core busy, up to `most`.
+
+    Python computes in one thread at a time; more threads would only wait for each other. The
+    longer the API takes to answer, the more of them wait for the API instead.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.size = 1
+        self._most = most
+        self._since: float | None = None
+        self._cpu_s = 0.0
+
+    def pause(self) -> None:
+        """Restart the measurement: the threads were kept from working."""
+        self._since = None
+
+    def is_due(self, now: float) -> bool:
+        """Tell whether it is time to adapt the size."""
+        return self._since is None or now - self._since >= ADAPT_EVERY_S
+
+    def adapt(self, now: float, cpu_s: float) -> None:
+        """Adapt the size to the CPU time that the process has used, all threads together."""
+        if self._since is not None:
+            busy = max((cpu_s - self._cpu_s) / (now - self._since), 0.001)
+            self.size = min(max(int(self.size * BUSY_ENOUGH / busy), 1), self._most)
+        self._since, self._cpu_s = now, cpu_s
+
+
+@dataclass(eq=False)
+class Job:
+    """A run on its way. `error` is that of its last attempt, None after an answer.
+
+    `is_control`: an archived run that is asked for only to learn whether the API is alive.
+    """
+
+    target: Target
+    is_control: bool = False
+    attempts: int = 0
+    is_probe: bool = False
+    error: TransientError | None = None
+
+
+class Breaker:
+    """The queue and the circuit breaker of one source. `record` takes each job back.
+
+    `take_finished` then lists the jobs whose end is decided; after a halt, `deferred` lists those
+    that end with the API's failure instead of their own.
+    """
+
+    def __init__(
+        self, limits: RequestLimits, rate: RateLimit | None = None, control: Target | None = None
+    ) -> None:
+        self.in_flight = 0
+        self._halt: Halt | None = None
+        self._halt_reason = ""
+        self._rate = rate or RateLimit(limits)
+        self._limits = limits
+        self._control = Job(control, is_control=True) if control else None
+        self._ready: deque[Job] = deque()
+        self._denied: list[Job] = []
+        self._exhausted: list[Job] = []
+        self._finished: list[Job] = []
+        self._is_probing = True
+        self._has_heard = False
+        self._failed_probes: list[Job] = []
+        self._without_result: list[Job] = []
+
+    @property
+    def halt(self) -> Halt | None:
+        """Why no more jobs are handed out. A wait that the API asks for halts all sources."""
+        return self._halt or (Halt.BUSY if self._rate.impatience else None)
+
+    @property
+    def halt_reason(self) -> str:
+        """The halt in words."""
+        return self._halt_reason or self._rate.impatience
+
+    @property
+    def waiting(self) -> int:
+        """The number of jobs that wait to be sent."""
+        return len(self._ready)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way, and nothing will be without more jobs."""
+        is_done = not self._ready or self.halt is not None or self._rate.is_spent
+        return self.in_flight == 0 and is_done
+
+    def offer(self, targets: Iterable[Target]) -> None:
+        """Queue runs."""
+        self._ready.extend(map(Job, targets))
+
+    def take(self, now: float) -> Job | None:
+        """Return a job that may be sent `now` (seconds of any steady clock), if there is one."""
+        if self.wait_s(now) != 0:
+            return None
+        job = self._ready.popleft()
+        job.attempts += 1
+        job.is_probe = self._is_probing
+        job.error = None
+        self.in_flight += 1
+        self._rate.send(now)
+        return job
+
+    def wait_s(self, now: float) -> float | None:
+        """Return in how many seconds `take` may succeed; None: not before a job comes back."""
+        if self.halt or not self._ready or self._rate.is_spent:
+            return None
+        if not self._rate.has_room or (self._is_probing and self.in_flight):
+            return None
+        return self._rate.wait_s(now)
+
+    def record(self, job: Job, signal: Signal, error: TransientError | None, now: float) -> None:
+        """Take a job back with the signal of its attempt; `error` comes with all but RESULT."""
+        self.in_flight -= 1
+        self._rate.in_flight -= 1
+        job.error = error
+        match signal:
+            case Signal.RESULT:
+                self._close_circuit(job)
+            case Signal.NO_RESULT:
+                self._count_no_result(job)
+            case Signal.TRANSIENT:
+                self._retry(job, now)
+            case Signal.DENIED:
+                self._deny(job)
+            case Signal.KEY_REFUSED:
+                self.stop(Halt.REFUSED, job.error.message if job.error else "")
+            case Signal.NO_REQUEST:
+                self._finish_job(job)
+
+    def _close_circuit(self, job: Job) -> None:
+        """Note an answer that shows the API alive and the key accepted."""
+        self._has_heard = True
+        self._is_probing = False
+        self._failed_probes = []
+        self._without_result = []
+        self._finish_job(job)
+        self._decide_held_back()
+
+    def _count_no_result(self, job: Job) -> None:
+        """Hold a job back until a result shows that its answer is its own fault."""
+        self._is_probing = True
+        self._exhausted.append(job)
+        self._without_result.append(job)
+        if error := job.error:
+            self._rotate(error.chance)
+        if len(self._without_result) >= NO_RESULTS and job.error:
+            reason = f"the last {NO_RESULTS} answers were no results: {job.error.message}"
+            self.stop(Halt.DOWN, reason)
+        elif self._halt is None and not self._ready and not self._has_heard:
+            self._probe_control()
+
+    def _deny(self, job: Job) -> None:
+        """Note a 403: this run's failure, unless a pass begins with nothing else."""
+        self._failed_probes = []
+        self._denied.append(job)
+        if self._has_heard:
+            self._is_probing = False
+            self._decide_held_back()
+            return
+        # A key that may not read still reads with a token: ask for a run that has one next.
+        token_is_next = self._bring_token_to_front()
+        is_tried = any(each.target.read_token for each in self._denied) or not token_is_next
+        if is_tried and len(self._denied) >= DENIED_AT_FIRST:
+            self.stop(
+                Halt.REFUSED, f"the first {DENIED_AT_FIRST} answers were all 403; {DENIED_REMEDY}"
+            )
+
+    def _retry(self, job: Job, now: float) -> None:
+        """Try again after a transient error, later in this pass or in another one."""
+        error = job.error
+        if error is None:
+            raise ValueError("a transient signal comes with its error")
+        if error.is_busy:
+            self._has_heard = True
+            self._failed_probes = []
+        else:
+            # Requests under way when the failure began are part of it, and no further evidence.
+            self._failed_probes += [job] * job.is_probe
+            self._is_probing = True
+            self._rotate(error.chance)
+        self._pause(job, error, now)
+        if self._is_down():
+            self.stop(Halt.DOWN, error.message)
+        if self.halt is None and job.attempts < self._limits.attempts:
+            self._ready.append(job)
+            return
+        self._exhausted.append(job)
+        if self.halt is None and not self._ready and not self._has_heard and not self._denied:
+            self._probe_control()
+
+    def _rotate(self, chance: float) -> None:
+        """Make any run the next probe.
+
+        A few bad runs ahead of all others would otherwise look like an API that is down, today
+        and in each pass to come.
+        """
+        self._ready.rotate(-int(chance * len(self._ready)))
+
+    def _probe_control(self) -> None:
+        """Ask for an archived run when no run of the pass was answered.
+
+        If the API answers for that one, the failures are the runs' own.
+        """
+        if self._control is not None and self.in_flight == 0:
+            self._ready.append(self._control)
+            self._control = None
+
+    def stop(self, halt: Halt, reason: str) -> None:
+        """Hand out no more jobs; the first reason counts."""
+        if self.halt is None:
+            self._halt, self._halt_reason = halt, reason
+
+    def finish(self) -> None:
+        """Decide about the jobs held back, when there is nothing left to learn from."""
+        if self.halt is None and self._exhausted and not self._has_heard and not self._denied:
+            error = self._exhausted[-1].error
+            self.stop(Halt.DOWN, error.message if error else "")
+        if self.halt is None:
+            self._decide_held_back()
+
+    def deferred(self) -> list[Job]:
+        """Return, after a halt, the jobs with a transient error: they stay due."""
+        if self.halt not in {Halt.DOWN, Halt.BUSY}:
+            return []
+        failed = [*self._exhausted, *self._ready]
+        return [job for job in failed if job.error and not job.is_control]
+
+    def take_finished(self) -> list[Job]:
+        """Return the jobs decided since the last call."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def _bring_token_to_front(self) -> bool:
+        for place, job in enumerate(self._ready):
+            if job.target.read_token:
+                self._ready.rotate(-place)
+                return True
+        return False
+
+    def _is_down(self) -> bool:
+        if len(self._failed_probes) < FAILED_PROBES:
+            return False
+        return not self._has_heard or len(set(self._failed_probes)) >= DIFFERENT_RUNS
+
+    def _decide_held_back(self) -> None:
+        for job in (*self._denied, *self._exhausted):
+            self._finish_job(job)
+        self._denied, self._exhausted = [], []
+
+    def _finish_job(self, job: Job) -> None:
+        if not job.is_control:
+            self._finished.append(job)
+
+    def _pause(self, job: Job, error: TransientError, now: float) -> None:
+        steps = max(len(self._failed_probes), job.attempts) - 1
+        pauses = self._limits.pauses
+        pause_s = min(pauses.first_s * 2**steps, pauses.longest_s) * (1 - error.chance / 2)
+        self._rate.pause(now + pause_s)
+        if error.wait_s is not None:
+            self._rate.obey_retry_after(error.wait_s, now)

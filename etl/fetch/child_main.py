@@ -1,0 +1,88 @@
+"""The child process that fetches for one pass, and ends with it.
+
+Python computes in one thread of a process at a time, and fetching takes as much of it as storing:
+the two go on side by side. The child knows nothing of the database, keeps nothing, and ends at
+once when the parent is gone.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from traceback import format_exc
+
+from msgspec import msgpack
+
+from etl import clock
+from etl.fetch.child_process import STOP_SIGNAL
+from etl.fetch.fetcher import RunFetcher
+from etl.fetch.messages import Begin, Done, Targets
+from etl.fetch.pool import FetchPool
+from etl.runtime import look_for_cycles_seldom, tune_heap
+from etl.secrets import mask
+
+
+def serve(connection: "Connection[bytes, bytes]") -> None:
+    """Fetch for the pass at the other end of `connection`, until its last batch is sent."""
+    begin = msgpack.decode(connection.recv_bytes(), type=Begin)
+    pool = FetchPool(begin, RunFetcher(begin.config, clock.now))
+    for task in (_take_messages, _await_stop):
+        threading.Thread(target=_or_exit, args=[task, connection, pool], daemon=True).start()
+    is_over = False
+    while not is_over:
+        message = pool.receive()
+        connection.send_bytes(msgpack.encode(message))
+        is_over = getattr(message, "end", None) is not None
+
+
+def _take_messages(connection: "Connection[bytes, bytes]", pool: FetchPool) -> None:
+    decoder = msgpack.Decoder(Targets | Done)
+    while True:
+        match decoder.decode(connection.recv_bytes()):
+            case Targets(targets):
+                pool.give(targets)
+            case Done():
+                pool.done()
+
+
+def _await_stop(_connection: "Connection[bytes, bytes]", pool: FetchPool) -> None:
+    signal.sigwait({STOP_SIGNAL})
+    pool.stop()
+
+
+def _or_exit(
+    task: Callable[["Connection[bytes, bytes]", FetchPool], None],
+    connection: "Connection[bytes, bytes]",
+    pool: FetchPool,
+) -> None:
+    """Run a thread's task; without one of its threads the pass would never end."""
+    try:
+        task(connection, pool)
+    except EOFError:
+        os._exit(0)  # the parent is gone
+    except Exception:  # noqa: BLE001  written to stderr
+        _fail()
+
+
+def _fail() -> None:
+    sys.stderr.write(mask(format_exc()))
+    os._exit(1)
+
+
+def main() -> None:
+    """Serve the parent. The argument is the number of the socket's file descriptor."""
+    tune_heap()
+    look_for_cycles_seldom()
+    try:
+        serve(Connection(int(sys.argv[1])))
+    except (EOFError, BrokenPipeError):
+        pass
+    except Exception:  # noqa: BLE001  written to stderr
+        _fail()
+    os._exit(0)  # whatever hangs in a request
+
+
+if __name__ == "__main__":
+    main()

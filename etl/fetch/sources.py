@@ -1,0 +1,86 @@
+"""The breakers of all sources of a pass, with the limits that they share.
+
+Pure: time is an argument. One account's failure never stops another's.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from etl.answers.outcome import Target
+from etl.fetch.breaker import Breaker, Halt, Job, RateLimit, RequestLimits
+
+
+class Sources:
+    """A breaker for each source, made for its first run; one rate limit."""
+
+    def __init__(self, limits: RequestLimits, controls: Mapping[str, Target]) -> None:
+        self.rate = RateLimit(limits)
+        self._limits = limits
+        self._controls = controls
+        self._by_name: dict[str, Breaker] = {}
+        self.is_interrupted = False
+
+    def of(self, target: Target) -> Breaker:
+        """Return the breaker of a run's source."""
+        name = target.source
+        if name not in self._by_name:
+            control = self._controls.get(name)
+            self._by_name[name] = Breaker(self._limits, self.rate, control)
+        return self._by_name[name]
+
+    def halted(self) -> list[str]:
+        """Return the sources that are stopped."""
+        return [name for name, each in self._by_name.items() if each.halt is not None]
+
+    @property
+    def waiting(self) -> int:
+        """The number of jobs that wait to be sent, without those of stopped sources."""
+        return sum(each.waiting for each in self._by_name.values() if each.halt is None)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way, and nothing will be without more targets."""
+        return all(each.is_idle for each in self._by_name.values())
+
+    def offer(self, targets: Sequence[Target]) -> None:
+        """Queue runs."""
+        for target in targets:
+            self.of(target).offer([target])
+
+    def take(self, now: float) -> Job | None:
+        """Return a job of any source that may be sent now."""
+        return next(filter(None, (each.take(now) for each in self._by_name.values())), None)
+
+    def wait_s(self, now: float) -> float | None:
+        """Return in how many seconds `take` may succeed; None: not before a job comes back."""
+        waits = (each.wait_s(now) for each in self._by_name.values())
+        return min((wait_s for wait_s in waits if wait_s is not None), default=None)
+
+    def interrupt(self) -> None:
+        """Stop all sources, and those whose first run is still to come."""
+        for each in self._by_name.values():
+            each.stop(Halt.INTERRUPTED, "")
+        self.is_interrupted = True
+
+    def finish(self) -> None:
+        """Decide about the jobs held back."""
+        for each in self._by_name.values():
+            each.finish()
+
+    def take_finished(self) -> list[Job]:
+        """Return the jobs decided since the last call."""
+        return [job for each in self._by_name.values() for job in each.take_finished()]
+
+    def deferred(self) -> list[Job]:
+        """Return the jobs of stopped sources that end with the API's failure."""
+        return [job for each in self._by_name.values() for job in each.deferred()]
+
+    def worst_halt(self) -> tuple[Halt | None, str]:
+        """Return the halt that decides the pass's exit code, and its reason."""
+        if self.is_interrupted:
+            return Halt.INTERRUPTED, ""
+        for halt in (Halt.REFUSED, Halt.DOWN, Halt.BUSY):
+            for name, each in self._by_name.items():
+                if each.halt is halt:
+                    is_only = len(self._by_name) == 1
+                    return halt, each.halt_reason if is_only else f"{name}: {each.halt_reason}"
+        return None, ""

@@ -1,0 +1,118 @@
+"""The beginning of a pass: track lists, and open the pass's row in `ingests`."""
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import islice
+from typing import NamedTuple
+
+from sqlalchemy import Connection, insert, select, update
+
+from etl.config.settings import DEFAULT_SOURCE
+from etl.db import database
+from etl.db.database import writing
+from etl.db.schema import ingests
+from etl.derived import aggregates
+from etl.ingest.context import IngestContext
+from etl.ingest.tally import Tally
+from etl.intake import lists
+from etl.intake.lists import Given
+from etl.ledger import leases, standings, tracking
+from etl.ledger.leases import Lease
+from etl.ledger.tracking import Entry, Tracked
+from etl.secrets import open_vault
+from etl.telemetry.log import get_logger
+
+ENTRIES_AT_ONCE = 500
+CLOCK_ERROR = timedelta(days=1)
+"""A pass in the future by more than this had a wrong clock; less may be another machine's."""
+
+log = get_logger()
+
+Then = Callable[[Connection, list[str]], object]
+
+
+class OpenPass(NamedTuple):
+    """A pass that is under way. Its tally has the ID of its row in `ingests`."""
+
+    tally: Tally
+    lease: Lease
+    """The time of the beginning, as a lease that nobody owns."""
+
+
+def track(ingest: IngestContext, given: Given) -> Tracked:
+    """Add the runs of lists to the ledger, in a new database if need be."""
+    return _track(ingest, given, lambda _connection, _run_ids: None)
+
+
+def track_and_make_due(ingest: IngestContext, given: Given) -> Tracked:
+    """Track runs, and let the next pass fetch even the settled ones among them."""
+    return _track(
+        ingest,
+        given,
+        lambda connection, run_ids: tracking.make_due(connection, run_ids, ingest.now()),
+    )
+
+
+def _track(ingest: IngestContext, given: Given, then: Then) -> Tracked:
+    """Track runs, a batch at a time, so that memory does not grow with the list."""
+    database.prepare(ingest.engine)
+    vault = open_vault(ingest.config)
+    tracked = Tracked(0, 0)
+    without_token: Counter[str] = Counter()
+    runs = given.runs
+    while batch := list(islice(runs, ENTRIES_AT_ONCE)):
+        entries = lists.entries(batch, vault)
+        with writing(ingest.engine) as connection:
+            added = _track_batch(connection, ingest, entries)
+            then(connection, [entry.run_id for entry in entries])
+        without_token.update(
+            entry.source or DEFAULT_SOURCE for entry in entries if entry.read_token is None
+        )
+        tracked = Tracked(tracked.new + added.new, tracked.known + added.known)
+    if tracked.new:
+        _warn_of_missing_tokens(ingest, without_token)
+    return tracked
+
+
+def _track_batch(connection: Connection, ingest: IngestContext, entries: list[Entry]) -> Tracked:
+    """Track a batch; the commit label of an archived run may confirm that a test is flaky."""
+    label = aggregates.COMMIT_LABEL
+    commits = {each.run_id: each.labels[label] for each in entries if label in each.labels}
+    plans = aggregates.recommitted(connection, commits)
+    added = tracking.track(connection, entries, ingest.now())
+    aggregates.refresh_plans(connection, plans, ingest.config.rules)
+    return added
+
+
+def _warn_of_missing_tokens(ingest: IngestContext, without_token: Counter[str]) -> None:
+    """Warn of runs that will be denied for want of a token, while it can still be found."""
+    with database.reading(ingest.engine) as connection:
+        denied = standings.sources_without_permission(connection)
+    for source in sorted(denied & without_token.keys()):
+        log.warning(
+            "runs without a read token, which this key needs: it has no read permission",
+            source=source,
+            runs=without_token[source],
+        )
+
+
+def open_pass(ingest: IngestContext, trigger: str) -> OpenPass:
+    """Write the row of a pass that begins now."""
+    now = ingest.now()
+    opened = OpenPass(Tally(), Lease("", now, now + ingest.config.polling.lease_for))
+    with writing(ingest.engine) as connection:
+        _heed_clock_set_back(connection, opened.lease)
+        statement = insert(ingests).values(trigger=trigger, started_at=now)
+        opened.tally.pass_id = connection.execute(statement.returning(ingests.c.id)).scalar_one()
+    return opened
+
+
+def _heed_clock_set_back(connection: Connection, lease: Lease) -> None:
+    """Let nothing wait for a time that a clock far ahead has set."""
+    newest = select(ingests.c.started_at).order_by(ingests.c.id.desc()).limit(1)
+    last_began_at = connection.scalar(newest)
+    if last_began_at is not None and last_began_at - lease.since > CLOCK_ERROR:
+        log.warning("the last pass was in the future: what waits is due", at=last_began_at)
+        leases.end_waits(connection, lease)
+        connection.execute(update(ingests).values(wait_until=None))

@@ -1,0 +1,32 @@
+"""The things that a pass is given: archive, settings, clock; progress, signal, way of fetching."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sqlalchemy import Engine
+
+from etl.config.settings import Config
+from etl.fetch.breaker import Pauses
+from etl.fetch.door import Clock, Way
+from etl.ingest.interrupt import Interrupt
+
+Progress = Callable[[int, int], None]
+"""Called with (runs done, runs due) now and then."""
+
+
+class IngestContext(NamedTuple):
+    """All that a pass needs and does not change."""
+
+    engine: Engine
+    config: Config
+    now: Clock
+    way: Way | None = None
+    """The way of fetching; by default the one that suits the number of due runs."""
+    pauses: Pauses = Pauses()
+
+
+class PassHooks(NamedTuple):
+    """The caller's side of one pass."""
+
+    progress: Progress
+    interrupt: Interrupt

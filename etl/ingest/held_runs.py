@@ -1,0 +1,117 @@
+"""The runs that a pass has claimed: its leases, and what it has in hand."""
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+
+from sqlalchemy import Engine, and_, func, select
+
+from etl.answers.outcome import Target
+from etl.archive import store
+from etl.config.settings import Polling
+from etl.db.database import reading, writing
+from etl.db.schema import tracked_runs
+from etl.errors import DatabaseError
+from etl.fetch.door import Clock
+from etl.ledger import leases
+from etl.ledger.leases import Lease
+from etl.ledger.verdicts import Claim
+from etl.telemetry.log import get_logger
+
+log = get_logger()
+
+
+class HeldRuns:
+    """Claims runs that were due at the start of a pass, and keeps their leases alive."""
+
+    def __init__(self, engine: Engine, polling: Polling, started_at: datetime, now: Clock) -> None:
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._engine = engine
+        self._polling = polling
+        self.started_at = started_at
+        self._now = now
+        self._in_hand: dict[str, Claim] = {}
+        self._changing = threading.Lock()
+
+    def count_due(self) -> int:
+        """Count the runs that this pass will try to claim."""
+        query = select(func.count()).where(leases.due(self.started_at, self._now()))
+        with reading(self._engine) as connection:
+            return connection.scalar(query) or 0
+
+    def due_sources(self) -> set[str]:
+        """Return the sources of the runs that are due."""
+        query = select(tracked_runs.c.source).distinct()
+        with reading(self._engine) as connection:
+            due = leases.due(self.started_at, self._now())
+            return set(connection.scalars(query.where(due)))
+
+    def claim(self, limit: int, without: Collection[str] = ()) -> list[Target]:
+        """Lease up to `limit` due runs, `without` those of some sources; [] if there are none."""
+        lease = self.lease()
+        with self._changing:
+            in_hand = set(self._in_hand)
+        due = leases.due_to_owner(self.started_at, lease, in_hand)
+        with writing(self._engine) as connection:
+            chosen = and_(due, tracked_runs.c.source.not_in(without))
+            claims = leases.claim(connection, lease, chosen, limit)
+            archived = [each for each in claims if each.last_fetched_at]
+            tracked_at = {each.run_id: each.first_tracked_at for each in archived}
+            known = store.known(connection, tracked_at)
+        claims = [
+            claim._replace(**known[claim.run_id]._asdict()) if claim.run_id in known else claim
+            for claim in claims
+        ]
+        with self._changing:
+            self._in_hand |= {claim.run_id: claim for claim in claims}
+        return [Target(c.run_id, c.source, c.read_token, c.fingerprint) for c in claims]
+
+    def claims_of(self, run_ids: Collection[str]) -> list[Claim]:
+        """Return the claims of runs that are in hand."""
+        with self._changing:
+            return [self._in_hand[run_id] for run_id in run_ids]
+
+    def drop(self, run_ids: Sequence[str]) -> None:
+        """Forget runs that are committed."""
+        with self._changing:
+            for run_id in run_ids:
+                del self._in_hand[run_id]
+
+    def lease(self) -> Lease:
+        """Return a lease from now on."""
+        now = self._now()
+        return Lease(self.owner, now, now + self._polling.lease_for)
+
+    def renew(self) -> None:
+        """Extend the leases of all runs in hand."""
+        with writing(self._engine) as connection:
+            leases.renew(connection, self.lease())
+
+    def release(self) -> None:
+        """Give back the runs that are in hand."""
+        with writing(self._engine) as connection:
+            leases.release(connection, self.owner)
+
+    @contextmanager
+    def heartbeat(self) -> Iterator[None]:
+        """Renew the leases each third of their length, by a thread, within the context."""
+        is_over = threading.Event()
+
+        def beat() -> None:
+            while not is_over.wait(self._polling.lease_for.total_seconds() / 3):
+                try:
+                    self.renew()
+                except DatabaseError as error:
+                    log.warning("leases not renewed", reason=str(error))
+
+        beating = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        beating.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            beating.join()

@@ -1,0 +1,56 @@
+"""One pass from top to bottom: begin, work, end. The service does one after another."""
+
+from typing import NamedTuple
+
+from etl.ingest.begin import OpenPass, open_pass, track
+from etl.ingest.context import IngestContext, PassHooks
+from etl.ingest.end import end_pass, fail_pass
+from etl.ingest.tally import Tally, exit_code
+from etl.ingest.work import work
+from etl.intake import lists
+from etl.telemetry.log import bound_context
+from etl.telemetry.ping import ping
+
+
+class PassOrder(NamedTuple):
+    """The trigger of a pass, and the number of bad lines in the lists given to it."""
+
+    trigger: str
+    bad_lines: int = 0
+
+
+def run_pass(ingest: IngestContext, order: PassOrder, hooks: PassHooks) -> Tally:
+    """Track the watched lists, fetch and store all due runs, and report the pass.
+
+    Raises:
+        ArchiverError: the pass could not be done; metrics and ping have reported it.
+    """
+    telemetry = ingest.config.telemetry
+    ping(telemetry, "/start")
+    is_well = False
+    try:
+        watched = lists.read_watched(ingest.config)
+        track(ingest, watched)
+        opened = open_pass(ingest, order.trigger)
+        with bound_context(pass_id=opened.tally.pass_id):
+            bad_lines = order.bad_lines + watched.bad_lines
+            _work_or_fail(ingest, opened, hooks)
+            stopped_by = hooks.interrupt.signal
+            opened.tally.exit_code = exit_code(opened.tally, stopped_by, bad_lines)
+            end_pass(ingest, opened, is_interrupted=stopped_by is not None)
+        is_well = opened.tally.exit_code == 0
+    finally:
+        if telemetry.metrics_file is not None:
+            from etl.telemetry import prometheus  # noqa: PLC0415  a fifth of the start of a pass
+
+            prometheus.write_file(ingest.engine, telemetry.metrics_file)
+        ping(telemetry, "" if is_well else "/fail")
+    return opened.tally
+
+
+def _work_or_fail(ingest: IngestContext, opened: OpenPass, hooks: PassHooks) -> None:
+    try:
+        work(ingest, opened, hooks)
+    except Exception as error:
+        fail_pass(ingest, opened, error)
+        raise

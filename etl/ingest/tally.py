@@ -1,0 +1,96 @@
+"""The counts of one pass: what its summary, its row in `ingests` and its exit code tell."""
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from etl.answers.outcome import Answer, Deferred, Denied, Missing, Outcome, Postponed, Reject
+from etl.archive.store import Saved
+from etl.db.schema import OUTCOMES
+from etl.fetch.breaker import Halt
+from etl.ledger.lifecycle import State
+from etl.ledger.verdicts import Recorded
+
+
+class RunEnd(NamedTuple):
+    """How one run ended in a pass: `kind` names the field of `Tally` that counts it."""
+
+    kind: str
+    recorded: Recorded
+
+
+@dataclass
+class Tally:
+    """The counts of one pass."""
+
+    new: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    waiting: int = 0
+    failed: int = 0
+    rejected: int = 0
+    deferred: int = 0
+    """Runs left as due as they were, since it was the API that failed."""
+    to_retry: int = 0
+    """The failed and rejected runs that will be tried again."""
+    requests: int = 0
+    halt: Halt | None = None
+    halt_reason: str = ""
+    asked_wait_s: float = 0
+    """The rest of the wait that the API asked for."""
+    exit_code: int = 0
+    pass_id: int | None = None
+    """Its row in `ingests`, which logs name too."""
+
+    @property
+    def done(self) -> int:
+        """The number of runs that were fetched, with whatever result."""
+        return self.new + self.changed + self.unchanged + self.failed + self.rejected
+
+    def summary(self) -> dict[str, Any]:
+        """Return the counts for programs."""
+        counted = {name: getattr(self, name) for name in (*OUTCOMES, "requests")}
+        halted = self.halt.value if self.halt else None
+        return {**counted, "halted": halted, "exit_code": self.exit_code}
+
+    def add(self, end: RunEnd) -> None:
+        """Count the end of one run."""
+        setattr(self, end.kind, getattr(self, end.kind) + 1)
+        state = end.recorded.standing.state
+        self.to_retry += end.kind in {"failed", "rejected"} and state is State.RETRYING
+        if state is State.RUNNING:
+            self.waiting += 1
+        elif state is State.FAILED and end.kind in {"new", "changed"}:
+            self.failed += 1
+
+
+def kind_of(outcome: Outcome, saved: Mapping[str, Saved], recorded: Recorded) -> str:
+    """Return the field of `Tally` that counts an outcome."""
+    match outcome:
+        case Answer():
+            save = saved[outcome.run_id]
+            return "new" if save.is_new else "changed" if save.is_changed else "unchanged"
+        case Reject():
+            return "rejected"
+        case Denied() | Postponed():
+            return "failed"
+        case Deferred():
+            return "deferred"
+        case Missing() if recorded.standing.state is not State.FAILED:
+            return "unchanged"
+        case _:
+            return "failed" if recorded.standing.state is State.FAILED else "unchanged"
+
+
+def exit_code(tally: Tally, interrupted_by: int | None, bad_lines: int) -> int:
+    """Return the exit code of a pass; README.md lists them all."""
+    match tally.halt:
+        case Halt.REFUSED:
+            return 3
+        case Halt.DOWN | Halt.BUSY:
+            return 5
+        case Halt.INTERRUPTED:
+            return 128 + (interrupted_by or signal.SIGINT)
+        case _:
+            return 1 if tally.failed or tally.rejected or bad_lines else 0

@@ -1,0 +1,212 @@
+"""Who holds which due run: claim, renew, release, and record how a fetch ended.
+
+Every function works in the caller's transaction, so that a run's rows and its ledger row
+change together. Rows are locked in the order of run IDs.
+"""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, and_, case, func, literal, or_, select, update
+
+from etl.answers.outcome import Reason
+from etl.db import bulk
+from etl.db.schema import Timestamp, among, seconds_between, tracked_runs
+from etl.ledger.lifecycle import Standing, State
+from etl.ledger.verdicts import Claim, Recorded
+
+
+class Lease(NamedTuple):
+    """The owner of claimed runs, and the time from `since` to `until` for which it owns them."""
+
+    owner: str
+    since: datetime
+    until: datetime
+
+
+def claim(
+    connection: Connection, lease: Lease, due: ColumnElement[bool], limit: int
+) -> list[Claim]:
+    """Lease up to `limit` runs for which `due` holds, the most urgent first, in one statement.
+
+    Rows that a concurrent claim has locked are skipped. The claims are in the order of run IDs.
+    """
+    table = tracked_runs
+    chosen = select(table.c.run_id).where(due).order_by(*urgency(lease.since)).limit(limit)
+    if connection.dialect.name == "postgresql":
+        chosen = chosen.with_for_update(skip_locked=True)
+    # As a CTE it runs once: a subquery with a LIMIT may be run again for each row.
+    taken = chosen.cte("taken")
+    rows = connection.execute(
+        update(table)
+        .where(table.c.run_id.in_(select(taken.c.run_id)))
+        .values(lease_owner=lease.owner, lease_until=lease.until)
+        .returning(
+            table.c.run_id,
+            table.c.source,
+            table.c.read_token,
+            table.c.first_tracked_at,
+            table.c.last_fetched_at,
+            table.c.fetches,
+            table.c.state,
+            table.c.due_at,
+            table.c.attempts,
+            table.c.reason,
+            table.c.last_error,
+            table.c.gone_at,
+        )
+    )
+    return sorted((_claim(row) for row in rows.all()), key=lambda each: each.run_id)
+
+
+def due(by: datetime, now: datetime) -> ColumnElement[bool]:
+    """Select the runs that are due `by` a time and leased to nobody `now`."""
+    return and_(tracked_runs.c.due_at <= by, _is_free(now))
+
+
+def due_to_owner(by: datetime, lease: Lease, in_hand: Collection[str]) -> ColumnElement[bool]:
+    """Select the runs that the owner may claim: free ones, and its own that it does not know of.
+
+    The latter were claimed by a commit whose acknowledgement got lost. Runs `in_hand` are never
+    claimed again, even where their lease expired while the machine was suspended.
+    """
+    table = tracked_runs
+    is_claimable = or_(_is_free(lease.since), table.c.lease_owner == lease.owner)
+    return and_(table.c.due_at <= by, is_claimable, ~among(table.c.run_id, in_hand))
+
+
+def _is_free(now: datetime) -> ColumnElement[bool]:
+    return or_(tracked_runs.c.lease_until.is_(None), tracked_runs.c.lease_until <= now)
+
+
+def urgency(now: datetime) -> Sequence[ColumnElement[Any]]:
+    """Order by state, then by the likelihood of a change since the last fetch.
+
+    New and running runs come first. Among the others the likelihood grows with the time since
+    the last fetch as a share of the run's own interval; `lifecycle` lengthens that interval while
+    a run does not change.
+    """
+    table = tracked_runs
+    order = {State.QUEUED: 0, State.RUNNING: 1, State.RETRYING: 2}
+    ranks = {state.value: rank for state, rank in order.items()}
+    interval = seconds_between(table.c.last_fetched_at, table.c.due_at)
+    overdue = seconds_between(table.c.due_at, literal(now, Timestamp)) / func.nullif(interval, 0)
+    return (
+        case(ranks, value=table.c.state, else_=3),
+        case((table.c.read_token.is_(None), 1), else_=0),
+        func.coalesce(overdue, 0).desc(),
+        table.c.due_at,
+        table.c.run_id,
+    )
+
+
+def _claim(row: Any) -> Claim:
+    reason = Reason(row.reason) if row.reason else None
+    standing = Standing(State(row.state), row.due_at, row.attempts, reason, row.last_error)
+    return Claim(
+        row.run_id,
+        row.source,
+        row.read_token,
+        row.first_tracked_at,
+        row.last_fetched_at,
+        row.fetches,
+        standing,
+        row.gone_at,
+    )
+
+
+def lock_held(connection: Connection, owner: str, run_ids: Sequence[str]) -> set[str]:
+    """Return the members of `run_ids` still leased to `owner`, their rows locked until commit.
+
+    An answer fetched under a lease that another owner holds by now must not be stored: the other
+    owner's answer will be newer. Rows are locked in the order of run IDs.
+    """
+    query = (
+        select(tracked_runs.c.run_id)
+        .where(among(tracked_runs.c.run_id, run_ids), tracked_runs.c.lease_owner == owner)
+        .order_by(tracked_runs.c.run_id)
+        .with_for_update()
+    )
+    return set(connection.scalars(query).all())
+
+
+def record(connection: Connection, recorded: Sequence[Recorded]) -> None:
+    """Write how runs stand after a fetch, and release them."""
+    answered = [each for each in recorded if each.fetched_at is not None]
+    others = [each for each in recorded if each.fetched_at is None]
+    names = ["state", "due_at", "attempts", "reason", "last_error"]
+    also = "fetches = tracked_runs.fetches + 1, lease_owner = NULL, lease_until = NULL"
+    bulk.update(
+        connection,
+        tracked_runs,
+        [*names, "last_fetched_at"],
+        [(*_standing_row(each.standing), each.fetched_at, each.run_id) for each in answered],
+        also,
+    )
+    bulk.update(
+        connection,
+        tracked_runs,
+        names,
+        [(*_standing_row(each.standing), each.run_id) for each in others],
+        also,
+    )
+
+
+def _standing_row(standing: Standing) -> tuple[Any, ...]:
+    state, due_at, attempts, reason, last_error = standing
+    return (state.value, due_at, attempts, reason.value if reason else None, last_error)
+
+
+def mark_gone(connection: Connection, run_ids: Sequence[str], now: datetime) -> None:
+    """Set gone_at, where it is not set, for runs that the API answers with 404."""
+    connection.execute(
+        update(tracked_runs)
+        .where(among(tracked_runs.c.run_id, run_ids), tracked_runs.c.gone_at.is_(None))
+        .values(gone_at=now)
+    )
+
+
+def clear_gone(connection: Connection, run_ids: Sequence[str]) -> None:
+    """Clear gone_at of runs that the API has again."""
+    connection.execute(
+        update(tracked_runs)
+        .where(among(tracked_runs.c.run_id, run_ids), tracked_runs.c.gone_at.is_not(None))
+        .values(gone_at=None)
+    )
+
+
+def renew(connection: Connection, lease: Lease) -> None:
+    """Extend the lease of all runs that the owner holds.
+
+    Rows are locked in the order of `lock_held`, so that the two cannot deadlock.
+    """
+    table = tracked_runs
+    held = select(table.c.run_id).where(table.c.lease_owner == lease.owner)
+    in_order = held.order_by(table.c.run_id).with_for_update()
+    connection.execute(
+        update(table).where(table.c.run_id.in_(in_order)).values(lease_until=lease.until)
+    )
+
+
+def end_waits(connection: Connection, lease: Lease) -> None:
+    """Make all waiting runs due, and free leases that end later than `lease` would.
+
+    Called when a clock was ahead: the times that it gave mean nothing.
+    """
+    table = tracked_runs
+    connection.execute(update(table).where(table.c.due_at > lease.since).values(due_at=lease.since))
+    connection.execute(
+        update(table)
+        .where(table.c.lease_until > lease.until)
+        .values(lease_owner=None, lease_until=None)
+    )
+
+
+def release(connection: Connection, owner: str) -> None:
+    """Release all runs that `owner` holds; due_at stays."""
+    connection.execute(
+        update(tracked_runs)
+        .where(tracked_runs.c.lease_owner == owner)
+        .values(lease_owner=None, lease_until=None)
+    )

@@ -1,0 +1,88 @@
+"""How the tracked runs stand: what people and metrics are shown of the ledger."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import Connection, Select, case, func, select
+
+from etl.answers.outcome import Reason, Target
+from etl.db.schema import among, tracked_runs
+from etl.ledger import leases
+from etl.ledger.lifecycle import State
+
+
+def states(connection: Connection, run_ids: Sequence[str] | None) -> dict[str, str]:
+    """Return the state of runs (None: all that are tracked) by run ID."""
+    query = select(tracked_runs.c.run_id, tracked_runs.c.state).order_by(tracked_runs.c.run_id)
+    if run_ids is not None:
+        query = query.where(among(tracked_runs.c.run_id, run_ids))
+    return dict(connection.execute(query).all())
+
+
+def due_runs(connection: Connection, now: datetime) -> dict[str, str]:
+    """Return the state of each run that is due and free, by run ID."""
+    query = (
+        select(tracked_runs.c.run_id, tracked_runs.c.state)
+        .where(leases.due(now, now))
+        .order_by(*leases.urgency(now))
+    )
+    return dict(connection.execute(query).all())
+
+
+def next_going(connection: Connection) -> datetime | None:
+    """Return when the next queued, running or retrying run is due and free."""
+    table = tracked_runs
+    going = table.c.state.in_([State.QUEUED, State.RUNNING, State.RETRYING])
+    # A run that another process holds is free when its lease expires.
+    free_at = case(
+        (table.c.lease_until > table.c.due_at, table.c.lease_until), else_=table.c.due_at
+    )
+    due_at: datetime | None = connection.scalar(select(func.min(free_at)).where(going))
+    return due_at
+
+
+def sources_without_permission(connection: Connection) -> set[str]:
+    """Return the sources whose key was denied a run without a read token, and never read one."""
+    table = tracked_runs
+    without_token = select(table.c.source).where(table.c.read_token.is_(None)).distinct()
+    denied = without_token.where(table.c.reason == Reason.DENIED)
+    read = without_token.where(table.c.last_fetched_at.is_not(None))
+    return set(connection.scalars(denied)) - set(connection.scalars(read))
+
+
+def control_of(connection: Connection, source: str) -> Target | None:
+    """Return a settled run of a source, which tells an API that is down from runs that fail."""
+    table = tracked_runs
+    query = select(table.c.run_id, table.c.read_token).where(
+        table.c.source == source, table.c.state == State.SETTLED, table.c.gone_at.is_(None)
+    )
+    row = connection.execute(query.limit(1)).one_or_none()
+    return Target(row.run_id, source, row.read_token, None) if row else None
+
+
+class Standings(NamedTuple):
+    """The ledger at a glance."""
+
+    by_state: Mapping[str, int]
+    due: int
+    leased: int
+    oldest_due_at: datetime | None
+    next_due_at: datetime | None
+
+
+def standings(connection: Connection, now: datetime) -> Standings:
+    """Count the runs by state, and those that are due."""
+    table = tracked_runs
+    by_state = dict.fromkeys((state.value for state in State), 0)
+    counted: Select[str, int] = select(table.c.state, func.count()).group_by(table.c.state)
+    by_state.update(dict(connection.execute(counted).all()))
+    row = connection.execute(
+        select(
+            func.count().filter(table.c.due_at <= now),
+            func.count().filter(table.c.lease_until > now),
+            func.min(table.c.due_at).filter(table.c.due_at <= now),
+            func.min(table.c.due_at).filter(table.c.due_at > now),
+        )
+    ).one()
+    return Standings(by_state, row[0], row[1], row[2], row[3])

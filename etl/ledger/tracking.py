@@ -1,0 +1,187 @@
+"""Which runs are tracked, with their tokens and labels, and which are asked for again.
+
+Every function works in the caller's transaction.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Text,
+    and_,
+    bindparam,
+    case,
+    or_,
+    select,
+    text,
+    update,
+)
+
+from etl.db import bulk
+from etl.db.bulk import upsert_into
+from etl.db.schema import among, labels, tracked_runs
+from etl.ledger.lifecycle import State, requeue
+
+
+class Entry(NamedTuple):
+    """A run to be tracked. `read_token` is encrypted already."""
+
+    run_id: str
+    source: str | None
+    read_token: str | None
+    labels: Mapping[str, str]
+
+
+class Tracked(NamedTuple):
+    """How many of the runs given to `track` were new, and how many were known."""
+
+    new: int
+    known: int
+
+
+def track(connection: Connection, entries: Sequence[Entry], now: datetime) -> Tracked:
+    """Add `entries`, due now; for runs known already, set a new token, source or label.
+
+    The last of two entries for one run counts.
+    """
+    # Lock in the order of run IDs, as others do: two lists would otherwise deadlock.
+    by_id = {entry.run_id: entry for entry in sorted(entries, key=lambda entry: entry.run_id)}
+    new = set(_lock_untracked(connection, list(by_id)))
+    rows = [_tracked_row(entry, now) for entry in by_id.values() if entry.run_id in new]
+    bulk.insert(connection, tracked_runs, rows)
+    _update_known(connection, [entry for entry in by_id.values() if entry.run_id not in new])
+    _put_labels(connection, by_id.values())
+    return Tracked(len(new), len(by_id) - len(new))
+
+
+def _lock_untracked(connection: Connection, run_ids: Sequence[str]) -> list[str]:
+    """Return the untracked ones of `run_ids`, under an advisory lock until the commit.
+
+    The lock keeps a concurrent list from adding them: COPY, which inserts them, fails on an
+    existing key. It is taken only where runs are new, and before any row lock.
+    """
+    new = unknown(connection, run_ids)
+    if not new or connection.dialect.name == "sqlite":  # which has one writer at a time
+        return new
+    connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('track', 0))"))
+    return unknown(connection, new)
+
+
+_EMPTY_ROW = dict.fromkeys(column.name for column in tracked_runs.columns)
+
+
+def _tracked_row(entry: Entry, now: datetime) -> bulk.Row:
+    values = {
+        "run_id": entry.run_id,
+        "source": entry.source or "default",
+        "state": State.QUEUED.value,
+        "due_at": now,
+        "attempts": 0,
+        "first_tracked_at": now,
+        "fetches": 0,
+        "read_token": entry.read_token,
+    }
+    return tuple((_EMPTY_ROW | values).values())
+
+
+def _update_known(connection: Connection, entries: Iterable[Entry]) -> None:
+    """Set the tokens and sources that `entries` give for known runs; most give none."""
+    given = [
+        {"known": entry.run_id, "given_source": entry.source, "given_token": entry.read_token}
+        for entry in entries
+        if entry.source or entry.read_token
+    ]
+    if given:
+        connection.execute(_update_of_known(), given)
+
+
+def _update_of_known() -> Any:
+    table = tracked_runs
+    source: ColumnElement[str | None] = bindparam("given_source", type_=Text)
+    token: ColumnElement[str | None] = bindparam("given_token", type_=Text)
+    wants_token = and_(
+        token.is_not(None),
+        # The same token encrypts differently each time: keep one that has worked.
+        or_(
+            table.c.read_token.is_(None),
+            table.c.last_fetched_at.is_(None),
+            table.c.state == State.FAILED,
+            table.c.state == State.RETRYING,
+        ),
+    )
+    # Once a run is archived, its account is known to be the right one.
+    wants_source = and_(source.is_not(None), table.c.last_fetched_at.is_(None))
+    return (
+        update(table)
+        .where(
+            table.c.run_id == bindparam("known", type_=Text),
+            or_(wants_token, and_(wants_source, source != table.c.source)),
+        )
+        .values(
+            source=case((wants_source, source), else_=table.c.source),
+            read_token=case((wants_token, token), else_=table.c.read_token),
+        )
+    )
+
+
+def _put_labels(connection: Connection, entries: Iterable[Entry]) -> None:
+    rows = [
+        {"run_id": entry.run_id, "name": name, "value": value}
+        for entry in entries
+        for name, value in sorted(entry.labels.items())
+    ]
+    if rows:
+        insert = upsert_into(connection, labels)
+        connection.execute(
+            insert.on_conflict_do_update(
+                index_elements=[labels.c.run_id, labels.c.name],
+                set_={"value": insert.excluded.value},
+                where=labels.c.value != insert.excluded.value,
+            ),
+            rows,
+        )
+
+
+def make_due(connection: Connection, run_ids: Sequence[str] | None, now: datetime) -> int:
+    """Make runs due now, whatever their state (None: all but the failed); return how many."""
+    statement = update(tracked_runs).values(due_at=now)
+    if run_ids is None:
+        statement = statement.where(tracked_runs.c.state != State.FAILED)
+    return connection.execute(_restricted(statement, run_ids)).rowcount
+
+
+def retry(connection: Connection, run_ids: Sequence[str] | None, now: datetime) -> int:
+    """Make failed runs (None: all of them) due now; return how many."""
+    changed = 0
+    for fetched in (0, 1):
+        standing = requeue(fetched, now)
+        was_fetched = tracked_runs.c.last_fetched_at.is_not(None)
+        statement = (
+            update(tracked_runs)
+            .where(tracked_runs.c.state == State.FAILED, was_fetched if fetched else ~was_fetched)
+            .values(
+                state=standing.state,
+                due_at=standing.due_at,
+                attempts=0,
+                reason=None,
+                last_error=None,
+            )
+        )
+        changed += connection.execute(_restricted(statement, run_ids)).rowcount
+    return changed
+
+
+def _restricted(statement: Any, run_ids: Sequence[str] | None) -> Any:
+    if run_ids is None:
+        return statement
+    return statement.where(among(tracked_runs.c.run_id, run_ids))
+
+
+def unknown(connection: Connection, run_ids: Sequence[str]) -> list[str]:
+    """Return the members of `run_ids` that are not tracked."""
+    query = select(tracked_runs.c.run_id).where(among(tracked_runs.c.run_id, run_ids))
+    known = set(connection.scalars(query).all())
+    return [run_id for run_id in run_ids if run_id not in known]
