@@ -4,7 +4,6 @@ import json
 import os
 import sqlite3
 import time
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,9 +44,6 @@ def connect(url: str) -> Engine:
     engine = _make_engine(url)
     is_sqlite = engine.dialect.name == "sqlite"
     event.listen(engine, "connect", _set_up_sqlite if is_sqlite else _set_up_postgresql)
-    if is_sqlite:
-        # The last connection to close writes the WAL back: then the file is the archive.
-        weakref.finalize(engine, engine.pool.dispose)
     return engine
 
 

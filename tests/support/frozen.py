@@ -5,10 +5,10 @@ from datetime import datetime
 
 import time_machine
 
-from etl.cli import app
+from etl.cli import command_line
 from tests.support.hosted import hosted
 
 if __name__ == "__main__":
     moment = datetime.fromisoformat(sys.argv.pop(1))
     with time_machine.travel(moment, tick=False), hosted():
-        sys.exit(app.main())
+        sys.exit(command_line.main())
