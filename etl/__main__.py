@@ -7,13 +7,13 @@ from etl.runtime import look_for_cycles_seldom
 
 look_for_cycles_seldom()
 
-from etl.cli import app  # noqa: E402  hundreds of thousands of objects are made by imports alone
+from etl.cli import command_line  # noqa: E402  imports alone make hundreds of thousands of objects
 
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    exit_code = app.main()
-    gc.freeze()  # the last collections need not look at all that goes anyway
+    exit_code = command_line.main()
+    gc.freeze()  # spares the last collections all objects of the process
     sys.exit(exit_code)
 
 

@@ -1,6 +1,6 @@
-"""Show things to people and to programs: tables that fit 80 columns, JSON, progress.
+"""Print for people and for programs: tables that fit 80 columns, JSON, progress.
 
-Names come from the API: whatever could steer a terminal is made visible instead.
+Names come from the API: characters that could steer a terminal are printed as escapes.
 """
 
 import json
@@ -44,17 +44,17 @@ def say(text: str = "") -> None:
 
 
 def say_raw(text: str) -> None:
-    """Print one line as it is, whatever it does to a terminal: for programs, when asked for."""
-    click.echo(text, color=True)  # else whatever looks like a colour is taken out
+    """Print one line unescaped, for programs."""
+    click.echo(text, color=True)  # else Click removes colour sequences
 
 
 def note(text: str) -> None:
-    """Print one line that is not part of the answer: to stderr."""
+    """Print one line to stderr: it is not part of the answer."""
     click.echo(safe(text), err=True)
 
 
 class Heading(NamedTuple):
-    """A column of a table: whether it stands to the right, and is never folded."""
+    """A column of a table: numbers stand to the right, whole ones are never folded."""
 
     text: str
     is_number: bool
@@ -62,18 +62,18 @@ class Heading(NamedTuple):
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; numbers stand to the right, long texts are folded to fit the terminal."""
-    found = [tuple(row) for row in rows]
-    columns = list(zip(*found, strict=True)) or [()] * len(headings)
-    known = [
+    """Print a table; long texts are folded to fit the terminal."""
+    values = [tuple(row) for row in rows]
+    columns = list(zip(*values, strict=True)) or [()] * len(headings)
+    typed = [
         Heading(heading, _are_numbers(column), heading.replace(" ", "_").endswith(("_id", "_at")))
         for heading, column in zip(headings, columns, strict=True)
     ]
-    text_table(known, [[safe(value) for value in row] for row in found])
+    text_table(typed, [[safe(value) for value in row] for row in values])
 
 
 def text_table(headings: Sequence[Heading], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table of texts that are safe; long ones are folded to fit the terminal."""
+    """Print a table of texts that need no escapes; long ones are folded to fit the terminal."""
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415  only tables need it
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -97,9 +97,9 @@ def _cut(text: str) -> str:
 
 
 def _widths(headings: Sequence[Heading], texts: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Return the width of each column: the widest give way until all have room.
+    """Return the width of each column: the widest shrink until all have room.
 
-    The words of headings stay whole as long as that can be, and so do times and UUIDs.
+    Words of headings, times and UUIDs stay whole where there is room.
     """
     from rich.cells import cell_len  # noqa: PLC0415  only tables need it
 
@@ -130,7 +130,7 @@ def _on_terminal() -> bool:
 
 
 def as_json(value: Any) -> None:
-    """Print `value` as JSON, in ASCII so that no name steers a terminal; times are ISO 8601."""
+    """Print `value` as JSON, in ASCII, so that no name steers a terminal; times are ISO 8601."""
     click.echo(json.dumps(value, default=_json_default, indent=2))
 
 
@@ -144,7 +144,7 @@ def _json_default(value: Any) -> Any:
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a function to call with (done, total): a bar on a terminal, silence elsewhere."""
+    """Give a function that takes (done, total): a bar on a terminal, nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda _done, _total: None
         return

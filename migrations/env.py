@@ -15,7 +15,8 @@ from sqlalchemy import Connection, delete, insert, inspect, text
 from sqlalchemy.engine.reflection import ObjectKind
 
 from etl.config import loading
-from etl.db import database, indexes, schema
+from etl.db import indexes, schema
+from etl.db.opening import open_to_migrate
 
 FOLDER = Path(__file__).parent
 VIEWS = sorted(FOLDER.glob("views/*.sql"))
@@ -109,5 +110,5 @@ given = context.config.attributes.get("connection")
 if given is not None:
     _migrate(given)
 else:
-    with database.writing(database.connect(loading.load(None).database.url)) as opened:
+    with open_to_migrate(loading.load(None).database.url) as archive, archive.writing() as opened:
         _migrate(opened)

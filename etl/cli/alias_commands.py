@@ -1,45 +1,79 @@
-"""`alias`: what a renamed test was called before."""
+"""`alias`: former names of tests that were renamed."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from etl import clock, display
-from etl.cli.session import open_session
-from etl.db import database
-from etl.derived import naming
-from etl.derived.naming import Renaming
+import click
+
+from etl import display
+from etl.cli import options
+
+if TYPE_CHECKING:
+    from etl.cli.session import Session
+
+old_name = click.argument("old", metavar="OLD", help="The former name of the test.")
+of_application = click.option(
+    "--application", metavar="NAME", required=True, help="The application of the test."
+)
+of_plan = click.option(
+    "--plan", metavar="NAME", default="", help="The plan; default: every plan of the application."
+)
 
 
-def add(path: Path | None, renaming: Renaming) -> int:
-    """Join the history of the old name to that of the new one."""
-    session = open_session(path)
-    database.require_archive(session.engine)
-    with database.writing(session.engine) as connection:
+@click.group(
+    cls=options.OrderedGroup,
+    epilog='Example: result-archiver alias add "Pays" "Pays by card" --application Shop',
+)
+def alias() -> None:
+    """Join the history of a renamed test, or separate it again."""
+
+
+@alias.command(epilog='Example: result-archiver alias add "Pays" "Pays by card" --application Shop')
+@old_name
+@click.argument("new", metavar="NEW", help="Its name now.")
+@of_application
+@of_plan
+@options.pass_session
+def add(session: "Session", *, old: str, new: str, application: str, plan: str) -> int:
+    """Count results under the old name as those of the new one."""
+    from etl.derived import naming
+
+    renaming = naming.Renaming(application, plan, old, new)
+    with session.open_to_write() as archive, archive.writing() as connection:
         doubt = naming.doubt(connection, renaming)
-        naming.add(connection, renaming, clock.now(), session.config.rules)
-    display.note(f"{renaming.old_name} counts as {renaming.new_name} now")
+        naming.add(connection, renaming, session.now, session.config.rules)
+    display.note(f"{old} counts as {new} now")
     if doubt:
         display.note(doubt)
     return 0
 
 
-def remove(path: Path | None, renaming: Renaming) -> int:
-    """Part them again."""
-    session = open_session(path)
-    database.require_archive(session.engine)
-    with database.writing(session.engine) as connection:
-        naming.remove(connection, renaming, clock.now(), session.config.rules)
-    display.note(f"{renaming.old_name} counts by itself again")
+@alias.command(epilog='Example: result-archiver alias remove "Pays" --application Shop')
+@old_name
+@of_application
+@of_plan
+@options.pass_session
+def remove(session: "Session", *, old: str, application: str, plan: str) -> int:
+    """Count the old name by itself again."""
+    from etl.derived import naming
+
+    renaming = naming.Renaming(application, plan, old, "")
+    with session.open_to_write() as archive, archive.writing() as connection:
+        naming.remove(connection, renaming, session.now, session.config.rules)
+    display.note(f"{old} counts by itself again")
     return 0
 
 
-def show(path: Path | None, *, as_json: bool) -> int:
-    """List the aliases."""
-    session = open_session(path)
-    database.require_archive(session.engine)
-    with database.reading(session.engine) as connection:
-        found = naming.standing(connection)
+@alias.command("list", epilog="Example: result-archiver alias list --json")
+@options.as_json
+@options.pass_session
+def list_aliases(session: "Session", *, as_json: bool) -> int:
+    """List the aliases in force."""
+    from etl.derived import naming
+
+    with session.open_to_read() as archive, archive.reading() as connection:
+        aliases = naming.standing(connection)
     if as_json:
-        display.as_json([each._asdict() for each in found])
+        display.as_json([each._asdict() for each in aliases])
     else:
-        display.table([name.replace("_", " ") for name in Renaming._fields], found)
+        display.table([name.replace("_", " ") for name in naming.Renaming._fields], aliases)
     return 0

@@ -1,28 +1,31 @@
-"""`verify` and `replay`: what the archive says against what the API said.
+"""`verify` and `replay`: the tables against the payloads.
 
-What is found is told at once, and not kept: there can be as much of it as there are rows.
+Differences are printed at once, and not kept: there can be as many as there are rows.
 """
 
 import sys
-from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select
+import click
 
 from etl import display
-from etl.archive import rebuild
-from etl.archive.rebuild import Checked, Difference
-from etl.cli.session import Session, open_session
-from etl.db import database
-from etl.db.schema import payloads
+from etl.cli import options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from etl.archive.rebuild import Checked, Difference
+    from etl.cli.session import Session
+    from etl.db.opening import Archive
+
+    Tell = Callable[[Checked], None]
 
 LISTED = 1_000
 """How many differences of a kind are listed as JSON; all are counted."""
 
 
-class _Kind:
+class _Differences:
     """Differences of one kind: all are counted, the first are kept."""
 
     def __init__(self) -> None:
@@ -30,8 +33,8 @@ class _Kind:
         self.runs = 0
         self._first: list[Difference] = []
 
-    def add(self, differences: list[Difference]) -> None:
-        """Take in the differences of a batch, which has all those of its runs."""
+    def add(self, differences: "list[Difference]") -> None:
+        """Add the differences of a batch, which has all those of its runs."""
         self.count += len(differences)
         self.runs += len({difference.run_id for difference in differences})
         self._first += differences[: LISTED - len(self._first)]
@@ -41,28 +44,32 @@ class _Kind:
         return {"count": self.count, "first": [each._asdict() for each in self._first]}
 
 
-class _Found:
-    """What was found in all batches."""
+class _Totals:
+    """The results of all batches."""
 
     def __init__(self) -> None:
         self.runs = 0
-        self.damage = _Kind()
-        self.differing = _Kind()
-        self.mismatches = _Kind()
+        self.damage = _Differences()
+        self.differing = _Differences()
+        self.mismatches = _Differences()
 
-    def add(self, batch: Checked) -> None:
-        """Take in what was found in a batch."""
+    def add(self, batch: "Checked") -> None:
+        """Add the results of a batch."""
         self.runs += batch.runs
         self.damage.add(batch.damage)
         self.differing.add(batch.differing)
         self.mismatches.add(batch.mismatches)
 
 
-def verify(path: Path | None, *, as_json: bool) -> int:
-    """Check all runs; 1 if anything is not as it should be."""
-    session = _archive(path)
-    batches = rebuild.verify(session.engine, session.config.reporting_zone, session.config.rules)
-    found = _work_through(session, batches, _say_nothing if as_json else _say_all)
+@click.command(epilog="Example: result-archiver verify")
+@options.as_json
+@options.pass_session
+def verify(session: "Session", *, as_json: bool) -> int:
+    """Check tables and history against the payloads, row by row.
+
+    Each row that differs is named; the exit code is 1 then.
+    """
+    found = _verify_all(session, _print_nothing if as_json else _print_all)
     wrong = found.damage.count + found.differing.count
     if as_json:
         display.as_json(
@@ -82,38 +89,50 @@ def verify(path: Path | None, *, as_json: bool) -> int:
     return 1 if wrong else 0
 
 
-def preview(path: Path | None, *, as_json: bool) -> int:
-    """Say what `replay` would change."""
-    session = _archive(path)
-    batches = rebuild.verify(session.engine, session.config.reporting_zone, session.config.rules)
-    found = _work_through(session, batches, _say_nothing if as_json else _say_wrong)
-    _sum_up(found, "would be changed", as_json=as_json)
-    return 0
+@click.command(epilog="Example: result-archiver replay --dry-run")
+@click.option("--dry-run", is_flag=True, help="Only list the rows that would change, and why.")
+@options.as_json
+@options.pass_session
+def replay(session: "Session", *, dry_run: bool, as_json: bool) -> int:
+    """Rebuild all derived tables from the payloads, offline.
 
+    It needs no key. Damaged payloads are left as they were; the exit code is 1 then.
+    """
+    from etl.archive import rebuild
 
-def replay(path: Path | None, *, as_json: bool) -> int:
-    """Rebuild what differs; 1 if there is damage, which is left as it was."""
-    session = _archive(path)
-    batches = rebuild.replay(session.engine, session.config.reporting_zone, session.config.rules)
-    found = _work_through(session, batches, _say_nothing if as_json else _say_wrong)
-    _sum_up(found, "changed", as_json=as_json)
+    tell = _print_nothing if as_json else _print_wrong
+    if dry_run:
+        _print_changes(_verify_all(session, tell), "would be changed", as_json=as_json)
+        return 0
+    with session.open_to_write() as archive:
+        batches = rebuild.replay(
+            archive.engine, session.config.reporting_zone, session.config.rules
+        )
+        found = _work_through(archive, batches, tell)
+    _print_changes(found, "changed", as_json=as_json)
     return 1 if found.damage.count else 0
 
 
-def _archive(path: Path | None) -> Session:
-    session = open_session(path)
-    database.require_archive(session.engine)
-    return session
+def _verify_all(session: "Session", tell: "Tell") -> _Totals:
+    from etl.archive import rebuild
+
+    with session.open_to_read() as archive:
+        batches = rebuild.verify(
+            archive.engine, session.config.reporting_zone, session.config.rules
+        )
+        return _work_through(archive, batches, tell)
 
 
-def _work_through(
-    session: Session, batches: Iterable[Checked], tell: Callable[[Checked], None]
-) -> _Found:
-    """Tell of each batch as it comes, with progress; add them up."""
-    with database.reading(session.engine) as connection:
+def _work_through(archive: "Archive", batches: "Iterable[Checked]", tell: "Tell") -> _Totals:
+    """Print each batch as it comes, with progress; add them up."""
+    from sqlalchemy import func, select
+
+    from etl.db.schema import payloads
+
+    with archive.reading() as connection:
         query = select(func.count(payloads.c.run_id.distinct()))
         total = connection.scalar(query) or 0
-    found = _Found()
+    found = _Totals()
     stdout = sys.stdout  # which a progress bar would lead to stderr
     with display.progress("checking") as progress, redirect_stdout(stdout):
         for batch in batches:
@@ -123,29 +142,29 @@ def _work_through(
     return found
 
 
-def _say_nothing(_batch: Checked) -> None:
-    """Leave it to the summing up."""
+def _print_nothing(_batch: "Checked") -> None:
+    """Print no batch: the totals follow as JSON."""
 
 
-def _say_wrong(batch: Checked) -> None:
+def _print_wrong(batch: "Checked") -> None:
     for difference in [*batch.damage, *batch.differing]:
         display.say(display.safe(difference))
 
 
-def _say_all(batch: Checked) -> None:
-    _say_wrong(batch)
+def _print_all(batch: "Checked") -> None:
+    _print_wrong(batch)
     for mismatch in batch.mismatches:
         display.say(f"the API's own: {display.safe(mismatch)}")
 
 
-def _advise(found: _Found) -> None:
+def _advise(found: _Totals) -> None:
     if found.differing.count:
         display.say(f"`result-archiver replay` mends {found.differing.count} of them")
     if found.damage.count:
         display.say(f"{found.damage.count} of them no replay mends; a backup may have them whole")
 
 
-def _sum_up(found: _Found, verb: str, *, as_json: bool) -> None:
+def _print_changes(found: _Totals, verb: str, *, as_json: bool) -> None:
     if as_json:
         display.as_json(
             {

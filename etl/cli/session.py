@@ -1,25 +1,65 @@
-"""What most commands begin with: settings, logs and the database."""
+"""The beginning of a command: settings, logs, the time, and how it opens the archive."""
 
+from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from sqlalchemy import Engine
-
+from etl import clock
 from etl.config import loading
 from etl.config.settings import Config
-from etl.db import database
+from etl.db import opening
+from etl.db.opening import Archive
+from etl.fetch.breaker import Pauses
+from etl.fetch.door import Clock, Way
+from etl.ingest.context import IngestContext
 from etl.telemetry import log
 
 
+class Wiring(NamedTuple):
+    """The parts of a pass that tests replace."""
+
+    clock: Clock = clock.now
+    way: Way | None = None
+    pauses: Pauses = Pauses()
+    patience_s: float = 60.0
+
+
 class Session(NamedTuple):
-    """The settings, and the database they name (not connected yet)."""
+    """The settings of a command, the time at its beginning, and the clock."""
 
-    engine: Engine
     config: Config
+    now: datetime
+    wiring: Wiring
+
+    def ingest_into(self, archive: Archive) -> IngestContext:
+        """Return the context of passes into an open archive."""
+        return IngestContext(archive.engine, self.config, *self.wiring)
+
+    def open_to_read(self) -> AbstractContextManager[Archive]:
+        """Open the archive without the right to write. Raises DatabaseError if there is none."""
+        return opening.open_to_read(self.config.database.url)
+
+    def open_to_write(self) -> AbstractContextManager[Archive]:
+        """Open the archive. Raises DatabaseError if there is none."""
+        return opening.open_to_write(self.config.database.url)
+
+    def open_or_create(self) -> AbstractContextManager[Archive]:
+        """Open the archive, a new one if need be. Raises DatabaseError."""
+        return opening.open_or_create(self.config.database.url)
+
+    def open_as_it_is(self) -> AbstractContextManager[Archive]:
+        """Open the database, with or without tables, without the right to write."""
+        return opening.open_as_it_is(self.config.database.url)
+
+    def open_to_migrate(self) -> AbstractContextManager[Archive]:
+        """Open the database, with or without tables."""
+        return opening.open_to_migrate(self.config.database.url)
 
 
-def open_session(path: Path | None) -> Session:
-    """Load the settings and set up the logs. Raises ConfigError or DatabaseError."""
-    settings = loading.load(path)
-    log.configure(settings.log)
-    return Session(database.connect(settings.database.url), settings)
+def begin(path: Path | None, wiring: Wiring | None = None) -> Session:
+    """Load the settings of `path` and set up the logs. Raises ConfigError."""
+    wiring = wiring or Wiring()
+    config = loading.load(path)
+    log.configure(config.log)
+    return Session(config, wiring.clock(), wiring)

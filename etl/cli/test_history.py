@@ -1,44 +1,22 @@
 """`show --test`: all results of the tests of one name, oldest first as a strip of letters."""
 
 import textwrap
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from etl import display
-from etl.cli.report_command import Options, as_request
-from etl.cli.session import open_session
-from etl.db import database
 from etl.derived.metrics import WORDS, count, rates
-from etl.errors import UsageError
 from etl.reports.columns import environments_text
 from etl.reports.forms import for_people
-from etl.reports.histories import History, histories
+from etl.reports.histories import History
 from etl.reports.model import Kind
 
 LISTED_RUNS = 5
 """How many runs of each history people are shown; JSON has all."""
 
 
-def show(path: Path | None, options: Options, *, as_json: bool) -> int:
-    """Show the history of each series. Raises UsageError when there is none."""
-    session = open_session(path)
-    request = as_request(options, session.config)
-    test = request.filters.test or ""
-    database.require_archive(session.engine)
-    with database.snapshot(session.engine) as connection:
-        found = list(histories(connection, request, test))
-    if not found:
-        raise UsageError(f"test {display.safe(test)}: no run has it")
-    if as_json:
-        display.as_json([_as_dict(history) for history in found])
-    else:
-        for history in found:
-            _print(history, request.zone)
-    return 0
-
-
-def _as_dict(history: History) -> dict[str, Any]:
+def as_dict(history: History) -> dict[str, Any]:
+    """Return a history for JSON: all its runs, the newest first."""
     counts = count(history.strip)
     return {
         "application": history.variant.application,
@@ -60,7 +38,8 @@ def _as_dict(history: History) -> dict[str, Any]:
     }
 
 
-def _print(history: History, zone: ZoneInfo) -> None:
+def print_history(history: History, zone: ZoneInfo) -> None:
+    """Print a history: its strip and rates, and the newest runs."""
     plan = [history.variant.application or "-", history.variant.plan or "-"]
     environments = environments_text(history.variant.environment_signature)
     counts = count(history.strip)

@@ -4,7 +4,6 @@ import json
 import os
 import sqlite3
 import time
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,17 +20,17 @@ from etl.runtime import without
 from etl.secrets import hide
 
 HEAD = "0004"
-"""The newest migration; a test holds it against `migrations/`. Known here to spare an import."""
+"""The newest migration; a test compares it with `migrations/`. So Alembic loads only to migrate."""
 
-_MIGRATION_LOCK = 0x72_65_73_75_6C_74  # "result": any number, as long as all of us use the same
+_MIGRATION_LOCK = 0x72_65_73_75_6C_74  # "result": any number that all processes share
 _BUSY_TIMEOUT_MS = 60_000
 _CHECKPOINT_PAGES = 4000
-"""How long the WAL grows, in pages of 4 KiB: a large archive's disk is waited for less often."""
+"""Pages of 4 KiB in the WAL at a checkpoint: with more of them, commits wait less for the disk."""
 CONNECT_TIMEOUT_S = 10
 
 _OF_SERVERS: Mapping[str, Any] = {
     "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S},
-    # Whatever the server's default is: who has waited for a lock must see what came of it.
+    # Whatever the server's default: after waiting for a lock we must see the other commit.
     "isolation_level": "READ COMMITTED",
 }
 
@@ -45,9 +44,6 @@ def connect(url: str) -> Engine:
     engine = _make_engine(url)
     is_sqlite = engine.dialect.name == "sqlite"
     event.listen(engine, "connect", _set_up_sqlite if is_sqlite else _set_up_postgresql)
-    if is_sqlite:
-        # The last connection to close writes the WAL back: then the file is the archive.
-        weakref.finalize(engine, engine.pool.dispose)
     return engine
 
 
@@ -80,12 +76,12 @@ def _make_engine(url: str) -> Engine:
 
 
 def _from_json(text: str | bytes) -> Any:
-    """Read a JSON column; an integer too long for Python to convert stays the text it is."""
+    """Decode a JSON column; an integer too long for Python to convert stays a text."""
     return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 4300 else digits)
 
 
 def _set_up_sqlite_to_read(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # the driver's own BEGIN comes too late: see _begin_sqlite
+    connection.isolation_level = None  # the driver's own BEGIN is too late: see _begin_sqlite
     connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
 
 
@@ -98,7 +94,7 @@ def _set_up_sqlite(connection: Any, record: Any) -> None:
 
 
 def _write_ahead(connection: Any) -> None:
-    """Switch to WAL mode; while others do so with a new file, SQLite does not wait by itself."""
+    """Switch to WAL mode. SQLite itself does not wait while another process switches a new file."""
     patience_until = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
     while True:
         try:
@@ -113,13 +109,13 @@ def _write_ahead(connection: Any) -> None:
 
 
 def _set_up_postgresql(connection: Any, _record: Any) -> None:
-    # In another zone the driver could not read the last hours of the year 9999.
+    # In another zone the driver cannot read the last hours of the year 9999.
     connection.execute("SET TIME ZONE 'UTC'")
     connection.commit()
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """Take the write lock first where it will be needed: later it could no longer be waited for."""
+    """Begin a writer with the write lock: a transaction that has read cannot wait for it."""
     mode = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
     connection.exec_driver_sql(f"BEGIN {mode}")
 
@@ -133,8 +129,8 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def snapshot(engine: Engine) -> Iterator[Connection]:
-    """Give a connection that reads one state of the archive, whatever is stored meanwhile."""
-    is_postgresql = engine.dialect.name == "postgresql"  # SQLite reads no other way
+    """Give a connection that reads one state of the archive, whatever others commit meanwhile."""
+    is_postgresql = engine.dialect.name == "postgresql"  # SQLite always reads a snapshot
     options = {"isolation_level": "REPEATABLE READ"} if is_postgresql else {}
     with reading(engine.execution_options(**options)) as connection:
         yield connection
@@ -152,10 +148,10 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 def writers(engine: Engine) -> int:
-    """Return how many transactions are best written side by side.
+    """Return the best number of concurrent writing transactions.
 
-    SQLite has one writer at a time. A PostgreSQL process uses one core, and most of the time for
-    what it does with rows at the end of a COPY, so that we would wait for it.
+    SQLite has one writer at a time. A backend of PostgreSQL uses one core, mostly for rows at the
+    end of a COPY; a second transaction uses ours meanwhile.
     """
     return 1 if engine.dialect.name == "sqlite" else 2
 
@@ -176,7 +172,7 @@ def shown_url(engine: Engine) -> str:
 
 
 def current_revision(engine: Engine) -> str | None:
-    """Return the migration the database is at, None where our tables are not there yet.
+    """Return the revision of the tables, None where there are no tables of ours.
 
     Raises:
         DatabaseError: the database cannot be reached.
@@ -189,7 +185,7 @@ def current_revision(engine: Engine) -> str | None:
 
 
 def has_archive(engine: Engine) -> bool:
-    """Tell whether there is an archive to be read; does not make a file to find out.
+    """Tell whether the database has an archive; creates no file to find out.
 
     Raises:
         DatabaseError: the database cannot be used, or its tables are of another revision.
@@ -198,13 +194,13 @@ def has_archive(engine: Engine) -> bool:
 
 
 def exists(engine: Engine) -> bool:
-    """Tell whether the database is there; connecting to an SQLite file would make it."""
+    """Tell whether the database exists; connecting would create an SQLite file."""
     file = engine.url.database
     return engine.dialect.name != "sqlite" or not file or Path(file).exists()
 
 
 def require_archive(engine: Engine) -> None:
-    """Make sure that there is an archive to be read.
+    """Check that the database has an archive.
 
     Raises:
         DatabaseError: there is none, or its tables are of another revision.
@@ -249,14 +245,14 @@ def _mismatch(engine: Engine, revision: str) -> DatabaseError:
 
 
 def upgrade(engine: Engine) -> None:
-    """Bring the tables to `HEAD`; all of it or nothing. Does nothing when they are there."""
+    """Migrate the tables to `HEAD`, whole or not at all. A no-op at `HEAD`."""
     _make_folder(engine)
     if current_revision(engine) != HEAD:
         _migrate(engine, "upgrade", "head")
 
 
 def downgrade(engine: Engine, revision: str) -> None:
-    """Take the tables back to `revision` ("base": none of them).
+    """Migrate the tables back to `revision` ("base": no tables).
 
     Raises:
         DatabaseError: there is no such revision, or no database.
@@ -276,7 +272,7 @@ def _make_folder(engine: Engine) -> None:
 
 
 def folder_problem(engine: Engine) -> str:
-    """Return why a new SQLite file could not be made, "" if it could; makes nothing."""
+    """Return the obstacle to creating the SQLite file, "" if there is none. Creates nothing."""
     file = engine.url.database
     if engine.dialect.name != "sqlite" or not file:
         return ""
@@ -287,15 +283,15 @@ def folder_problem(engine: Engine) -> str:
 
 
 def migrations_folder() -> Path:
-    """Return where the migrations are: beside `etl` in a checkout, inside it in a wheel."""
+    """Return the folder of the migrations: beside `etl` in a checkout, inside it in a wheel."""
     package = Path(__file__).parent.parent
     bundled = package / "_bundled" / "migrations"
     return bundled if bundled.exists() else package.parent / "migrations"
 
 
 def _migrate(engine: Engine, direction: str, revision: str) -> None:
-    with without("pygments"):  # a third of it, for colours
-        from alembic import command  # noqa: PLC0415  a fifth of a second that only migrations need
+    with without("pygments"):  # a third of the loading time, for colours
+        from alembic import command  # noqa: PLC0415  takes a fifth of a second
         from alembic.config import Config  # noqa: PLC0415
         from alembic.util import CommandError  # noqa: PLC0415
 

@@ -5,6 +5,7 @@ that cannot be written, and with no other connection, it opens the file as immut
 """
 
 import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,17 @@ def open_read_only(engine: Engine) -> None:
     """Open the engine's file read-only. An SQLite file keeps its journal mode."""
     event.listen(engine, "do_connect", _connect)
     event.listen(engine, "commit", _refuse_torn_read)
+    event.listen(engine, "engine_disposed", _remove_empty_wal)
 
 
 def _connect(
     dialect: Dialect, record: Any, arguments: list[Any], options: dict[str, Any]
 ) -> sqlite3.Connection:
     file = Path(arguments[0]).absolute()
+    if file.is_dir():  # SQLite would call it an I/O error
+        raise DatabaseError(
+            f"sqlite:///{file}: unable to open database file: it is a folder", "name a file in it"
+        )
     connection: Any = dialect.connect(f"{file.as_uri()}?mode=ro", uri=True, **options)
     try:
         connection.execute("PRAGMA schema_version")
@@ -48,6 +54,16 @@ def _refuse_torn_read(connection: Connection) -> None:
         raise DatabaseError(
             f"sqlite:///{file}: was written to while it was read", "try again", Fault.UNAVAILABLE
         )
+
+
+def _remove_empty_wal(engine: Engine) -> None:
+    """Leave nothing beside the file: of its last connections, SQLite lets only writers tidy up."""
+    file = Path(engine.url.database or "").absolute()
+    wal = file.with_name(f"{file.name}-wal")
+    with suppress(OSError, sqlite3.Error):  # another process is using it, or we may not write
+        if wal.stat().st_size == 0:
+            with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True)) as connection:
+                connection.execute("PRAGMA schema_version")
 
 
 def _state_of(file: Path) -> tuple[int, int, bool]:

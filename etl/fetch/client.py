@@ -175,7 +175,7 @@ class Client:
         if status == 429:
             raise BusyError("the API asks for patience (429)", Reason.HTTP_STATUS, wait)
         message = f"the API answered {status}"
-        if 300 <= status < 400:
+        if 300 <= status < 400 and status != 304:
             message = (
                 f"the API answered with a redirect ({status}), which is not followed;"
                 " check base_url"

@@ -6,14 +6,14 @@ Several threads use one fetcher; it holds no state but the sources' clients.
 import random
 import threading
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, tzinfo
 from traceback import format_exc
 from typing import NamedTuple
 
 from msgspec import Raw, msgpack
 
 from etl.answers.compression import compress
-from etl.answers.normalize import ECHO_WARNING, normalize
+from etl.answers.normalize import ECHO_WARNING, Rows, normalize
 from etl.answers.outcome import (
     Answer,
     Deferred,
@@ -27,7 +27,7 @@ from etl.answers.outcome import (
     TransientError,
     Unchanged,
 )
-from etl.answers.payload import PayloadError, decode
+from etl.answers.payload import Payload, PayloadError, decode
 from etl.config.settings import Config
 from etl.errors import ConfigError, KeyRefusedError
 from etl.fetch.breaker import Signal
@@ -88,8 +88,14 @@ class Clients:
 class RunFetcher:
     """Fetches runs of all sources. Raises nothing: each error is an attempt too."""
 
-    def __init__(self, config: Config, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        now: Callable[[], datetime],
+        normalizer: Callable[[str, Payload, tzinfo], Rows] = normalize,
+    ) -> None:
         self._clients = Clients(config, now)
+        self._normalize = normalizer
         self._vault = open_vault(config)
         self._zone = config.reporting_zone
         self._now = now
@@ -142,7 +148,7 @@ class RunFetcher:
         """
         with self._decoding:
             payload = decode(response.body)
-            rows = normalize(target.run_id, payload, self._zone)
+            rows = self._normalize(target.run_id, payload, self._zone)
             if response.is_masked:
                 rows.warnings.append(ECHO_WARNING)
             body = compress(response.body, response.sha256)

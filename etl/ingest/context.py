@@ -23,6 +23,8 @@ class IngestContext(NamedTuple):
     way: Way | None = None
     """The way of fetching; by default the one that suits the number of due runs."""
     pauses: Pauses = Pauses()
+    patience_s: float = 60.0
+    """The longest wait for a database that is away."""
 
 
 class PassHooks(NamedTuple):

@@ -19,7 +19,7 @@ from etl.ledger import health
 
 def end_pass(ingest: IngestContext, opened: OpenPass, *, is_interrupted: bool) -> None:
     """Refresh what the pass has changed, and close it; its tally has the exit code."""
-    patience = Patience()
+    patience = Patience(ingest.patience_s)
     if not is_interrupted:
         # Even if nothing changed: the pass before may have been killed in it.
         zone, rules = ingest.config.reporting_zone, ingest.config.rules

@@ -22,7 +22,7 @@ class Patience:
     commit has done whose acknowledgement got lost.
     """
 
-    def __init__(self, longest_s: float = 60.0, retry_s: float = 0.5) -> None:
+    def __init__(self, longest_s: float, retry_s: float = 0.5) -> None:
         self._longest_s = longest_s
         self._retry_s = retry_s
         self._is_over = threading.Event()

@@ -47,7 +47,7 @@ def work(ingest: IngestContext, opened: OpenPass, hooks: PassHooks) -> None:
 
 
 def _fetch_due(ingest: IngestContext, held: HeldRuns, tally: Tally, hooks: PassHooks) -> None:
-    patience = Patience()
+    patience = Patience(ingest.patience_s)
     begin = _begin(ingest, held)
     with (
         held.heartbeat(),

@@ -166,10 +166,10 @@ def test_a_failure_within_closes_it_too(file: Path) -> None:
 @pytest.mark.parametrize("mode", ["delete", "truncate", "persist", "wal"])
 def test_a_reader_leaves_the_file_as_it_is(file: Path, mode: str) -> None:
     set_journal_mode(file, mode)
-    before = file.read_bytes()
+    before = {path: path.read_bytes() for path in file.parent.iterdir()}
     with open_to_read(f"sqlite:///{file}") as archive:
         assert run_ids(archive) == ["r-1"]
-    assert file.read_bytes() == before
+    assert {path: path.read_bytes() for path in file.parent.iterdir()} == before
 
 
 @pytest.mark.parametrize("mode", ["delete", "wal"])
@@ -189,8 +189,10 @@ def test_what_a_killed_writer_left_is_read(file: Path) -> None:
         for suffix in ("", "-wal"):
             content = file.with_name(f"{file.name}{suffix}").read_bytes()
             copy.with_name(f"{copy.name}{suffix}").write_bytes(content)
+    before = copy.read_bytes()
     with open_to_read(f"sqlite:///{copy}") as archive:
         assert run_ids(archive) == ["r-1", "r-2"]
+    assert copy.read_bytes() == before
 
 
 def test_rows_of_a_file_that_changes_meanwhile_are_refused(file: Path) -> None:

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import click
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -1109,8 +1110,8 @@ def test_what_replay_says_is_done_by_then(
     spoil_all(sqlite_url)
     monkeypatch.setattr(rebuild, "BATCH_RUNS", 2)
     monkeypatch.setenv("RESULT_ARCHIVER__DATABASE__URL", sqlite_url)
-    with redirect_stdout(Pipe(lines=1)) as pipe, pytest.raises(KeyboardInterrupt):
-        rebuild_commands.replay(None, as_json=False)
+    with redirect_stdout(Pipe(lines=1)) as pipe, pytest.raises(click.Abort):
+        rebuild_commands.replay([], standalone_mode=False)
     assert pipe.getvalue() == SPOILT.format(1)
     assert how_many_are_spoilt(sqlite_url) == 3
 

@@ -13,9 +13,10 @@ from contextlib import closing
 from pathlib import Path
 from sqlite3 import connect
 
+import click
 import pytest
 
-from etl.cli import app, status_commands
+from etl.cli import command_line
 from etl.db import database
 from etl.sandbox.app import READ_KEY
 from tests.support import fake_api
@@ -24,11 +25,15 @@ from tests.support.fake_api import Answer, FakeApi, result
 from tests.support.postgres import free_port
 from tests.support.program import Program, bare_program, program
 
-GROUPS = {"db": app.db, "alias": app.alias}
-COMMANDS = [
-    *(name for name in app.app.commands if name not in GROUPS),
-    *(f"{group} {name}" for group, each in GROUPS.items() for name in each.commands),
-]
+
+def _leaves(name: str) -> list[str]:
+    command = command_line.load_command(name)
+    if isinstance(command, click.Group):
+        return [f"{name} {each}" for each in command.commands]
+    return [name]
+
+
+COMMANDS = [leaf for name in command_line.COMMANDS for leaf in _leaves(name)]
 HEAVY = (
     "alembic", "apscheduler", "msgspec", "psycopg", "pydantic", "requests", "rich", "sqlalchemy"
 )  # fmt: skip
@@ -89,6 +94,71 @@ def test_help_has_an_example_and_fits_80_columns(bare: Program, command: str) ->
 def test_help_names_every_command(bare: Program) -> None:
     words = bare.call("--help").stdout.split()
     assert {command.split()[0] for command in COMMANDS} <= set(words)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "db", "alias"])
+def test_no_summary_is_cut_off_or_folded(bare: Program, command: str) -> None:
+    done = bare.call(*command.split(), "--help")
+    assert "..." not in done.stdout.partition("\n")[2].replace("[RUN_ID]...", "")
+    _, _, listed = done.stdout.partition("Commands:\n")
+    names = {line.split()[0] for line in listed.partition("\n\n")[0].splitlines()}
+    assert names <= {word for name in COMMANDS for word in name.split()}
+
+
+@pytest.mark.parametrize("name", command_line.COMMANDS)
+def test_the_table_has_the_summary_of_each_command(name: str) -> None:
+    text = command_line.load_command(name).help or ""
+    assert command_line.COMMANDS[name][1] == text.partition("\n")[0]
+
+
+def test_completion_knows_commands_and_options(bare: Program) -> None:
+    def complete(words: str) -> set[str]:
+        shell = bare.given(
+            _RESULT_ARCHIVER_COMPLETE="bash_complete",
+            COMP_WORDS=words,
+            COMP_CWORD=str(words.count(" ")),
+        )
+        done = shell.call()
+        assert (done.exit_code, done.stderr) == (0, "")
+        return {line.partition(",")[2] for line in done.stdout.splitlines()}
+
+    assert complete("result-archiver sta") == {"status"}
+    assert complete("result-archiver db up") == {"upgrade"}
+    assert complete("result-archiver status --c") == {"--config"}
+    assert complete("result-archiver ingest --re") == {"--refresh"}
+
+
+# --- the settings file, named before or after the command ---
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--config mine.toml db current --json",
+        "db current --config mine.toml --json",
+        "db current --json --config mine.toml",
+        "--config other.toml db current --config mine.toml --json",
+    ],
+)
+def test_the_settings_can_be_named_before_and_after_the_command(
+    bare: Program, command: str
+) -> None:
+    bare.write("mine.toml", '[database]\nurl = "sqlite:///mine.db"')
+    assert bare.call("--config", "mine.toml", "db", "upgrade").exit_code == 0
+    assert bare.call(*command.split()).json()["current"] == database.HEAD
+    assert bare.call("db", "current", "--json").json()["current"] is None
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each not in {"demo", "sandbox"}])
+def test_each_command_with_settings_takes_them(bare: Program, command: str) -> None:
+    given = {"show": ["r-1"], "compare": ["r-1", "r-2"], "gate": ["r-1", "--max-failed", "0"]}
+    given |= {"db downgrade": ["base"], "db grant-reader": ["bi"]}
+    given |= {"alias add": ["a", "b", "--application", "c"]}
+    given |= {"alias remove": ["a", "--application", "c"]}
+    arguments = [*command.split(), *given.get(command, []), "--config", "no/settings.toml"]
+    done = bare.call(*arguments)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: no/settings.toml: ")
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -313,16 +383,18 @@ def test_reading_makes_no_archive(bare: Program, command: str) -> None:
 
 
 def test_a_bug_is_one_line_without_the_values(
-    archiver: Program, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(_path: Path | None, *, as_json: bool) -> int:
-        raise RuntimeError(f"as_json={as_json} {READ_KEY}")
+    @click.command()
+    def broken() -> int:
+        raise RuntimeError(READ_KEY)
 
-    monkeypatch.setattr(status_commands, "status", broken)
-    done = archiver.call("status")
-    assert (done.exit_code, done.stdout) == (1, "")
+    monkeypatch.setattr(sys, "argv", ["result-archiver"])
+    exit_code = command_line.main(broken)
+    stdout, stderr = capsys.readouterr()
+    assert (exit_code, stdout) == (1, "")
     assert re.fullmatch(
-        r"error: internal error at test_cli.py:\d+: RuntimeError; please report it\n", done.stderr
+        r"error: internal error at test_cli.py:\d+: RuntimeError; please report it\n", stderr
     )
 
 

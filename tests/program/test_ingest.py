@@ -18,12 +18,17 @@ import time_machine
 from sqlalchemy import text
 
 from etl.answers.normalize import normalize
+from etl.cli.session import Wiring
 from etl.db import database
 from etl.db.schema import metadata
-from etl.fetch import dispatch, fetcher
+from etl.fetch.breaker import Pauses
+from etl.fetch.door import Clock, Peer
+from etl.fetch.fetcher import RunFetcher
+from etl.fetch.messages import Begin
+from etl.fetch.pool import FetchPool
 from etl.sandbox import listing
 from etl.sandbox.app import EXECUTE_KEY
-from etl.sandbox.clock import Clock
+from etl.sandbox.clock import Clock as WorldClock
 from etl.sandbox.listing import Format
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
@@ -192,7 +197,7 @@ SHOWN = {
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
     """300 runs, 288 of them begun, at a time that stands still; only for reading."""
-    with running(World(end=TODAY), Clock(TODAY, speed=0)) as sandbox:
+    with running(World(end=TODAY), WorldClock(TODAY, speed=0)) as sandbox:
         yield sandbox
 
 
@@ -274,7 +279,7 @@ def executed(own_sandbox: Sandbox) -> bytes:
 @pytest.fixture
 def own_sandbox() -> Iterator[Sandbox]:
     """A small world for one test, which may set its clock and start runs."""
-    with running(World(end=TODAY, runs=60), Clock(TODAY, speed=0)) as sandbox:
+    with running(World(end=TODAY, runs=60), WorldClock(TODAY, speed=0)) as sandbox:
         yield sandbox
 
 
@@ -489,11 +494,11 @@ def test_a_refused_key_stops_the_pass_and_a_good_one_makes_up_for_it(
 @pytest.mark.parametrize("count", [1, 100])
 @pytest.mark.parametrize("kind", ["refused", "broken"])
 def test_work_stays_due_until_the_api_is_back(
-    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, kind: str, count: int
+    tmp_path: Path, sqlite_url: str, kind: str, count: int
 ) -> None:
-    monkeypatch.setattr(dispatch, "FIRST_PAUSE_S", 0.01)
     port = free_port()
     archiver = program(tmp_path, sqlite_url, f"http://127.0.0.1:{port}")
+    archiver = archiver.wired(Wiring(pauses=Pauses(0.01)))
     run_ids = [f"r-{number}" for number in range(count)]
     if kind == "refused":
         done, asked = archiver.call("ingest", "--json", *run_ids), 0
@@ -619,10 +624,14 @@ def test_a_bug_of_ours_costs_one_run_and_is_told_without_a_secret(
             raise RuntimeError(f"cannot do it with {key}")
         return normalize(run_id, *_rest)
 
-    with mock.patch.object(fetcher, "normalize", broken):
-        done = archiver.call("ingest", "r-1", "r-2", "r-3")
+    def with_the_bug(begin: Begin, now: Clock) -> Peer:
+        return FetchPool(begin, RunFetcher(begin.config, now, broken))
+
+    done = archiver.wired(Wiring(way=with_the_bug)).call("ingest", "r-1", "r-2", "r-3")
     assert done.exit_code == 1
-    assert done.stdout.startswith("2 new, 0 changed, 0 unchanged, 0 still going, 1 failed")
+    assert done.stdout.startswith(
+        "2 new, 0 changed, 0 unchanged, 0 still going, 0 failed, 1 rejected"
+    )
     assert "internal error" in done.stderr
     assert "RuntimeError: cannot do it with ***" in done.stderr
     assert "in broken" in done.stderr

@@ -410,7 +410,7 @@ def test_a_file_is_written_whole_or_not_at_all(demo: Program) -> None:
 
 def test_no_other_command_loads_what_draws_pages() -> None:
     script = (
-        "import sys, etl.cli.app, etl.cli.pass_commands, etl.cli.report_command;"
+        "import sys, etl.cli.command_line, etl.cli.ingest_command, etl.cli.report_command;"
         "print({'vl_convert', 'jinja2'} & sys.modules.keys())"
     )
     done = subprocess.run(

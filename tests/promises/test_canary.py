@@ -21,9 +21,10 @@ from sqlalchemy import inspect, text
 
 from etl import secrets
 from etl.answers.compression import decompress
-from etl.cli import app
+from etl.cli import command_line
+from etl.cli.session import Wiring
 from etl.db import database
-from etl.fetch import dispatch
+from etl.fetch.breaker import Pauses
 from tests.support import faulty
 from tests.support.fake_api import SAMPLE
 from tests.support.faulty import Faulty, reply, send
@@ -116,7 +117,7 @@ NEEDS_POSTGRESQL = ("db", "grant-reader", "canary")
 
 def commands() -> Iterator[Command]:
     """Yield all commands, those of today and those to come; what is taken back is made again."""
-    for name, its in sorted(_walk(app.app, ()), key=_turn):
+    for name, its in sorted(_walk_all(), key=_turn):
         if name[0] not in SERVICES:
             required = [each for each in its.params if each.required]
             words = ARGUMENTS.get(name, ("r-1",) * len(required))
@@ -127,6 +128,11 @@ def commands() -> Iterator[Command]:
 def _turn(command: tuple[tuple[str, ...], Any]) -> tuple[bool, bool]:
     (name, *rest), _ = command
     return name == "db", rest != ["downgrade"]
+
+
+def _walk_all() -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name in command_line.COMMANDS:
+        yield from _walk(command_line.load_command(name), (name,))
 
 
 def _walk(command: Any, name: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -261,25 +267,24 @@ def api() -> Iterator[Faulty]:
         yield api
 
 
-@pytest.fixture(autouse=True)
-def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(dispatch, "LONGEST_PAUSE_S", 0.002)
-
-
 @pytest.fixture
 def archiver(tmp_path: Path, api: Faulty) -> Program:
     """The program with a secret at each place that takes one; it logs all that it can."""
-    archiver = bare_program(tmp_path).given(
-        APPLITOOLS_API_KEY=KEY,
-        RESULT_ARCHIVER__API__BASE_URL=api.url,
-        RESULT_ARCHIVER__API__CONNECTIONS="1",
-        RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND="0",
-        RESULT_ARCHIVER__DATABASE__URL="sqlite:///archive.db",
-        RESULT_ARCHIVER__SECURITY__TOKEN_KEY_FILE="token.key",
-        RESULT_ARCHIVER__TELEMETRY__PING_URL=f"{api.url}/ping/{PING}",
-        RESULT_ARCHIVER__TELEMETRY__METRICS_FILE="metrics.prom",
-        RESULT_ARCHIVER__LOG__LEVEL="debug",
+    in_haste = Wiring(pauses=Pauses(0.001, 0.002))
+    archiver = (
+        bare_program(tmp_path)
+        .wired(in_haste)
+        .given(
+            APPLITOOLS_API_KEY=KEY,
+            RESULT_ARCHIVER__API__BASE_URL=api.url,
+            RESULT_ARCHIVER__API__CONNECTIONS="1",
+            RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND="0",
+            RESULT_ARCHIVER__DATABASE__URL="sqlite:///archive.db",
+            RESULT_ARCHIVER__SECURITY__TOKEN_KEY_FILE="token.key",
+            RESULT_ARCHIVER__TELEMETRY__PING_URL=f"{api.url}/ping/{PING}",
+            RESULT_ARCHIVER__TELEMETRY__METRICS_FILE="metrics.prom",
+            RESULT_ARCHIVER__LOG__LEVEL="debug",
+        )
     )
     archiver.write("token.key", f"{TOKEN_KEY}\n").chmod(0o600)
     rows = [f"{run_id},{json.dumps(token)}" for run_id, token in TOKENS.items()]

@@ -24,17 +24,17 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import pytest
 from sqlalchemy import Engine, func, make_url, select, text
 
 from etl import clock
+from etl.cli.session import Wiring
 from etl.config.settings import Config, Polling
 from etl.db import database
 from etl.db.schema import runs, tracked_runs
-from etl.fetch import dispatch
-from etl.ingest import pipeline
+from etl.fetch.breaker import Pauses
+from etl.fetch.door import in_threads
 from etl.ingest.begin import open_pass
 from etl.ingest.context import IngestContext
 from etl.ingest.held_runs import HeldRuns
@@ -422,8 +422,8 @@ def test_a_database_that_stays_away_ends_the_pass_in_time(
         archiver = with_short_leases(program(tmp_path, postgresql_url, sandbox.url))
         archiver = at_rate(archiver, "200")
         track(archiver, world.runs(END))
-        with patch.object(pipeline, "PATIENCE_S", 2.0), beside(stop):
-            done = archiver.call("ingest")
+        with beside(stop):
+            done = archiver.wired(Wiring(patience_s=2.0)).call("ingest")
         ended_at = time.monotonic()
         pg_ctl(postgresql, "start", "--log", postgresql.directory / "log")
         assert done.exit_code == 4
@@ -522,8 +522,7 @@ def small_tablespace(_folder: Path, request: pytest.FixtureRequest) -> Iterator[
     server: Server = request.getfixturevalue("postgresql")
 
     def call(archiver: Program, *arguments: str) -> Done:
-        with patch.object(pipeline, "PATIENCE_S", 1.0):
-            return archiver.call(*arguments)
+        return archiver.wired(Wiring(patience_s=1.0)).call(*arguments)
 
     with (
         TemporaryDirectory(dir=server.directory) as name,
@@ -642,8 +641,8 @@ def test_a_network_lost_amid_a_pass_leaves_the_rest_due(database_url: str, tmp_p
             wait_for(lambda: sandbox.requests.total() > 50)
             stack.close()
 
-        with patch.object(dispatch, "FIRST_PAUSE_S", 0.02), beside(lose):
-            done = archiver.call("ingest")
+        with beside(lose):
+            done = archiver.wired(Wiring(pauses=Pauses(0.02))).call("ingest")
     assert done.exit_code == 5, done.stderr
     assert 0 < archived(database_url) < 200
     assert due(database_url) == 200 - archived(database_url)
@@ -669,12 +668,9 @@ class Watch:
             self.now, self.jump = self.now + self.jump, timedelta(0)
         return self.now
 
-    @classmethod
-    @contextmanager
-    def worn(cls, now: datetime) -> Iterator["Watch"]:
-        watch = cls(now)
-        with patch.object(clock, "now", watch.read):
-            yield watch
+    def on(self, archiver: Program) -> Program:
+        """Return the program with this clock; it fetches in threads, which share it."""
+        return archiver.wired(Wiring(self.read, in_threads))
 
 
 YEAR = timedelta(days=365)
@@ -687,8 +683,9 @@ def test_a_clock_set_back_amid_a_pass_has_each_run_asked_once(
 ) -> None:
     """Also runs that are still going, which are due again soon after an answer."""
     world = World(end=END, runs=300)
-    with sandbox_of(world) as sandbox, Watch.worn(END) as watch:
-        archiver = program(tmp_path, database_url, sandbox.url)
+    with sandbox_of(world) as sandbox:
+        watch = Watch(END)
+        archiver = watch.on(program(tmp_path, database_url, sandbox.url))
         track(archiver, world.runs(END))
         watch.jump, watch.happened = jump, lambda: sandbox.requests.total() > 40
         assert archiver.call("ingest").exit_code in {0, 1}
@@ -700,8 +697,9 @@ def test_a_clock_set_back_amid_a_pass_has_each_run_asked_once(
 def test_a_clock_that_was_a_year_ahead_holds_nothing_up(database_url: str, tmp_path: Path) -> None:
     """Runs of each kind are asked for by the first pass with the right time, and as usual then."""
     world = World(end=END, runs=300)
-    with sandbox_of(world) as sandbox, Watch.worn(END + YEAR) as watch:
-        archiver = program(tmp_path, database_url, sandbox.url)
+    with sandbox_of(world) as sandbox:
+        watch = Watch(END + YEAR)
+        archiver = watch.on(program(tmp_path, database_url, sandbox.url))
         known, new = split(world)
         track(archiver, known)
         assert archiver.call("ingest").exit_code in {0, 1}
@@ -720,8 +718,9 @@ def test_a_clock_that_was_a_year_ahead_holds_nothing_up(database_url: str, tmp_p
 
 def test_a_lease_from_the_future_holds_nothing_up(database_url: str, tmp_path: Path) -> None:
     world = World(end=END, runs=20, shape=SHAPE)
-    with sandbox_of(world) as sandbox, Watch.worn(END + YEAR) as watch:
-        archiver = program(tmp_path, database_url, sandbox.url)
+    with sandbox_of(world) as sandbox:
+        watch = Watch(END + YEAR)
+        archiver = watch.on(program(tmp_path, database_url, sandbox.url))
         track(archiver, world.runs(END))
         with opened(database_url) as engine:
             ingest = IngestContext(engine, Config(sources={}), watch.read)

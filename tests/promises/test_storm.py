@@ -43,13 +43,10 @@ LONGEST_LATENCY_S = 0.04
 # The pauses after failures are half a second and more: here the API fails all the time.
 IN_HASTE = """
 import sys
-from etl.cli import app
-from etl.fetch import dispatch
-from tests.support.hosted import hosted
-dispatch.FIRST_PAUSE_S = 0.002
-dispatch.LONGEST_PAUSE_S = 0.02
-with hosted():
-    sys.exit(app.main())
+from etl.cli import command_line
+from etl.cli.session import Wiring
+from etl.fetch.breaker import Pauses
+sys.exit(command_line.main(wiring=Wiring(pauses=Pauses(0.002, 0.02))))
 """
 
 

@@ -5,9 +5,9 @@ from datetime import datetime
 
 import time_machine
 
-from etl.cli import app
+from etl.cli import command_line
 
 if __name__ == "__main__":
     moment = datetime.fromisoformat(sys.argv.pop(1))
     with time_machine.travel(moment, tick=False):
-        sys.exit(app.main())
+        sys.exit(command_line.main())

@@ -12,7 +12,7 @@ from pathlib import Path
 import time_machine
 from playwright.sync_api import Browser
 
-from etl.cli.demo_command import TODAY
+from etl.cli.demo_archive import TODAY
 from tests.support.browser import Scheme, chromium, opened
 from tests.support.program import bare_program
 

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from sqlalchemy import Engine
-
-from etl.cli import app
-from etl.db import database
+from etl.cli import command_line
+from etl.cli.session import Wiring
 from etl.sandbox.app import READ_KEY
 
 COMMAND = (sys.executable, "-m", "etl")
@@ -44,6 +42,8 @@ class Program:
 
     folder: Path
     environment: dict[str, str]
+    wiring: Wiring | None = None
+    """Replaces the clock, the pauses or the way of fetching of what is called in this process."""
 
     def run(self, *arguments: str | Path, stdin: str = "") -> Done:
         """Run a command as a process."""
@@ -69,15 +69,14 @@ class Program:
 
     def call(self, *arguments: str | Path) -> Done:
         """Run a command within this process, which is faster by a second."""
-        stdout, stderr = io.StringIO(), io.StringIO()
+        stdout, stderr = _output(), _output()
         with (
             self._surroundings(*arguments),
-            connections_closed(),
             contextlib.redirect_stdout(stdout),
             contextlib.redirect_stderr(stderr),
         ):
-            exit_code = app.main()
-        return Done(exit_code, stdout.getvalue(), stderr.getvalue())
+            exit_code = command_line.main(wiring=self.wiring)
+        return Done(exit_code, _text(stdout), _text(stderr))
 
     @contextlib.contextmanager
     def _surroundings(self, *arguments: str | Path) -> Iterator[None]:
@@ -113,6 +112,10 @@ class Program:
         """Return the program with further variables, such as RESULT_ARCHIVER__API__ATTEMPTS."""
         return replace(self, environment=self.environment | variables)
 
+    def wired(self, wiring: Wiring) -> "Program":
+        """Return the program with parts of a pass replaced where it is called in this process."""
+        return replace(self, wiring=wiring)
+
     def write(self, name: str, text: str) -> Path:
         """Write a file into the program's folder, and return its path."""
         path = self.folder / name
@@ -120,20 +123,13 @@ class Program:
         return path
 
 
-@contextlib.contextmanager
-def connections_closed() -> Iterator[None]:
-    """Close what is connected within the context, as the end of a process does."""
-    engines = []
-    connect = database.connect
+def _output() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="\n", write_through=True)
 
-    def connect_and_note(url: str) -> Engine:
-        engines.append(connect(url))
-        return engines[-1]
 
-    with mock.patch.object(database, "connect", connect_and_note):
-        yield
-    for engine in engines:
-        engine.dispose()
+def _text(output: io.TextIOWrapper) -> str:
+    output.seek(0)
+    return output.read()
 
 
 def bare_program(folder: Path) -> Program:

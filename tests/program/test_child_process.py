@@ -1,4 +1,4 @@
-"""The process that fetches, seen from outside: a pass that loses it, and it when a pass is lost."""
+"""The child process that fetches: a pass that loses it, and it when its parent is lost."""
 
 import errno
 import os
@@ -14,39 +14,39 @@ from typing import Any
 
 import pytest
 
-from etl.config.settings import Config
-from etl.fetch import fetching
-from etl.fetch.dispatch import Limits
-from etl.fetch.wire import Begin, Line, Report, State
+from etl.fetch.door import CHILD_FROM_RUNS
 from tests.support.fake_api import FakeApi, result
 from tests.support.program import Program, program
 
-LAUNCH = fetching.launch  # before a test has another one
-RUN_IDS = [f"r-{number}" for number in range(40)]
+RUN_IDS = [f"r-{number}" for number in range(CHILD_FROM_RUNS)]
 
 
 @pytest.fixture
 def slow_api(api: FakeApi) -> FakeApi:
-    api.other = result()._replace(delay_s=0.1)
+    api.other = result()._replace(delay_s=0.05)
     return api
 
 
 @pytest.fixture
 def archiver(tmp_path: Path, sqlite_url: str, slow_api: FakeApi) -> Program:
-    return program(tmp_path, sqlite_url, slow_api.url).given(RESULT_ARCHIVER__API__CONNECTIONS="2")
+    return program(tmp_path, sqlite_url, slow_api.url).given(RESULT_ARCHIVER__API__CONNECTIONS="4")
 
 
 def helper_of(process: "subprocess.Popen[str]") -> int:
     """Return the ID of the process for fetching that `process` has started, as soon as it has."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while process.poll() is None:
-        for pid in map(int, children.read_text().split()):
-            if "etl.fetch.fetch_process" in command_of(
+        for pid in children_of(process):
+            if "etl.fetch.child_main" in command_of(
                 pid
             ):  # before, it is still a copy of its parent
                 return pid
         time.sleep(0.01)
     raise AssertionError(process.communicate())
+
+
+def children_of(process: "subprocess.Popen[str]") -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in children.read_text().split()]
 
 
 def command_of(pid: int) -> str:
@@ -81,11 +81,12 @@ def test_without_the_process_that_fetches_a_pass_ends_and_the_next_one_does_the_
         stdout, stderr = process.communicate(timeout=20)
     assert (process.returncode, stdout) == (1, "")
     assert stderr == (
-        "error: the process that fetches ended by itself (exit code -9); what had come from it is"
-        " stored, the rest stays due\n"
+        "error: the process that fetches ended by itself (exit code -9); its batches are stored,"
+        " the rest stays due\n"
     )
     assert rows(archiver, "SELECT count(*) FROM tracked_runs WHERE lease_owner IS NOT NULL") == 0
     assert rows(archiver, "SELECT count(*) FROM ingests WHERE exit_code = 1") == 1
+    slow_api.other = result()
     assert archiver.run("ingest").exit_code == 0
     assert rows(archiver, "SELECT count(*) FROM runs") == len(RUN_IDS)
     assert archiver.call("verify").exit_code == 0
@@ -146,29 +147,17 @@ def test_a_folder_with_a_module_of_the_same_name_does_no_harm(
         archiver.write(name, "raise RuntimeError('not mine')")
     script = Path(sys.executable).with_name("result-archiver")
     done = subprocess.run(
-        [script, "ingest", "r-1"], cwd=archiver.folder, env=archiver.environment, check=False
+        [script, "ingest", *RUN_IDS], cwd=archiver.folder, env=archiver.environment, check=False
     )
     assert done.returncode == 0
 
 
-def test_a_bug_in_one_of_its_threads_ends_the_process_that_fetches() -> None:
-    """Here an order that is none: the other process must not wait for what will never come."""
-    begin = Begin(Config(sources={}), Limits(1, 0, 1, 0), 1, 1, 1, 0)
-    process = LAUNCH()
-    line: Line[Report] = Line(process.stdout, process.stdin, Report)
-    line.send(begin)
-    line.send(State())
-    assert line.receive() is None
-    assert process.wait() == 1
-    process.stdin.close()
-    process.stdout.close()
-
-
-def test_what_is_printed_when_python_starts_is_no_report(archiver: Program) -> None:
+def test_output_of_a_starting_python_is_no_message(archiver: Program, slow_api: FakeApi) -> None:
     archiver.write("sitecustomize.py", "print('hello')")
-    done = archiver.given(PYTHONPATH=str(archiver.folder)).run("ingest", "r-1")
+    slow_api.other = result()
+    done = archiver.given(PYTHONPATH=str(archiver.folder)).run("ingest", *RUN_IDS)
     assert (done.exit_code, done.stderr) == (0, "")
-    assert "1 new" in done.stdout
+    assert f"{len(RUN_IDS)} new" in done.stdout
 
 
 def test_a_signal_for_all_that_comes_at_once_is_the_pass_s_too(archiver: Program) -> None:
@@ -186,17 +175,21 @@ def test_the_process_that_fetches_is_not_told_how_to_reach_the_database(archiver
     assert "RESULT_ARCHIVER__API__BASE_URL" in told
 
 
-def test_where_nothing_is_due_nothing_is_started(
-    archiver: Program, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("due", [0, 1, CHILD_FROM_RUNS - 1, CHILD_FROM_RUNS])
+def test_only_a_pass_with_many_due_runs_has_a_child_process(
+    archiver: Program, slow_api: FakeApi, due: int
 ) -> None:
-    assert archiver.call("ingest", "r-1").exit_code == 0
-
-    def launched() -> fetching.Running:
-        raise AssertionError("started")
-
-    monkeypatch.setattr(fetching, "launch", launched)
-    done = archiver.call("ingest", "--json")
-    assert (done.exit_code, done.json()["requests"]) == (0, 0)
+    if due:
+        assert archiver.call("track", *RUN_IDS[:due]).exit_code == 0
+    else:
+        assert archiver.call("ingest", "r-0").exit_code == 0
+    with archiver.started("ingest") as process:
+        if due >= CHILD_FROM_RUNS:
+            helper_of(process)
+        elif due:
+            await_requests(slow_api, 1)
+            assert children_of(process) == []
+        process.terminate()
 
 
 def test_without_room_for_another_process_a_pass_says_so(
@@ -205,11 +198,23 @@ def test_without_room_for_another_process_a_pass_says_so(
     def no_room(*_arguments: Any, **_settings: Any) -> None:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    monkeypatch.setattr(fetching, "launch", LAUNCH)
     monkeypatch.setattr(subprocess, "Popen", no_room)
-    done = archiver.call("ingest", "r-1")
+    done = archiver.call("ingest", *RUN_IDS)
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == (
         "error: the process that fetches cannot be started: Resource temporarily unavailable;"
         " make room for it\n"
     )
+
+
+def test_a_child_that_is_stopped_does_not_keep_a_pass_from_its_end(
+    archiver: Program, slow_api: FakeApi
+) -> None:
+    with under_way(archiver, slow_api) as (process, helper):
+        os.kill(helper, signal.SIGSTOP)
+        began = time.monotonic()
+        process.terminate()
+        process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert time.monotonic() - began < 10
+    assert not is_running(helper)

@@ -1,0 +1,183 @@
+"""`ingest`: one pass, or passes until every run has finished."""
+
+import time
+from datetime import datetime
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import click
+
+from etl import display
+from etl.cli import options
+
+if TYPE_CHECKING:
+    from etl.cli.session import Session
+    from etl.db.opening import Archive
+    from etl.ingest.context import IngestContext
+    from etl.ingest.interrupt import Interrupt
+    from etl.ingest.one_pass import PassOrder
+    from etl.ingest.tally import Tally
+    from etl.intake.arguments import Wanted
+
+
+@click.command(epilog="Example: result-archiver ingest --from runs.csv")
+@options.run_ids
+@options.lists
+@options.source
+@click.option("--refresh", is_flag=True, help="Fetch the given runs (or all) even if final.")
+@click.option("--wait", is_flag=True, help="Repeat until every run has finished.")
+@click.option("--dry-run", is_flag=True, help="Only list the runs that would be fetched.")
+@options.as_json
+@options.pass_session
+def ingest(
+    session: "Session",
+    *,
+    run_ids: tuple[str, ...],
+    lists: tuple[str, ...],
+    source: str | None,
+    refresh: bool,
+    wait: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Do one pass: fetch and store all runs that are due.
+
+    Runs that are given, and those of the lists in runs.sources, are tracked first.
+    """
+    from etl.intake.arguments import Wanted
+
+    wanted = Wanted(run_ids, lists, source, (), refresh)
+    if dry_run:
+        return _preview(session, wanted, as_json=as_json)
+    return _ingest(session, wanted, wait=wait, as_json=as_json)
+
+
+def _ingest(session: "Session", wanted: "Wanted", *, wait: bool, as_json: bool) -> int:
+    from etl.config.settings import DEFAULT_SOURCE
+    from etl.ingest import begin
+    from etl.ingest.interrupt import Interrupt
+    from etl.ingest.one_pass import PassOrder
+    from etl.intake import arguments
+    from etl.runtime import tune_heap
+    from etl.secrets import require_keys
+
+    tune_heap()
+    given = arguments.read(wanted, session.config)
+    require_keys(session.config, {wanted.source or DEFAULT_SOURCE} if wanted.run_ids else set())
+    with session.open_or_create() as archive, Interrupt().listening() as interrupt:
+        context = session.ingest_into(archive)
+        track = begin.track_and_make_due if wanted.refresh else begin.track
+        track(context, given)
+        if wanted.refresh and not wanted.run_ids and not wanted.lists:
+            _make_all_due(archive, session.now)
+        tally = _run(context, PassOrder("ingest", given.bad_lines), interrupt)
+        while wait and tally.halt is None and _sleep_until_due(context, interrupt):
+            tally = _combined(tally, _run(context, PassOrder("ingest"), interrupt))
+    _print_tally(tally, as_json=as_json)
+    return tally.exit_code
+
+
+def _make_all_due(archive: "Archive", now: datetime) -> None:
+    from etl.ledger import tracking
+
+    with archive.writing() as connection:
+        tracking.make_due(connection, None, now)
+
+
+def _run(context: "IngestContext", order: "PassOrder", interrupt: "Interrupt") -> "Tally":
+    from etl.ingest.context import PassHooks
+    from etl.ingest.one_pass import run_pass
+
+    with display.progress("archiving") as progress:
+        return run_pass(context, order, PassHooks(progress, interrupt))
+
+
+def _sleep_until_due(context: "IngestContext", interrupt: "Interrupt") -> bool:
+    """Sleep until an unfinished run is due, or a signal comes; False if all have finished."""
+    from etl.db.database import reading
+    from etl.ledger import standings
+
+    with reading(context.engine) as connection:
+        due_at = standings.next_going(connection)
+    while due_at is not None and context.now() < due_at and interrupt.signal is None:
+        time.sleep(0.2)
+    return due_at is not None  # on a signal, too: the pass that follows ends at once, and says so
+
+
+def _combined(first: "Tally", then: "Tally") -> "Tally":
+    """Add up two passes; runs still waiting or retrying count as the last pass left them."""
+    from etl.ingest.tally import Tally
+
+    return Tally(
+        new=first.new + then.new,
+        changed=first.changed + then.changed,
+        unchanged=first.unchanged + then.unchanged,
+        waiting=then.waiting,
+        failed=first.failed - first.to_retry + then.failed,
+        rejected=first.rejected + then.rejected,
+        requests=first.requests + then.requests,
+        halt=then.halt,
+        halt_reason=then.halt_reason,
+        to_retry=then.to_retry,
+        exit_code=then.exit_code or _exit_code_of_failures(first),
+    )
+
+
+def _exit_code_of_failures(tally: "Tally") -> int:
+    """Return 1 if something failed in a pass that no later one can make good."""
+    return 1 if tally.failed > tally.to_retry or tally.rejected else 0
+
+
+def _print_tally(tally: "Tally", *, as_json: bool) -> None:
+    if tally.halt is not None:
+        display.note(f"error: {_describe_halt(tally)}")
+    if as_json:
+        display.as_json(tally.summary())
+        return
+    display.say(
+        f"{tally.new} new, {tally.changed} changed, {tally.unchanged} unchanged,"
+        f" {tally.waiting} still going, {tally.failed} failed, {tally.rejected} rejected"
+        f" ({tally.requests} request{'' if tally.requests == 1 else 's'})"
+    )
+
+
+def _describe_halt(tally: "Tally") -> str:
+    from etl.fetch.breaker import Halt
+
+    match tally.halt:
+        case Halt.REFUSED:
+            return f"{tally.halt_reason}; what is due stays due"
+        case Halt.INTERRUPTED:
+            return f"interrupted by {tally.halt_reason}; what is due stays due"
+        case Halt.BUSY:
+            return f"{tally.halt_reason}, longer than api.max_wait_s; what is due stays due"
+        case _:
+            return f"the API is down: {tally.halt_reason}; what is due stays due"
+
+
+def _preview(session: "Session", wanted: "Wanted", *, as_json: bool) -> int:
+    """List the runs that a pass would fetch; write nothing."""
+    from etl.db import database
+    from etl.intake import arguments, lists
+    from etl.ledger import standings, tracking
+
+    given = arguments.read(wanted, session.config)
+    watched = lists.read_watched(session.config)
+    listed = list(dict.fromkeys(run.run_id for run in chain(given.runs, watched.runs)))
+    runs = [{"run_id": run_id, "state": "new"} for run_id in listed]
+    with session.open_as_it_is() as archive:
+        if database.has_archive(archive.engine):
+            with archive.reading() as connection:
+                states = standings.states(connection, listed if wanted.refresh and listed else None)
+                unknown = set(tracking.unknown(connection, listed))
+                due = standings.due_runs(connection, session.now)
+            runs = [run for run in runs if run["run_id"] in unknown]
+            refreshed = states if wanted.refresh else {}
+            runs += [{"run_id": key, "state": state} for key, state in (due | refreshed).items()]
+    if as_json:
+        display.as_json({"would_fetch": runs})
+    else:
+        for run in runs:
+            display.say(f"{display.safe(run['run_id'])}  {run['state']}")
+        display.note(f"{len(runs)} runs would be fetched; nothing was changed")
+    return 1 if given.bad_lines or watched.bad_lines else 0

@@ -1,0 +1,111 @@
+"""Questions to the archive: the filters of a command, and the run that a command names."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date, datetime
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import Connection, select
+
+from etl import display
+from etl.cli.session import Session
+from etl.db.schema import outcomes, to_milliseconds, tracked_runs
+from etl.errors import UsageError
+from etl.intake.arguments import read_labels
+from etl.reports.model import Filters, Request
+from etl.reports.source import FoundRun, find_run
+from etl.reports.spans import DAY, midnight
+
+YEARS = range(1000, 9000)
+"""Years that can be asked for: nearer to the calendar's ends, no time lies before or after."""
+
+
+class Question(NamedTuple):
+    """The filters of a report as the command line has them."""
+
+    application: str | None = None
+    plan: str | None = None
+    test: str | None = None
+    labels: Sequence[str] = ()
+    since: str | None = None
+    until: str | None = None
+    as_of: str | None = None
+    rows: int | None = None
+
+
+@contextmanager
+def asking(session: Session, question: Question) -> Iterator[tuple[Connection, Request]]:
+    """Open the archive, and give a connection that reads one state of it. Raises UsageError."""
+    request = as_request(question, session)
+    with session.open_to_read() as archive, archive.snapshot() as connection:
+        yield connection, request
+
+
+def as_request(question: Question, session: Session) -> Request:
+    """Check the filters, and read their times. Raises UsageError."""
+    zone = session.config.reporting_zone
+    as_of = _moment("--as-of", question.as_of, zone, is_end=True)
+    if as_of and as_of > session.now:
+        raise UsageError(f"--as-of {question.as_of}: is not over yet ({zone.key})")
+    application, plan, test = (each and each.strip() for each in question[:3])
+    filters = Filters(
+        application,
+        plan,
+        test,
+        tuple(read_labels(question.labels).items()),
+        _moment("--from", question.since, zone, is_end=False),
+        _moment("--to", question.until, zone, is_end=True),
+    )
+    if filters.since and filters.until and filters.since >= filters.until:
+        raise UsageError(f"--from {question.since}: is not before --to {question.until}")
+    return Request(
+        as_of or session.now, session.config.rules, zone, filters, as_of, question.rows or None
+    )
+
+
+def _moment(option: str, text: str | None, zone: ZoneInfo, *, is_end: bool) -> datetime | None:
+    """Return a day (its beginning or end, in `zone`) or an ISO 8601 time as a moment.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text is None:
+        return None
+    try:
+        return _parse(text, zone, is_end=is_end)
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"{option} {display.safe(text)}: give a day or a time such as 2026-11-02 or"
+            f" 2026-11-02T09:00 (in {zone.key}), or 2026-11-02T09:00Z"
+        ) from None
+
+
+def _parse(text: str, zone: ZoneInfo, *, is_end: bool) -> datetime:
+    if "T" not in text and " " not in text:
+        moment = midnight(date.fromisoformat(text) + is_end * DAY, zone)
+    else:
+        time = datetime.fromisoformat(text)
+        moment = to_milliseconds(time if time.tzinfo else time.replace(tzinfo=zone))
+    if moment.year not in YEARS:
+        raise ValueError(f"{moment.year} is too near to where the calendar ends")
+    return moment
+
+
+def find_archived(connection: Connection, request: Request, run_id: str) -> FoundRun:
+    """Return an archived run. Raises UsageError for any other."""
+    found = find_tracked(connection, request, run_id)
+    if found is None:
+        raise UsageError(f"run {display.safe(run_id)}: nothing archived yet")
+    return found
+
+
+def find_tracked(connection: Connection, request: Request, run_id: str) -> FoundRun | None:
+    """Return a run, None where nothing of it is archived. Raises UsageError if not tracked."""
+    found = find_run(connection, request, outcomes.c.run_id == run_id)
+    is_it = tracked_runs.c.run_id == run_id
+    if found is None and connection.scalar(select(tracked_runs.c.run_id).where(is_it)) is None:
+        raise UsageError(
+            f"run {display.safe(run_id)}: is not tracked", "`result-archiver track` adds it"
+        )
+    return found
