@@ -4,9 +4,9 @@ BIN := .venv/bin
 SETUP := .venv/set-up
 BENCH_SETUP := .venv-bench/set-up
 
-.PHONY: help demo test soak chaos fuzz month polling bench bench-growth views check lock clean
+.PHONY: help demo test soak chaos fuzz month polling bench bench-growth views picture check lock clean quick
 
-help: ## say what there is to make
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 demo: $(SETUP) ## see the whole job done, without a key or a network
@@ -16,6 +16,9 @@ test: $(SETUP) ## run all tests, on SQLite and PostgreSQL, and all checks
 	.ci/setup postgresql
 	.ci/setup chromium
 	$(BIN)/pytest
+
+quick: $(SETUP) ## run the unit tests (under 30 seconds; no server, no other process)
+	FUZZ_SECONDS=1 $(BIN)/pytest -q tests/unit
 
 soak: $(SETUP) ## run the service for ten minutes, with outages
 	.ci/setup postgresql
