@@ -1,51 +1,54 @@
-# `make demo` and `make test` need Python 3.11, git and make; they install the rest (.ci/setup).
+# `make demo` and `make test` need Python 3.11, git and make. They install the rest (.ci/setup).
 
 BIN := .venv/bin
 SETUP := .venv/set-up
 BENCH_SETUP := .venv-bench/set-up
 
-.PHONY: help demo test soak chaos fuzz month polling bench bench-growth views check lock clean
+.PHONY: help demo test soak chaos fuzz month polling bench bench-growth views picture check lock clean quick
 
-help: ## say what there is to make
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
-demo: $(SETUP) ## see the whole job done, without a key or a network
+demo: $(SETUP) ## show the whole job, without a key or a network
 	$(BIN)/result-archiver demo
 
-test: $(SETUP) ## run all tests, on SQLite and PostgreSQL, and all checks
+test: $(SETUP) ## run all tests on SQLite and PostgreSQL, and all checks
 	.ci/setup postgresql
 	.ci/setup chromium
 	$(BIN)/pytest
+
+quick: $(SETUP) ## run the unit tests (under 30 seconds; no server, no other process)
+	FUZZ_SECONDS=1 $(BIN)/pytest -q tests/unit
 
 soak: $(SETUP) ## run the service for ten minutes, with outages
 	.ci/setup postgresql
 	$(BIN)/pytest -m soak -s
 
-chaos: $(SETUP) ## kill, cut off and starve the archiver, and fail its API, for a quarter of an hour
+chaos: $(SETUP) ## kill processes, cut networks, fill disks and break the API (15 minutes)
 	.ci/setup postgresql
 	$(BIN)/pytest -m chaos -s
 
-fuzz: $(SETUP) ## throw odd answers at the decoder for ten minutes
+fuzz: $(SETUP) ## decode malformed answers for ten minutes
 	FUZZ_SECONDS=600 $(BIN)/pytest tests/unit/test_fuzz.py -s
 
-month: $(SETUP) ## follow a simulated month of runs, and print what it cost
+month: $(SETUP) ## simulate a month of runs, and print its cost
 	$(BIN)/python -m bench.month
 
-polling: $(SETUP) ## compare the polling with fixed intervals
+polling: $(SETUP) ## compare our polling with fixed intervals
 	$(BIN)/python -m bench.polling
 
-bench: $(SETUP) $(BENCH_SETUP) ## compare the speed with scripts and dlt (half an hour)
+bench: $(SETUP) $(BENCH_SETUP) ## compare the speed with scripts and dlt (75 minutes)
 	.ci/setup postgresql
 	$(BIN)/python -m bench
 
-bench-growth: $(SETUP) ## grow an archive to 10 million test rows, and time it (40 minutes)
+bench-growth: $(SETUP) ## time an archive of 10 million test rows (up to 40 minutes)
 	.ci/setup postgresql
 	$(BIN)/python -m bench.growth
 
-views: $(SETUP) ## write docs/VIEWS.md anew from what the migrations say of the views
+views: $(SETUP) ## write docs/VIEWS.md from the descriptions in the migrations
 	$(BIN)/python -m tests.support.views_page
 
-picture: $(SETUP) ## make docs/page.png anew from the demo's archive
+picture: $(SETUP) ## take docs/page.png from the demo's archive
 	.ci/setup chromium
 	$(BIN)/python -m tests.support.picture
 
@@ -55,16 +58,16 @@ check: $(SETUP) ## run the linter, the formatter, the type checker and the impor
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Pins that still fit stay as they are; `make lock UPGRADE=--upgrade` takes the newest of all.
+# `make lock` keeps pins that still fit; `make lock UPGRADE=--upgrade` takes the newest versions.
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-header --no-emit-index-url $(UPGRADE)
 
-lock: $(SETUP) ## write the lock files anew from pyproject.toml
+lock: $(SETUP) ## write the lock files from pyproject.toml
 	$(LOCK) --output-file requirements.lock
 	$(LOCK) --output-file requirements-dev.lock --constraints requirements.lock --group dev
 	$(LOCK) --output-file requirements-bench.lock --constraints requirements.lock --group bench
 
-clean: ## remove what the other targets made
+clean: ## remove the files that other targets made
 	rm -rf .venv .venv-bench build dist demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find etl migrations tests -name __pycache__ -prune -exec rm -rf {} +
 

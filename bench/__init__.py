@@ -1,1 +1,1 @@
-"""Simulations and measurements: each prints what it found beside what it is compared with."""
+"""Simulations and measurements: each prints its result beside that of an alternative."""

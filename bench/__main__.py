@@ -1,6 +1,6 @@
-"""`make bench`: how fast the archiver is beside what one would use instead, as ratios.
+"""`make bench`: measure the speed of the archiver beside its alternatives, as ratios.
 
-Only ratios of one run carry over to other machines: all contenders take turns in it.
+Only ratios of one session carry over to other machines: all contenders take turns in it.
 """
 
 import argparse
@@ -22,22 +22,23 @@ from tests.support.postgres import roomy_folder
 PARTS = ("cells", "latency", "memory", "start")
 CONTENTS = ("cold", "unchanged", "changed")
 RUNS = {"small": 20_000, "medium": 6000, "large": 600}
-"""So many that they take some seconds, beside which a start counts for little."""
+"""Enough runs for some seconds, so that the start has a small share."""
+DEFAULT_RUNS = ", ".join(f"{runs} {profile}" for profile, runs in RUNS.items())
 CONNECTIONS = (8, 64)
 
 
 class Measured(NamedTuple):
-    """All that one call measured."""
+    """The results of one call."""
 
     cells: list[Result]
     alone: list[Figure]
 
 
 def main() -> int:
-    """Measure what was chosen, and print it: where a contender fails, what there is until then."""
+    """Measure the chosen parts and print them; after a failure, print the results up to it."""
     given = _parser().parse_args()
     if "dlt" in given.contenders and not compare.DLT_PYTHON.exists():
-        missing = "dlt is not installed: run make bench, or leave it out of --contenders"
+        missing = "dlt is not installed: run make bench, or omit it from --contenders"
         print(f"bench: {missing}", file=sys.stderr)
         return 2
     measured = Measured([], [])
@@ -66,11 +67,11 @@ def _parser() -> argparse.ArgumentParser:
             choices=known,
             default=known,
             metavar="NAME",
-            help=f"of {', '.join(known)} (default: all)",
+            help=f"any of {', '.join(known)} (default: all)",
         )
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of each cell (default: 3)")
-    parser.add_argument("--runs", type=int, help=f"in each cell (default: {RUNS})")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the JSON there as well")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds per cell (default: 3)")
+    parser.add_argument("--runs", type=int, help=f"runs per cell (default: {DEFAULT_RUNS})")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="also write the JSON to FILE")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print all figures as JSON")
     shown.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
@@ -95,7 +96,7 @@ def _cells(given: argparse.Namespace, place: States, folder: Path, kind: str) ->
 
 
 def _alone(parts: list[str], place: States, folder: Path, kind: str) -> Iterator[Figure]:
-    if "latency" in parts and kind == "sqlite":  # whose database it is does not matter there
+    if "latency" in parts and kind == "sqlite":  # the kind of database does not matter here
         for connections in CONNECTIONS:
             yield from extras.latency(place, folder, connections)
     if "memory" in parts:

@@ -1,4 +1,4 @@
-"""What was measured on: versions and the kind of machine, without its name."""
+"""Describe the test machine: versions and cores, without its name."""
 
 import importlib.metadata
 import os
@@ -13,7 +13,7 @@ LIBRARIES = ("requests", "SQLAlchemy", "psycopg", "msgspec", "zstandard")
 
 
 def versions(dlt_python: Path) -> dict[str, str]:
-    """Return the versions of all that takes part, dlt's where it is installed."""
+    """Return the versions of all programs and libraries; of dlt if it is installed."""
     found = {
         "cores": str(os.cpu_count()),
         "Python": platform.python_version(),

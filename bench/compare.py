@@ -1,7 +1,7 @@
-"""Measure the archiver beside what one would use instead of it, interleaved and repeated.
+"""Measure the archiver and its alternatives, interleaved and repeated.
 
-Every contender is a process of its own and is asked the same: to have all runs of a list in the
-database. What it left there is checked each time.
+Each contender is a separate process with the same task: store all runs of a list in the database.
+The bench checks the rows after each process.
 """
 
 import os
@@ -35,9 +35,9 @@ DLT_DATASETS = {"sqlite": "main", "postgresql": "archive"}
 
 
 class Task(NamedTuple):
-    """Which runs to get from where, with how many connections, and what has to be left.
+    """The runs to fetch, their API, the number of connections, and the expected rows.
 
-    `totals` is None where the database has more than these runs.
+    `totals` is None if the database contains more than these runs.
     """
 
     api: Api
@@ -48,25 +48,24 @@ class Task(NamedTuple):
 
 
 @contextmanager
-def offered(offer: Offer, folder: Path, latency_ms: float = 0) -> Iterator[Task]:
-    """Serve runs, and give the task to get them all; the list of them is a file in `folder`."""
+def serve_task(offer: Offer, folder: Path, latency_ms: float = 0) -> Iterator[Task]:
+    """Serve runs, and yield the task to fetch all of them; write their list into `folder`."""
     run_list = folder / "runs.txt"
     run_list.write_text("".join(f"{run_id}\n" for run_id in offer.run_ids()))
-    with server.serving(offer, latency_ms) as api:
+    with server.serve(offer, latency_ms) as api:
         yield Task(api, run_list, offer.runs, api.totals)
 
 
 def takes_part(contender: str, cell: Cell) -> bool:
-    """Tell whether a contender is measured in a cell: the limit is the cold database's alone."""
+    """Tell if a cell includes a contender: `limit` is measured for large new runs only."""
     return contender != "limit" or (cell.profile, cell.content) == ("large", "cold")
 
 
 def run(contender: str, task: Task, state: State, *, is_again: bool = False) -> Sample:
-    """Have a contender do the task in a database, where it did it before if `is_again`.
+    """Run a contender's process for the task; `is_again` if it did the same task there before.
 
     Raises:
-        FailedError: it failed, asked the API for more or less than the runs, or left other rows
-            than there should be.
+        FailedError: it failed, sent too many or too few requests, or left wrong rows.
     """
     asked_before = task.api.stats().requests
     environment = environment_of(state, task)
@@ -78,18 +77,18 @@ def run(contender: str, task: Task, state: State, *, is_again: bool = False) -> 
         program = f"bench.contenders.{PROGRAMS[contender]}"
         sample = measure([python, "-m", program, task.run_list], environment, state.folder)
     if contender == "limit":
-        # It says itself how long the writing took: it has to make its rows first.
+        # It prints the time of its writes itself: it has to make its rows first.
         elapsed_s = float((state.folder / "output").read_text())
         sample = sample._replace(elapsed_s=elapsed_s)
     asked = task.api.stats().requests - asked_before
     if asked != task.runs:
-        raise FailedError(f"{contender} asked {asked} times for {task.runs} runs")
+        raise FailedError(f"{contender} sent {asked} requests for {task.runs} runs")
     _check(contender, task, state)
     return sample
 
 
 def environment_of(state: State, task: Task | None = None) -> Mapping[str, str]:
-    """Return the variables of a contender, and no others, for a database and what to do there."""
+    """Return a contender's whole environment for a database and its task there."""
     variables = {
         "PATH": os.environ["PATH"],
         "HOME": str(state.folder),
@@ -107,7 +106,7 @@ def environment_of(state: State, task: Task | None = None) -> Mapping[str, str]:
         "RESULT_ARCHIVER__API__BASE_URL": task.api.url,
         "RESULT_ARCHIVER__API__CONNECTIONS": str(task.connections),
         "RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND": "0",
-        # What is unresolved must not become due again while this is going on.
+        # Unresolved runs must not become due again during the bench.
         "RESULT_ARCHIVER__POLLING__WATCH_EVERY": "7d",
     }
 
@@ -118,11 +117,11 @@ def _check(contender: str, task: Task, state: State) -> None:
     kind = "sqlite" if state.url.startswith("sqlite") else "postgresql"
     found = state.totals(DLT_DATASETS[kind] if contender == "dlt" else "")
     if found != task.totals:
-        raise FailedError(f"{contender} left {found}, and should have left {task.totals}")
+        raise FailedError(f"{contender} left {found} instead of {task.totals}")
 
 
 class Bench:
-    """Measures cells of one profile and kind of database, each from what the one before left."""
+    """Measures cells of one profile on one kind of database; each starts from the cell before."""
 
     def __init__(
         self, states: States, folder: Path, contenders: Sequence[str], repeats: int
@@ -134,23 +133,23 @@ class Bench:
         self._filled: dict[str, State] = {}
 
     def measure(self, cell: Cell) -> Result:
-        """Return the samples of a cell. Each round has every contender once, in another order."""
+        """Return the samples of a cell. Each round runs every contender once, in another order."""
         contenders = [name for name in self._contenders if takes_part(name, cell)]
         if cell.content != "cold":
             self._fill(cell, [name for name in contenders if name not in self._filled])
         samples: dict[str, list[Sample]] = {name: [] for name in contenders}
         kind = "changed" if cell.content == "changed" else "unchanged"
         offer = Offer(PROFILES[cell.profile], cell.runs, kind)
-        with offered(offer, self._folder) as task:
+        with serve_task(offer, self._folder) as task:
             for repeat in range(self._repeats):
                 shift = repeat % len(contenders)
                 for name in contenders[shift:] + contenders[:shift]:
                     samples[name].append(self._measure_one(name, task, cell))
-                    _tell(cell, name, samples[name][-1])
+                    _log_sample(cell, name, samples[name][-1])
         return Result(cell, samples)
 
     def close(self) -> None:
-        """Remove what is left."""
+        """Drop the remaining databases."""
         for state in self._filled.values():
             self._states.drop(state)
         self._filled = {}
@@ -169,14 +168,14 @@ class Bench:
         return sample
 
     def _fill(self, cell: Cell, contenders: Sequence[str]) -> None:
-        """Do without measuring what the cold cell would have left."""
-        with offered(Offer(PROFILES[cell.profile], cell.runs), self._folder) as task:
+        """Fill databases as the cold cell does, without measuring."""
+        with serve_task(Offer(PROFILES[cell.profile], cell.runs), self._folder) as task:
             for name in contenders:
                 self._filled[name] = self._states.new()
                 run(name, task, self._filled[name])
 
 
-def _tell(cell: Cell, name: str, sample: Sample) -> None:
+def _log_sample(cell: Cell, name: str, sample: Sample) -> None:
     print(
         f"{cell.profile} {cell.content} {cell.database} {name}: {sample.elapsed_s:.2f} s,"
         f" {sample.cpu_s:.2f} s of CPU, {sample.peak_mib:.0f} MiB",

@@ -1,8 +1,8 @@
-"""What the bench's API answers: plausible runs, the same ones each time, whoever asks.
+"""Generate the answers of the bench's API: plausible runs, always the same ones.
 
-Plans recur: each has its tests and environments, and every run of it has them again. Test ids
-recur in half of the applications and are new with every run in the others. Most tests pass; of
-what people have to decide about, only the newest is open.
+Plans recur: each run of a plan has the plan's tests and environments. Test ids recur in half of
+the applications and are new in every run of the others. Most tests pass; only the newest runs
+have tests that wait for a decision.
 """
 
 import random
@@ -16,9 +16,9 @@ import msgspec
 PLANS = 21
 APPLICATIONS = 4
 CHANGED_EVERY = 20
-"""Where 5 % of the runs changed, it is every twentieth: with 21 plans, one of each in turn."""
+"""5 % of the runs change: every twentieth, which with 21 plans is one of each in turn."""
 NEWEST = 0.03
-"""In this share of the runs, the last month's, tests are still unresolved."""
+"""The share of runs, those of the last month, in which tests are still unresolved."""
 YEARS = timedelta(days=3 * 365)
 RUNS_IN_YEARS = 100_000
 
@@ -46,7 +46,7 @@ STEPS = (
 
 
 class Profile(NamedTuple):
-    """How large each run is."""
+    """The size of each run."""
 
     name: str
     environments: int
@@ -71,19 +71,19 @@ class History(NamedTuple):
     runs: int = RUNS_IN_YEARS
 
     def started_at(self, index: int) -> datetime:
-        """Return when run number `index` started; beyond the last run it begins anew."""
+        """Return the start of run number `index`; numbers beyond the last run start over."""
         return self.ends_at - YEARS * ((self.runs - index % self.runs) / RUNS_IN_YEARS)
 
     def is_newest(self, index: int) -> bool:
-        """Tell whether the run is so new that people have not looked at all of it."""
+        """Tell if the run is so new that some of its tests wait for a decision."""
         return index % self.runs >= (1 - NEWEST) * self.runs
 
 
 class Offer(NamedTuple):
-    """The runs that an API has: `runs` of them from number `first` on, every so many.
+    """The runs of an API: `runs` of them from number `first`, in steps of `every`.
 
-    In `content` "changed", every twentieth is different from what it is in "unchanged": somebody
-    has decided about its first test.
+    In `content` "changed", every twentieth run differs from "unchanged": a person has decided its
+    first test.
     """
 
     profile: Profile
@@ -94,15 +94,15 @@ class Offer(NamedTuple):
     history: History = History()
 
     def indexes(self) -> range:
-        """Return the runs' numbers."""
+        """Return the numbers of the runs."""
         return range(self.first, self.first + self.runs * self.every, self.every)
 
     def run_ids(self) -> list[str]:
-        """Return the runs' IDs in their order."""
+        """Return the IDs of the runs, in order."""
         return [run_id(index) for index in self.indexes()]
 
     def answer(self, index: int) -> bytes:
-        """Return what the API says of one run."""
+        """Return the API's answer for one run."""
         plan = _plan(self.profile, index % PLANS)
         dice = random.Random(f"{self.profile.name} run {index}")
         statuses = self._statuses(dice, index)
@@ -141,7 +141,7 @@ class Offer(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What a database must hold after an archive of these runs: rows, and a sum of the values."""
+    """The expected rows and a sum of the values in a database that has archived these runs."""
 
     runs: int
     environments: int
@@ -156,7 +156,7 @@ def run_id(index: int) -> str:
 
 
 def totals(bodies: Iterable[bytes]) -> Totals:
-    """Count what is in answers, independently of how they were made."""
+    """Count the content of answers, independently of the generator."""
     runs = environments = tests = checks_passed = 0
     for body in bodies:
         result = msgspec.json.decode(body)["result"]
@@ -208,7 +208,7 @@ def _plan(profile: Profile, number: int) -> _Plan:
 
 
 def _checks(status: str, checks: int) -> dict[str, int]:
-    """Return a test's counters: where it did not pass, one of its checks did not."""
+    """Return a test's counters: if it did not pass, one of its checks did not."""
     counted = dict.fromkeys(COUNTERS, 0)
     counted["passed"] = checks
     if status != "passed":

@@ -1,4 +1,4 @@
-"""What the archiver alone has to show: how it bears latency, what it holds in memory, its start."""
+"""Measure the archiver alone: throughput with a slow API, memory, start-up."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-from bench.compare import offered, run
+from bench.compare import run, serve_task
 from bench.content import PROFILES, Offer
 from bench.figures import ARCHIVER, LABELS, Figure
 from bench.process import FailedError, measure
@@ -14,7 +14,7 @@ from bench.states import States
 
 LATENCY_MS = 100
 LATENT_S = 30
-"""How long the runs of the latency part would take if requests were all there is."""
+"""Duration of the latency part if only requests took time."""
 REACHED = 0.92
 FEW_RUNS, MANY_RUNS = 300, 30_000
 GROWTH = 1.1
@@ -23,14 +23,14 @@ HELP_S, ONE_RUN_S = 0.25, 0.5
 
 
 def latency(states: States, folder: Path, connections: int) -> Iterator[Figure]:
-    """Ingest with a slow API: its rate as a share of what so many connections can have at best.
+    """Ingest from a slow API: the rate as a share of the best possible with these connections.
 
     Raises:
         FailedError: the API saw more connections than configured.
     """
     at_best_per_s = connections / (LATENCY_MS / 1000)
     runs = int(LATENT_S * at_best_per_s)
-    with offered(Offer(PROFILES["small"], runs), folder, LATENCY_MS) as task:
+    with serve_task(Offer(PROFILES["small"], runs), folder, LATENCY_MS) as task:
         state = states.new()
         sample = run(ARCHIVER, task._replace(connections=connections), state)
         states.drop(state)
@@ -44,10 +44,10 @@ def latency(states: States, folder: Path, connections: int) -> Iterator[Figure]:
 
 
 def memory(states: States, folder: Path, kind: str) -> Iterator[Figure]:
-    """Ingest few and many small runs: the peak stays the same."""
+    """Ingest few and many small runs: the peak should stay the same."""
     peaks = {}
     for runs in (FEW_RUNS, MANY_RUNS):
-        with offered(Offer(PROFILES["small"], runs), folder) as task:
+        with serve_task(Offer(PROFILES["small"], runs), folder) as task:
             state = states.new()
             peaks[runs] = run(ARCHIVER, task, state).peak_mib
             states.drop(state)
@@ -57,14 +57,14 @@ def memory(states: States, folder: Path, kind: str) -> Iterator[Figure]:
 
 
 def start(states: States, folder: Path, kind: str) -> Iterator[Figure]:
-    """Measure whole processes that do as little as can be."""
+    """Measure whole processes with minimal work."""
     if kind == "sqlite":
         environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
         command = [sys.executable, "-m", "etl", "--help"]
         times = [measure(command, environment, folder).elapsed_s for _ in range(START_REPEATS)]
         yield Figure("--help", median(times), "s", at_most=HELP_S)
     first, again = [], []
-    with offered(Offer(PROFILES["small"], 1), folder) as task:
+    with serve_task(Offer(PROFILES["small"], 1), folder) as task:
         for _ in range(START_REPEATS):
             state = states.new()
             first.append(run(ARCHIVER, task, state).elapsed_s)

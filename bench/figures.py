@@ -1,4 +1,4 @@
-"""Make medians, ratios and tables of what was measured. Pure."""
+"""Compute medians, ratios and tables from samples. Pure."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -20,11 +20,11 @@ TARGETS: Mapping[tuple[str, str], Mapping[str, tuple[float, float]]] = {
     ("large", "cold"): {"limit": (0.8, 0.8), "threads": (1.1, 1.7), "dlt": (6, 4.5)},
     ("large", "unchanged"): {"bare": (0.8, 0.8), "threads": (2.5, 4), "dlt": (15, 11)},
 }
-"""How many times as fast as each contender the archiver should be, on SQLite and PostgreSQL."""
+"""Targets for the speed as a multiple of each contender's, on SQLite and PostgreSQL."""
 
 
 class Cell(NamedTuple):
-    """What is measured: `runs` runs of a profile, of which all are new, none or some changed."""
+    """A workload: `runs` runs of a profile that are all new, unchanged, or changed in part."""
 
     profile: str
     content: str
@@ -33,7 +33,7 @@ class Cell(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A cell with the samples of each contender, in the order in which they were taken."""
+    """A cell with the samples of each contender, in their order in time."""
 
     cell: Cell
     samples: Mapping[str, Sequence[Sample]]
@@ -51,18 +51,18 @@ class Result(NamedTuple):
         return median(sample.peak_mib for sample in self.samples[contender])
 
     def ratio(self, contender: str) -> float | None:
-        """Return how many times as fast as `contender` the archiver is, if both were measured."""
+        """Return the archiver's speed as a multiple of the contender's, if both were measured."""
         if contender not in self.samples or ARCHIVER not in self.samples:
             return None
         return self.elapsed_s(contender) / self.elapsed_s(ARCHIVER)
 
     def target(self, contender: str) -> float | None:
-        """Return what the ratio should be at least."""
+        """Return the lower bound of the ratio, if it has one."""
         targets = TARGETS.get((self.cell.profile, self.cell.content), {}).get(contender)
         return targets[self.cell.database == "postgresql"] if targets else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the cell, and of each contender the medians, the ratio and its target."""
+        """Return the cell, and for each contender the medians, the ratio and its target."""
         contenders = {
             name: {
                 "elapsed_s": round(self.elapsed_s(name), 4),
@@ -79,7 +79,7 @@ class Result(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """One measured number with its unit, and the bound that it should keep to, if any."""
+    """One measured number with its unit and, if it has one, its bound."""
 
     name: str
     value: float
@@ -89,14 +89,14 @@ class Figure(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """The value with its bound, and a mark where it is beyond."""
+        """The value with its bound, and a mark if it is out of bounds."""
         if self.at_least is not None:
-            return against(self.value, self.at_least)
-        return below(self.value, self.at_most)
+            return format_with_target(self.value, self.at_least)
+        return format_with_limit(self.value, self.at_most)
 
 
 class Table(NamedTuple):
-    """A heading, the columns' names, and the rows; the first column is text, others numbers."""
+    """A heading, column names and rows; the first column is text, the others are numbers."""
 
     heading: str
     columns: Sequence[str]
@@ -120,22 +120,22 @@ class Table(NamedTuple):
 
 
 def ratio_table(results: Sequence[Result]) -> Table:
-    """Return a row for each cell: the archiver's rate, and its ratio to each of the others."""
+    """Return one row per cell: the archiver's rate, and its ratio to each contender's."""
     others = _measured(results, ("bare", "script", "threads", "dlt", "limit"))
     rows = [
         [
             _name(result.cell),
             _rate(result),
-            *(against(result.ratio(name), result.target(name)) for name in others),
+            *(format_with_target(result.ratio(name), result.target(name)) for name in others),
         ]
         for result in results
     ]
-    heading = "How many times as fast as each the archiver is / should be (! where it is not):"
+    heading = "Speed as a multiple of each contender's / target (! if missed):"
     return Table(heading, ["runs", "runs/s", *others], rows)
 
 
 def cpu_table(results: Sequence[Result]) -> Table:
-    """Return the ratios of the CPU that the processes took, which neighbours hardly change."""
+    """Return the ratios of CPU time, which other load on the machine hardly changes."""
     others = _measured(results, ("bare", "script", "threads", "dlt"))
     rows = [
         [
@@ -149,11 +149,11 @@ def cpu_table(results: Sequence[Result]) -> Table:
         ]
         for result in results
     ]
-    return Table("The same by CPU (a database server's is left out):", ["runs", *others], rows)
+    return Table("The same by CPU time (without a database server's):", ["runs", *others], rows)
 
 
 def memory_table(results: Sequence[Result]) -> Table:
-    """Return a row for each cell with the peak of each process."""
+    """Return one row per cell: the peak memory of each contender."""
     names = _measured(results, (ARCHIVER, "bare", "script", "threads", "dlt"))
     rows = [
         [
@@ -162,7 +162,7 @@ def memory_table(results: Sequence[Result]) -> Table:
         ]
         for result in results
     ]
-    return Table("Peak memory in MiB / at most:", ["runs", *names], rows)
+    return Table("Peak memory in MiB / limit (! if exceeded):", ["runs", *names], rows)
 
 
 def _measured(results: Sequence[Result], names: Sequence[str]) -> list[str]:
@@ -170,13 +170,13 @@ def _measured(results: Sequence[Result], names: Sequence[str]) -> list[str]:
 
 
 def figure_table(heading: str, figures: Sequence[Figure]) -> Table:
-    """Return a row for each figure."""
+    """Return one row per figure."""
     rows = [[figure.name, figure.shown, figure.unit] for figure in figures]
-    return Table(f"{heading} / bound (! beyond it):", ["", "", "unit"], rows)
+    return Table(f"{heading} / bound (! if out of bounds):", ["", "", "unit"], rows)
 
 
-def against(value: float | None, at_least: float | None) -> str:
-    """Return a value with its target, and a mark where it is below."""
+def format_with_target(value: float | None, at_least: float | None) -> str:
+    """Return a value with its target, and a mark if it misses the target."""
     if value is None:
         return ""
     if at_least is None:
@@ -184,8 +184,8 @@ def against(value: float | None, at_least: float | None) -> str:
     return f"{value:.2f}/{at_least:g}{'!' if value < at_least else ''}"
 
 
-def below(value: float, at_most: float | None) -> str:
-    """Return a value with its limit, and a mark where it is above."""
+def format_with_limit(value: float, at_most: float | None) -> str:
+    """Return a value with its limit, and a mark if it exceeds the limit."""
     if at_most is None:
         return _short(value)
     return f"{_short(value)}/{at_most:g}{'!' if value > at_most else ''}"
@@ -193,7 +193,7 @@ def below(value: float, at_most: float | None) -> str:
 
 def _peak(result: Result, name: str) -> str:
     most = MOST_MIB[result.cell.profile] if name == ARCHIVER else None
-    return below(result.peak_mib(name), most)
+    return format_with_limit(result.peak_mib(name), most)
 
 
 def _rate(result: Result) -> str:

@@ -1,7 +1,7 @@
-"""Fill an archive with many runs, in a fraction of the time that it takes to fetch them.
+"""Fill an archive with many runs, in a fraction of the time of an ingest.
 
-The rows are those of an ingest soon after each run was over: made by the same functions, but
-written without a look at what is there, and counted for reports once, at the end.
+The same functions make the same rows as an ingest soon after each run's end. But nothing reads
+existing rows first, and the derived tables are computed once, at the end.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,13 @@ from datetime import timedelta
 
 from sqlalchemy import Engine
 
-from bench.contenders.limit import RUNS_A_TRANSACTION, merged, prepared, tables_of, write
+from bench.contenders.limit import (
+    RUNS_A_TRANSACTION,
+    make_tables,
+    merge_tables,
+    prepare_values,
+    write,
+)
 from bench.content import Offer, run_id
 from etl.archive import store
 from etl.config.settings import DEFAULT_RULES
@@ -20,7 +26,7 @@ SEEN_AFTER = timedelta(hours=2)
 
 
 def fill(engine: Engine, offer: Offer) -> None:
-    """Add runs that are not there yet. The plans' own names and keys are as a pass left them."""
+    """Add new runs. A pass has decided the names and test keys of the plans before."""
     indexes = offer.indexes()
     for start in range(0, len(indexes), RUNS_A_TRANSACTION):
         _add(engine, offer, indexes[start : start + RUNS_A_TRANSACTION])
@@ -36,7 +42,7 @@ def _add(engine: Engine, offer: Offer, indexes: Sequence[int]) -> None:
     with writing(engine) as connection:
         id_keyed = store.id_keyed_applications(connection)
         made = [
-            tables_of(
+            make_tables(
                 run_id(index),
                 offer.answer(index),
                 offer.history.started_at(index) + SEEN_AFTER,
@@ -44,4 +50,4 @@ def _add(engine: Engine, offer: Offer, indexes: Sequence[int]) -> None:
             )
             for index in indexes
         ]
-        write(connection, prepared(connection, merged(made)))
+        write(connection, prepare_values(connection, merge_tables(made)))

@@ -1,7 +1,7 @@
-"""`make bench-growth`: an archive of 10 million test rows, and what it costs to live with it.
+"""`make bench-growth`: measure an archive of 10 million test rows.
 
-The first and the last runs are ingested, those between are filled in by the archiver's own
-functions; then runs are ingested into it and into an empty archive in turns.
+The bench ingests the first and the last runs, and fills in those between by the archiver's own
+functions. Then it ingests runs into that archive and into an empty one in turns.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 
 from bench import about, compare, content, fill
-from bench.compare import WITHOUT_AGGREGATES, Task, offered, run
+from bench.compare import WITHOUT_AGGREGATES, Task, run, serve_task
 from bench.content import CHANGED_EVERY, PROFILES, History, Offer
 from bench.figures import ARCHIVER, LABELS, Figure, figure_table
 from bench.process import FailedError, Sample, measure
@@ -33,7 +33,7 @@ from etl.reports.catalog import REPORTS
 PROFILE = PROFILES["growth"]
 PROBE = PROFILES["medium"]
 FIRST_PROBE = 100_000_000
-"""The number of the first run that is ingested into the grown archive to see how fast it is."""
+"""The number of the first run of the timed ingests into the grown archive."""
 LEAST_INGESTED = 10
 SAMPLES = 20
 MOST_BYTES = {"sqlite": 600, "postgresql": 800}
@@ -43,17 +43,17 @@ LAST_MONTH = timedelta(days=30)
 PAGE = "page of all reports"
 AGGREGATES_SHARE = 0.1
 SHARE_REPEATS = 3
-"""As often again: a tenth is less than two samples may differ by."""
+"""Factor on the repeats: two samples may differ by more than the tenth in question."""
 COLD, UNCHANGED = 0.8, 0.95
-"""How fast an ingest into the grown archive should be at least, of one into an empty one."""
+"""Lower bounds for the rate into the grown archive, as a share of that into an empty one."""
 
 
 class Grown:
-    """The archive that grows, on one kind of database, and what is measured of it."""
+    """The growing archive on one kind of database, and its measurements."""
 
     def __init__(self, place: States, folder: Path, kind: str, runs: int) -> None:
         today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        # Reports look back from today. Of the runs made at midnight, none is still watched.
+        # Reports look back from today. Runs that end at midnight are no longer watched.
         self._history = History(today, runs)
         self._place = place
         self._folder = folder
@@ -63,7 +63,7 @@ class Grown:
         self._state = place.new()
 
     def grow(self) -> Iterator[Figure]:
-        """Ingest the first and the last runs, fill in those between, and change every twentieth."""
+        """Ingest the first and the last runs, fill in those between, change every twentieth."""
         few = max(self._runs // 100, LEAST_INGESTED)
         between = self._runs - 2 * few
         for name, first in (("first", 0), ("last", self._runs - few)):
@@ -72,7 +72,7 @@ class Grown:
                 self._fill(Offer(PROFILE, between, first=few, history=self._history))
                 elapsed_s = time.perf_counter() - began
                 yield Figure(f"{self._label}, filled in bulk", between / elapsed_s, "runs/s")
-            with self._offered(Offer(PROFILE, few, first=first, history=self._history)) as task:
+            with self._serve_task(Offer(PROFILE, few, first=first, history=self._history)) as task:
                 sample = run(ARCHIVER, task, self._state)
             yield Figure(
                 f"{self._label}, the {name} {few:,} runs", few / sample.elapsed_s, "runs/s"
@@ -80,7 +80,7 @@ class Grown:
             yield Figure(f"{self._label}, the {name} {few:,} runs: peak", sample.peak_mib, "MiB")
         times = self._runs // CHANGED_EVERY
         changed = Offer(PROFILE, times, "changed", 0, CHANGED_EVERY, self._history)
-        with self._offered(changed) as task:
+        with self._serve_task(changed) as task:
             sample = run(ARCHIVER, task, self._state, is_again=True)
         yield Figure(f"{self._label}, changed runs", times / sample.elapsed_s, "runs/s")
         self._check(self._runs)
@@ -91,12 +91,12 @@ class Grown:
         engine.dispose()
 
     @contextmanager
-    def _offered(self, offer: Offer) -> Iterator[Task]:
-        with offered(offer, self._folder) as task:
+    def _serve_task(self, offer: Offer) -> Iterator[Task]:
+        with serve_task(offer, self._folder) as task:
             yield task._replace(totals=None)
 
     def _check(self, runs: int) -> None:
-        """Hold the number of rows, and some payloads, against what the API has.
+        """Compare the number of rows, and some payloads, with the API.
 
         Raises:
             FailedError: they differ.
@@ -104,11 +104,11 @@ class Grown:
         found = self._state.totals()
         wanted = (runs, runs * PROFILE.environments, runs * PROFILE.tests)
         if found[:3] != wanted:
-            raise FailedError(f"the archive has {found}, and should have {wanted}")
+            raise FailedError(f"the archive has {found} instead of {wanted}")
         offer = Offer(PROFILE, runs, content="changed", history=self._history)
         for index in range(0, runs, max(runs // SAMPLES, 1)):
             if self._newest_body(offer.run_ids()[index]) != offer.answer(index):
-                raise FailedError(f"run number {index} is not archived as the API has it")
+                raise FailedError(f"the payload of run number {index} differs from the API")
 
     def _newest_body(self, run_id: str) -> bytes:
         query = "SELECT body, encoding FROM payloads WHERE run_id = '{}' ORDER BY revision DESC"
@@ -116,17 +116,17 @@ class Grown:
         return decompress(bytes(body), encoding)
 
     def size(self) -> Iterator[Figure]:
-        """Tell how many bytes all tables and indexes but the payloads take for each test row."""
+        """Yield the size of tables and indexes without payloads, in bytes per test row."""
         tests = self._state.totals().tests
         sizes = dict(_rows(self._state, SIZES[self._kind]))
         total = sum(sizes.values())
         yield Figure(
-            f"{self._label}, all but payloads", total / tests, "bytes a test row",
+            f"{self._label}, all but payloads", total / tests, "bytes per test row",
             at_most=MOST_BYTES[self._kind],
         )  # fmt: skip
         for name, size in sorted(sizes.items(), key=lambda pair: -pair[1]):
             if size > total / 100:
-                yield Figure(f"{self._label}, {name}", size / tests, "bytes a test row")
+                yield Figure(f"{self._label}, {name}", size / tests, "bytes per test row")
 
     def probe(self, runs: int, repeats: int) -> Iterator[Figure]:
         """Ingest the same runs into an empty archive and into this one, in turns."""
@@ -135,7 +135,7 @@ class Grown:
             fresh = self._place.new()
             self._prepare(fresh)
             offer = Offer(PROBE, runs, first=FIRST_PROBE + repeat * runs, history=self._history)
-            with self._offered(offer) as task:
+            with self._serve_task(offer) as task:
                 for where, state in (("empty", fresh), ("full", self._state)):
                     for is_again in (False, True):
                         sample = run(ARCHIVER, task, state, is_again=is_again)
@@ -157,8 +157,8 @@ class Grown:
         engine.dispose()
 
     def views(self) -> Iterator[Figure]:
-        """Tell how long each view takes to be counted through, and how many rows it has."""
-        if self._kind == "postgresql":  # it would do so by itself within minutes
+        """Yield the time to count the rows of each view."""
+        if self._kind == "postgresql":  # autovacuum would do so within minutes
             _execute(self._state, "VACUUM (ANALYZE)")
         schema = "reporting." if self._kind == "postgresql" else ""
         for name in view_names():
@@ -168,7 +168,7 @@ class Grown:
             yield Figure(f"{self._label}, view {name}: {rows:,} rows", elapsed_s, "s")
 
     def questions(self, repeats: int) -> Iterator[Figure]:
-        """Tell how long each answer takes, as a whole process, and how many lines it has."""
+        """Yield the time of each answer as a whole process, with its number of lines."""
         environment = compare.environment_of(self._state)
         for name, arguments in questions(self._history.ends_at - LAST_MONTH).items():
             command = [sys.executable, "-m", "etl", *arguments]
@@ -181,22 +181,22 @@ class Grown:
             yield Figure(f"{self._label}, {name}: CPU", cpu_s, "s")
 
     def aggregates(self, runs: int, repeats: int) -> Iterator[Figure]:
-        """Tell which share of an ingest the tables take that reports read.
+        """Yield the share of an ingest that derived tables take.
 
-        Leaves them incomplete, so this comes last.
+        This leaves them incomplete, so it has to come last.
         """
         samples: dict[str, list[Sample]] = {ARCHIVER: [], WITHOUT_AGGREGATES: []}
         contenders = [*samples] * repeats
         for number, contender in enumerate(contenders, repeats):
             offer = Offer(PROBE, runs, first=FIRST_PROBE + number * runs, history=self._history)
-            with self._offered(offer) as task:
+            with self._serve_task(offer) as task:
                 samples[contender].append(run(contender, task, self._state))
         for unit, of in (("of the time", _elapsed_s), ("of the CPU", _cpu_s)):
             less, all_of_it = (
                 median(map(of, samples[name])) for name in (WITHOUT_AGGREGATES, ARCHIVER)
             )
             at_most = AGGREGATES_SHARE
-            name = f"{self._label}, what reports read: share of an ingest"
+            name = f"{self._label}, derived tables: share of an ingest"
             yield Figure(name, 1 - less / all_of_it, unit, at_most=at_most)
 
 
@@ -209,7 +209,7 @@ SIZES = {
         " AND relnamespace = 'public'::regnamespace AND relname <> 'payloads'"
     ),
 }
-"""Each table with its indexes (on PostgreSQL), or each of them by itself (on SQLite)."""
+"""PostgreSQL: each table with its indexes. SQLite: each table and each index."""
 
 
 def view_names() -> list[str]:
@@ -218,7 +218,7 @@ def view_names() -> list[str]:
 
 
 def questions(then: datetime) -> dict[str, Sequence[str]]:
-    """Return what people ask of an archive, and how: reports now and as of `then`, and of runs."""
+    """Return commands that people use: reports now and as of `then`, and questions about runs."""
     before, after = content.run_id(0), content.run_id(content.PLANS)
     as_of = ("--as-of", then.date().isoformat(), "--format", "csv")
     return {
@@ -239,31 +239,35 @@ def _cpu_s(sample: Sample) -> float:
     return sample.cpu_s
 
 
-def _connected(state: State) -> Any:
+def _connect(state: State) -> Any:
     if state.url.startswith("sqlite"):
         return sqlite3.connect(state.url.removeprefix("sqlite:///"))
     return psycopg.connect(state.url.replace("+psycopg", ""), autocommit=True)
 
 
 def _execute(state: State, statement: str) -> None:
-    with closing(_connected(state)) as connection:
+    with closing(_connect(state)) as connection:
         connection.execute(statement)
 
 
 def _rows(state: State, query: str) -> list[Any]:
-    with closing(_connected(state)) as connection:
+    with closing(_connect(state)) as connection:
         found: list[Any] = connection.execute(query).fetchall()
         return found
 
 
 def main() -> int:
-    """Grow the archive on each kind of database, and print what was measured."""
+    """Grow the archive on each kind of database, and print the figures."""
     parser = argparse.ArgumentParser(prog="python -m bench.growth", description=__doc__)
     parser.add_argument("--test-rows", type=int, default=10_000_000)
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES)
-    parser.add_argument("--probe-runs", type=int, default=3000, help="of each ingest at the end")
-    parser.add_argument("--repeats", type=int, default=3, help="of each time (default: 3)")
-    parser.add_argument("--folder", type=Path, help="to keep SQLite's archive in")
+    parser.add_argument(
+        "--probe-runs", type=int, default=3000, help="runs of each ingest at the end"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="rounds of each measurement (default: 3)"
+    )
+    parser.add_argument("--folder", type=Path, help="folder that keeps SQLite's archive")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print all figures as JSON")
     shown.add_argument("--markdown", action="store_true", help="print the table as Markdown")
@@ -308,7 +312,7 @@ def _figures(given: argparse.Namespace, kind: str) -> Iterator[Figure]:
 
 @contextmanager
 def _folder(kept: Path | None) -> Iterator[Path]:
-    """Give a folder that PostgreSQL's own user may enter: `kept`, or one that goes away."""
+    """Yield a folder that PostgreSQL's own user may enter: `kept`, or a temporary one."""
     if kept:
         kept.mkdir(parents=True, exist_ok=True)
         yield kept.absolute()

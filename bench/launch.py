@@ -1,7 +1,7 @@
-"""Run a command and print what it took: seconds, seconds of CPU, peak in KiB, exit code.
+"""Run a command, and print its seconds, CPU seconds, peak memory in KiB and exit code.
 
-The kernel counts a process's peak from that of whoever started it: this one is as small as
-Python can be, and is run by its path, without site packages.
+A process inherits the peak of its parent from the kernel. So this parent is as small as Python
+can be: it is run by its path, without site packages.
 """
 
 import os
@@ -14,7 +14,7 @@ EVERY_S = 0.02
 
 
 def main() -> None:
-    """Run the command given after the file that takes its output."""
+    """Run the command that follows the name of its output file."""
     log, *command = sys.argv[1:]
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -33,11 +33,11 @@ def main() -> None:
     _, status, usage = os.wait4(pid, 0)
     elapsed_s = time.perf_counter() - began
     cpu_s = usage.ru_utime + usage.ru_stime
-    print(elapsed_s, cpu_s, together(peaks), os.waitstatus_to_exitcode(status))
+    print(elapsed_s, cpu_s, sum_peaks(peaks), os.waitstatus_to_exitcode(status))
 
 
 def family(pid: int) -> list[int]:
-    """Return a process and all that it has started, by ID."""
+    """Return the IDs of a process and its descendants."""
     try:
         lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:
@@ -46,20 +46,20 @@ def family(pid: int) -> list[int]:
 
 
 def peak_of(pid: int) -> tuple[int, int] | None:
-    """Return a process's peak so far, and how much of its memory are files now, in KiB."""
+    """Return a process's peak memory and its file-backed memory now, in KiB; None if it ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return None
     values = dict(line.split(":", 1) for line in lines)
     if "VmHWM" not in values:
-        return None  # it has ended
+        return None
     peak, files = (int(values[name].split()[0]) for name in ("VmHWM", "RssFile"))
     return peak, files
 
 
-def together(peaks: dict[int, tuple[int, int]]) -> int:
-    """Return what processes need together: the files, which are Python and libraries, once."""
+def sum_peaks(peaks: dict[int, tuple[int, int]]) -> int:
+    """Return the sum of peaks; count file-backed memory (Python and libraries) once."""
     of_their_own = sum(peak - files for peak, files in peaks.values())
     return of_their_own + max((files for _, files in peaks.values()), default=0)
 

@@ -1,7 +1,7 @@
-"""A month of a company's runs, followed in minutes: the real pass, database and HTTP, but no wait.
+"""Simulate a month of a company's runs in minutes, with the real pass, database and HTTP.
 
-The sandbox's clock is the only clock. It jumps from one moment at which something is due to the
-next; whatever the archive does, it does as it would have then. `make month` prints the outcome.
+The sandbox's clock is the only clock. It jumps from one due time to the next, so no wait is real.
+`make month` prints the result.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from etl.sandbox.world import World
 
 END = datetime(2026, 11, 2, tzinfo=UTC)
 STEP = timedelta(minutes=2)
-"""How often the simulated service does a pass while something is due."""
+"""Time between passes of the simulated service while runs are due."""
 
 
 @dataclass
 class Month:
-    """What the simulation found; the lists name the runs that broke a promise."""
+    """The result of the simulation; the lists name the runs that broke a promise."""
 
     runs: int = 0
     changes: int = 0
@@ -56,7 +56,7 @@ class Month:
 
 
 def simulate(days: int, world_runs: int, url: str) -> Month:
-    """Follow the last `days` of a world, and on until all is settled, in the database at `url`."""
+    """Archive the last `days` of a world, until all runs are settled, in the database at `url`."""
     began = time.monotonic()
     world = World(end=END, runs=world_runs)
     start = END - timedelta(days=days)
@@ -84,7 +84,7 @@ def _settings(sandbox: Sandbox, folder: Path, url: str) -> Config:
 
 
 class _Simulation:
-    """The archive, the sandbox, and what the ledger announced for each run."""
+    """The archive, the sandbox, and the due time that the ledger announced for each run."""
 
     def __init__(self, ingest: IngestContext, sandbox: Sandbox) -> None:
         self._ingest = ingest
@@ -94,7 +94,7 @@ class _Simulation:
         self._month = Month()
 
     def follow(self, start: datetime) -> Month:
-        """Track each run when it starts, and do a pass whenever one is due, until nothing is."""
+        """Track each run at its start, and do a pass whenever one is due, until no run is."""
         database.prepare(self._engine)
         world = self._sandbox.world
         followed = [run for run in world.runs(END) if run.started_at >= start]
@@ -127,7 +127,7 @@ class _Simulation:
             self._announced.update(dict.fromkeys(run_ids, self._ingest.now()))
 
     def _pass(self) -> None:
-        """Do a pass, and hold each fetch against what the one before it had announced."""
+        """Do a pass, and compare each fetch with the due time that was announced before."""
         before = self._sandbox.requests.copy()
         hooks = PassHooks(lambda _done, _total: None, Interrupt())
         run_pass(self._ingest, PassOrder("month"), hooks)
@@ -145,7 +145,7 @@ class _Simulation:
             self._announced.update(rows.all())
 
     def _compare(self, run_ids: list[str]) -> None:
-        """Hold the newest payload of each run against what the sandbox would answer now."""
+        """Compare the newest payload of each run with the sandbox's answer now."""
         newest = (
             select(payloads.c.run_id, payloads.c.body, payloads.c.encoding)
             .join(runs, runs.c.run_id == payloads.c.run_id)
@@ -169,10 +169,12 @@ class _Simulation:
 
 
 def main() -> int:
-    """Simulate, print what was found, and return 1 if a promise was broken."""
+    """Simulate, print the result, and return 1 if a promise was broken."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--days", type=int, default=30)
-    parser.add_argument("--runs", type=int, default=4200, help="of the world, over four months")
+    parser.add_argument(
+        "--runs", type=int, default=4200, help="runs of the world, over four months"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         month = simulate(given.days, given.runs, f"sqlite:///{folder}/month.db")
@@ -182,7 +184,7 @@ def main() -> int:
         f" ({month.requests / month.changes:.2f} times as many)"
     )
     print(f"fetched later than announced: {len(month.late)}")
-    print(f"asked for when settled: {len(month.asked_when_settled)}")
+    print(f"fetched when settled: {len(month.asked_when_settled)}")
     print(f"content that differs from the API's: {len(month.wrong_content)}")
     print(f"not settled at the end: {len(month.not_settled)}")
     print(f"simulated in {month.elapsed_s:.0f} s")

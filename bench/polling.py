@@ -1,9 +1,9 @@
-"""Is the archive's way of polling worth it? Compared with fixed intervals, request for request.
+"""Compare our polling with fixed intervals at equal numbers of requests.
 
-Both follow the same made-up runs until each is settled. The fixed interval is chosen so that it
-costs as many requests; then the mean time from a change until it is seen is compared. A budget
-for each pass (polling.max_requests_per_pass) only moves requests, so it is left out here.
-`make polling` prints the outcome.
+Both follow the same generated runs until each is settled. The fixed interval is chosen so that it
+costs as many requests. The measure is the mean time from a change until it is seen. A budget for
+each pass (polling.max_requests_per_pass) only delays requests, so it is not simulated.
+`make polling` prints the result.
 """
 
 import argparse
@@ -24,7 +24,7 @@ AT_LEAST_BETTER = 2.0
 
 
 class Stage(NamedTuple):
-    """A stretch of time in which a run's answer stays the same."""
+    """A period in which a run's answer stays the same."""
 
     since: datetime
     status: str | None
@@ -32,7 +32,7 @@ class Stage(NamedTuple):
 
 
 class Followed(NamedTuple):
-    """How a run was followed: its requests, and the seconds until each change was seen."""
+    """The requests for a run, and the seconds until each change was seen."""
 
     requests: int
     delays_s: list[float]
@@ -51,8 +51,8 @@ def stages(world: World, run_id: str) -> list[Stage]:
     return found
 
 
-def follow(timeline: Sequence[Stage], next_look: Callable[..., datetime | None]) -> Followed:
-    """Ask for a run from its start on, whenever `next_look` says, until it says never."""
+def follow_run(timeline: Sequence[Stage], next_fetch: Callable[..., datetime | None]) -> Followed:
+    """Fetch a run from its start, at the times of `next_fetch`, until that returns None."""
     now: datetime | None = timeline[0].since
     seen_until = 0
     changed_at = timeline[0].since
@@ -65,43 +65,45 @@ def follow(timeline: Sequence[Stage], next_look: Callable[..., datetime | None])
             changes = timeline[seen_until : current + 1]
             delays_s += [(now - stage.since).total_seconds() for stage in changes]
             seen_until = current + 1
-        now = next_look(timeline[current], timeline[0].since, changed_at, now)
+        now = next_fetch(timeline[current], timeline[0].since, changed_at, now)
     return Followed(requests, delays_s)
 
 
-def our_next_look(
+def our_next_fetch(
     stage: Stage, began_at: datetime, changed_at: datetime, now: datetime
 ) -> datetime | None:
-    """Return what `lifecycle` says."""
+    """Return the time of the next fetch by the rules of `lifecycle`."""
     over_since = min(stage.ended_at or changed_at, changed_at)
     standing = after_answer(Seen(stage.status, began_at, over_since, changed_at), now, RULES)
     return standing.due_at if standing.state is not State.FAILED else None
 
 
-def fixed_next_look(every: timedelta) -> Callable[..., datetime | None]:
-    """Return the rule that asks each time the interval is over, until the status is final."""
+def fixed_next_fetch(every: timedelta) -> Callable[..., datetime | None]:
+    """Return the rule that fetches at a fixed interval until the status is final."""
 
-    def next_look(
+    def next_fetch(
         stage: Stage, began_at: datetime, _changed_at: datetime, now: datetime
     ) -> datetime | None:
         is_over = stage.status in FINAL_STATUSES or now - began_at > RULES.watch_for
         return None if is_over else now + every
 
-    return next_look
+    return next_fetch
 
 
-def total(timelines: Sequence[Sequence[Stage]], rule: Callable[..., datetime | None]) -> Followed:
+def follow_all(
+    timelines: Sequence[Sequence[Stage]], rule: Callable[..., datetime | None]
+) -> Followed:
     """Follow all runs by one rule."""
-    each = [follow(timeline, rule) for timeline in timelines]
+    each = [follow_run(timeline, rule) for timeline in timelines]
     return Followed(sum(f.requests for f in each), [d for f in each for d in f.delays_s])
 
 
 def interval_for(timelines: Sequence[Sequence[Stage]], requests: int) -> timedelta:
-    """Return the shortest fixed interval, to the second, that costs no more than `requests`."""
+    """Return the shortest fixed interval in seconds that costs up to `requests` requests."""
     low, high = 1, 7 * 86_400
     while low < high:
         middle = (low + high) // 2
-        if total(timelines, fixed_next_look(timedelta(seconds=middle))).requests > requests:
+        if follow_all(timelines, fixed_next_fetch(timedelta(seconds=middle))).requests > requests:
             low = middle + 1
         else:
             high = middle
@@ -109,14 +111,14 @@ def interval_for(timelines: Sequence[Sequence[Stage]], requests: int) -> timedel
 
 
 def main() -> int:
-    """Compare, print, and return 1 if our way is not clearly better."""
+    """Compare, print, and return 1 if our polling is not clearly better."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=2000)
     world = World(end=END, runs=parser.parse_args().runs)
     timelines = [stages(world, run.run_id) for run in world.runs(END)]
-    ours = total(timelines, our_next_look)
+    ours = follow_all(timelines, our_next_fetch)
     every = interval_for(timelines, ours.requests)
-    fixed = total(timelines, fixed_next_look(every))
+    fixed = follow_all(timelines, fixed_next_fetch(every))
     better = _mean(fixed.delays_s) / _mean(ours.delays_s)
     print(f"{len(timelines)} runs, {sum(map(len, timelines))} changes")
     print(f"ours:  {ours.requests} requests, {_mean(ours.delays_s):.0f} s until a change is seen")

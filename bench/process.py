@@ -1,4 +1,4 @@
-"""Run a contender as a whole process, and see what it took."""
+"""Run a contender as a whole process, and measure it."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ LAUNCHER = Path(__file__).with_name("launch.py")
 
 
 class Sample(NamedTuple):
-    """What a process took: wall clock and CPU time, and the most memory it ever held."""
+    """Wall-clock time, CPU time and peak memory of a process."""
 
     elapsed_s: float
     cpu_s: float
@@ -18,14 +18,14 @@ class Sample(NamedTuple):
 
 
 class FailedError(Exception):
-    """A contender failed or left the wrong rows: its time would mean nothing."""
+    """A contender failed or left wrong rows, so its time is meaningless."""
 
 
 def measure(command: Sequence[str | Path], environment: Mapping[str, str], folder: Path) -> Sample:
-    """Run a command in `folder` with that environment alone; its output is left in `output` there.
+    """Run a command in `folder` with that environment alone; write its output to `output` there.
 
     Raises:
-        FailedError: its exit code is not 0; the text has the end of its output.
+        FailedError: its exit code is not 0; the text contains the end of its output.
     """
     log = folder / "output"
     launched = subprocess.run(

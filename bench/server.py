@@ -1,8 +1,8 @@
-"""The bench's API: a process of its own that answers from memory, so that clients set the pace.
+"""Serve the bench's API from memory in a separate process, so that the clients are the limit.
 
-It says on stdout, in one line of JSON, where it listens and what its answers hold in total.
-Where there are more answers than memory should hold, each is made when it is asked for.
-`GET /stats` tells how many requests came and the most connections that were open at once.
+It prints one line of JSON with its port and the totals of its answers. If all answers would take
+too much memory, it makes each one on request. `GET /stats` returns the number of requests and the
+peak number of open connections.
 """
 
 import asyncio
@@ -23,18 +23,18 @@ from bench.content import Offer, Totals
 HOST = "127.0.0.1"
 PREFIX = b"GET /api/result/"
 MOST_PREPARED_TESTS = 1_500_000
-"""With more tests than this in all answers, each answer is made when it is asked for."""
+"""With more tests than this in all answers, the server makes each answer on request."""
 
 
 class Stats(NamedTuple):
-    """What the server saw so far."""
+    """The requests and the peak of connections so far."""
 
     requests: int
     most_connections: int
 
 
 class Api(NamedTuple):
-    """A server that runs: where, and what all its answers hold together, unless made on demand."""
+    """A running server: its port, and the totals of its answers unless it makes them on request."""
 
     port: int
     totals: Totals | None
@@ -45,7 +45,7 @@ class Api(NamedTuple):
         return f"http://{HOST}:{self.port}"
 
     def stats(self) -> Stats:
-        """Ask what it saw; the connection that asks is not counted."""
+        """Return its statistics; this connection does not count."""
         connection = HTTPConnection(HOST, self.port)
         connection.request("GET", "/stats")
         stats = Stats(**json.loads(connection.getresponse().read()))
@@ -54,8 +54,8 @@ class Api(NamedTuple):
 
 
 @contextmanager
-def serving(offer: Offer, latency_ms: float = 0) -> Iterator[Api]:
-    """Serve runs from another process for as long as the context lasts."""
+def serve(offer: Offer, latency_ms: float = 0) -> Iterator[Api]:
+    """Serve runs from a child process during the context."""
     given = [msgspec.json.encode(offer).decode(), str(latency_ms)]
     command = [sys.executable, "-m", "bench.server", *given]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -69,7 +69,7 @@ def serving(offer: Offer, latency_ms: float = 0) -> Iterator[Api]:
 
 
 class _Served:
-    """Finds the answer for a run ID, as it goes over the wire, and counts what was asked."""
+    """Finds the whole HTTP response for a run ID, and counts requests and connections."""
 
     def __init__(self, find: Callable[[bytes], bytes | None], latency_s: float) -> None:
         self.find = find
@@ -90,7 +90,7 @@ class _Served:
 
 
 class _Connection(asyncio.Protocol):
-    """One kept-alive connection; a client here sends its next request after the answer."""
+    """One keep-alive connection; clients send a request only after the previous answer."""
 
     def __init__(self, served: _Served) -> None:
         self._served = served
@@ -130,7 +130,7 @@ def _response(status: bytes, body: bytes) -> bytes:
 
 
 async def _serve(served: _Served, announcement: dict[str, Any]) -> None:
-    # With the protocol spelt out: only then does asyncio switch Nagle's algorithm off.
+    # asyncio turns off Nagle's algorithm only if the protocol is given.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind((HOST, 0))
     loop = asyncio.get_running_loop()
@@ -139,8 +139,8 @@ async def _serve(served: _Served, announcement: dict[str, Any]) -> None:
     await server.serve_forever()
 
 
-def _prepared(offer: Offer) -> tuple[Callable[[bytes], bytes | None], Totals]:
-    """Make all answers beforehand."""
+def _prepare_answers(offer: Offer) -> tuple[Callable[[bytes], bytes | None], Totals]:
+    """Make all answers in advance."""
     bodies = [offer.answer(index) for index in offer.indexes()]
     responses = {
         run_id.encode(): _response(b"200 OK", body)
@@ -149,7 +149,7 @@ def _prepared(offer: Offer) -> tuple[Callable[[bytes], bytes | None], Totals]:
     return responses.get, content.totals(bodies)
 
 
-def _on_demand(offer: Offer) -> Callable[[bytes], bytes | None]:
+def _make_answers_on_demand(offer: Offer) -> Callable[[bytes], bytes | None]:
     run_ids = (run_id.encode() for run_id in offer.run_ids())
     index_of = dict(zip(run_ids, offer.indexes(), strict=True))
 
@@ -164,9 +164,9 @@ def main() -> None:
     """Serve until killed."""
     offer = msgspec.json.decode(sys.argv[1], type=Offer)
     latency_ms = float(sys.argv[2])
-    find, totals = _on_demand(offer), None
+    find, totals = _make_answers_on_demand(offer), None
     if offer.runs * offer.profile.tests <= MOST_PREPARED_TESTS:
-        find, totals = _prepared(offer)
+        find, totals = _prepare_answers(offer)
     announcement = {"totals": totals._asdict() if totals else None}
     asyncio.run(_serve(_Served(find, latency_ms / 1000), announcement))
 

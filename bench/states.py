@@ -1,4 +1,4 @@
-"""Databases to be filled, thrown away, and copied so that each repeat starts from the same one."""
+"""Create, copy and drop databases, so that each round starts from the same state."""
 
 import secrets
 import shutil
@@ -25,13 +25,13 @@ _TOTALS = (
 
 
 class State(NamedTuple):
-    """A database, and a folder for what a contender keeps beside it."""
+    """A database, and a folder for a contender's own files."""
 
     url: str
     folder: Path
 
     def totals(self, schema: str = "") -> Totals:
-        """Count the rows of the four tables that all contenders have, in `schema`."""
+        """Count the rows of the four common tables in `schema`."""
         query = f"SELECT {_TOTALS.format(f'{schema}.' if schema else '')}"
         if self.url.startswith("sqlite"):
             connection = sqlite3.connect(self.url.removeprefix("sqlite:///"))
@@ -48,13 +48,13 @@ class States(Protocol):
     """A place for databases of one kind."""
 
     def new(self) -> State:
-        """Return a state with an empty database, or none yet where the first use makes it."""
+        """Return a state with an empty database; SQLite creates its file on first use."""
 
     def copy(self, state: State) -> State:
         """Return another state with the same content."""
 
     def drop(self, state: State) -> None:
-        """Remove a state that nothing uses any more."""
+        """Remove a state."""
 
 
 class SqliteStates:
@@ -77,19 +77,19 @@ class SqliteStates:
 
 
 class PostgresqlStates:
-    """Databases of one server."""
+    """Databases of one PostgreSQL server."""
 
     def __init__(self, folder: Path, server: Server) -> None:
         self._folder = folder
         self._server = server
 
     def new(self) -> State:
-        return self._made_from("template1", _new_folder(self._folder))
+        return self._create_from("template1", _new_folder(self._folder))
 
     def copy(self, state: State) -> State:
         folder = _new_folder(self._folder)
         shutil.copytree(state.folder, folder, dirs_exist_ok=True)
-        return self._made_from(str(_name_of(state)), folder)
+        return self._create_from(str(_name_of(state)), folder)
 
     def drop(self, state: State) -> None:
         shutil.rmtree(state.folder)
@@ -97,14 +97,14 @@ class PostgresqlStates:
         with self._server.administer() as connection:
             connection.execute(statement.format(sql.Identifier(_name_of(state))))
 
-    def _made_from(self, template: str, folder: Path) -> State:
+    def _create_from(self, template: str, folder: Path) -> State:
         name = f"bench_{secrets.token_hex(6)}"
         statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {} STRATEGY file_copy").format(
             sql.Identifier(name), sql.Identifier(ROLE), sql.Identifier(template)
         )
         with self._server.administer() as connection:
             connection.execute(statement)
-            connection.execute("CHECKPOINT")  # or the contender would pay for it
+            connection.execute("CHECKPOINT")  # else the checkpoint falls into the contender's time
         server = self._server
         url = URL.create(
             "postgresql+psycopg", ROLE, server.password, "127.0.0.1", server.port, name
@@ -114,9 +114,9 @@ class PostgresqlStates:
 
 @contextmanager
 def states(kind: str, folder: Path, server_folder: Path | None = None) -> Iterator[States]:
-    """Give a place for databases of one kind under `folder`, with a server where one is needed.
+    """Open a place for databases of one kind under `folder`; start a server if the kind needs one.
 
-    The server's own files are in `server_folder`, by default in memory where there is room.
+    The server's own files are in `server_folder`, by default in memory if there is room.
     """
     if kind == "sqlite":
         yield SqliteStates(folder)

@@ -1,7 +1,8 @@
-"""What every test gets: an environment of its own, and both databases."""
+"""Every test gets an environment of its own, no network but loopback, and both databases."""
 
 import os
 import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,28 +11,41 @@ import pytest
 from sqlalchemy import Engine
 
 from etl.db.database import connect, prepare
-from tests.support import fake_api
+from tests.support import fake_api, loopback
 from tests.support.fake_api import FakeApi
 from tests.support.postgres import Server, running_server
 from tests.support.program import Program, program
 
-# What would change what the program does or how its output looks, by the start of its name.
+# Variables that change the program's work or the look of its output, by the start of their names.
 OUTSIDE_INFLUENCES = (
     "APPLITOOLS_", "RESULT_ARCHIVER__", "PG", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
     "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS",
 )  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tests' homes. `mktemp` for each would list all former ones each time."""
+    return tmp_path_factory.mktemp("homes")
+
+
 @pytest.fixture(autouse=True)
-def isolated(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def isolated(tmp_path: Path, homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test starts in an empty folder, with an empty home and none of our variables set."""
     for name in os.environ:
         if name.upper().startswith(OUTSIDE_INFLUENCES):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("HOME", tempfile.mkdtemp(dir=homes))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def this_machine_only() -> Iterator[None]:
+    """Fail a test whose process tries to reach another machine (loopback.py names the limits)."""
+    with loopback.refusals() as refused:
+        yield
+    if refused:
+        pytest.fail("\n".join(refused), pytrace=False)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -1,7 +1,7 @@
-"""Get each run and drop the answer: as fast as `requests` can be, with as many threads as ours.
+"""Fetch each run and drop the answer: the upper limit of `requests` with the same threads.
 
-One prepared request is copied for each run and the environment is resolved once, as the
-archiver does; nothing is decoded, hashed or kept.
+As in the archiver, each request is a copy of a prepared one, and the environment is resolved
+once. Nothing is decoded, hashed or stored.
 """
 
 import os
@@ -15,7 +15,7 @@ from requests.adapters import HTTPAdapter
 
 
 def fetch_all(run_ids: Iterator[str], base_url: str, key: str) -> None:
-    """Get runs until there are none left; several threads share `run_ids`."""
+    """Fetch runs until `run_ids`, which several threads share, is exhausted."""
     session = requests.Session()
     session.trust_env = False
     session.mount("http://", HTTPAdapter(pool_connections=1, pool_maxsize=1))

@@ -1,7 +1,7 @@
-"""The same job as a dlt pipeline, tuned: fetched in threads, typed columns, merged by keys.
+"""The same task as a tuned dlt pipeline: threads that fetch, typed columns, merge by keys.
 
-Rows are made flat here, since dlt's own unnesting of tests into child tables is slower. Loads by
-COPY of CSV on PostgreSQL, and with primary keys on SQLite.
+The pipeline makes flat rows itself, since dlt unnests tests into child tables more slowly. It loads
+by COPY of CSV on PostgreSQL, and with primary keys on SQLite.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 import dlt
 
-from bench.contenders.script import COLUMNS, KEYS, Rows, fetcher, listed, rows_of
+from bench.contenders.script import COLUMNS, KEYS, Rows, fetcher, make_rows, read_run_ids
 
 BATCH_RUNS = 100
 TYPES = {"TEXT": "text", "BIGINT": "bigint", "TIMESTAMP": "timestamp"}
@@ -29,20 +29,20 @@ _local = threading.local()
 
 
 def fetch_rows(run_ids: list[str]) -> Rows:
-    """Get some runs, with a session for each thread, and return their rows by table."""
+    """Fetch some runs, with one session per thread, and return their rows by table."""
     if not hasattr(_local, "fetch"):
         _local.fetch = fetcher()
     merged: Rows = {table: [] for table in COLUMNS}
     for run_id in run_ids:
-        for table, rows in rows_of(run_id, _local.fetch(run_id)).items():
+        for table, rows in make_rows(run_id, _local.fetch(run_id)).items():
             merged[table] += rows
     return merged
 
 
 @dlt.resource(selected=False)
 def batches() -> Iterator[list[str]]:
-    """Give the run IDs in batches."""
-    run_ids = list(listed())
+    """Yield the run IDs in batches."""
+    run_ids = list(read_run_ids())
     for start in range(0, len(run_ids), BATCH_RUNS):
         yield run_ids[start : start + BATCH_RUNS]
 
@@ -59,7 +59,7 @@ def fetched(run_ids: list[str]) -> Any:
 
 
 def table(name: str) -> Any:
-    """Return the resource that takes the rows of one table out of what was fetched."""
+    """Return the resource that selects the rows of one table from fetched batches."""
     columns = {
         column: {"name": column, "data_type": TYPES[kind], "nullable": column not in KEYS[name]}
         for column, kind in COLUMNS[name].items()

@@ -1,7 +1,7 @@
-"""The database's own limit: rows made beforehand, into the archive's own tables.
+"""The limit of the database alone: write prepared rows into the archive's own tables.
 
-By executemany on SQLite and by COPY on PostgreSQL, with nothing read before and nothing checked
-by us. Prints how many seconds the writing took.
+It writes by executemany on SQLite and by COPY on PostgreSQL, and reads and checks nothing first.
+It prints the seconds that the writes took.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any
 import requests
 from sqlalchemy import Connection
 
-from bench.contenders.script import listed
+from bench.contenders.script import read_run_ids
 from etl.answers.compression import compress
 from etl.answers.normalize import normalize
 from etl.answers.payload import decode
@@ -27,10 +27,10 @@ RUNS_A_TRANSACTION = 200
 Tables = dict[str, list[Any]]
 
 
-def tables_of(
+def make_tables(
     run_id: str, body: bytes, seen_at: datetime, id_keyed: Collection[str] = ()
 ) -> Tables:
-    """Return the rows of one run as an ingest would leave them, by table; see `history.derived`."""
+    """Return the rows of one run by table, as an ingest leaves them; see `history.derived`."""
     payload = decode(body)
     rows = normalize(run_id, payload, UTC)
     stretch = Stretch(1, seen_at, None, payload.content_hash, rows)
@@ -50,7 +50,7 @@ def tables_of(
     }
 
 
-def merged(batch: Sequence[Tables]) -> Tables:
+def merge_tables(batch: Sequence[Tables]) -> Tables:
     """Return the rows of several runs by table."""
     together: Tables = defaultdict(list)
     for tables in batch:
@@ -60,7 +60,7 @@ def merged(batch: Sequence[Tables]) -> Tables:
 
 
 def write(connection: Connection, tables: Tables) -> None:
-    """Write rows that `prepared` made."""
+    """Write the rows of `prepare_values`."""
     for name in ("plan_variants", "rosters"):
         table = schema.metadata.tables[name]
         names = [column.name for column in table.columns]
@@ -84,8 +84,8 @@ def write(connection: Connection, tables: Tables) -> None:
                 copy.write_row(row)
 
 
-def prepared(connection: Connection, tables: Tables) -> Tables:
-    """Return rows as the driver takes them."""
+def prepare_values(connection: Connection, tables: Tables) -> Tables:
+    """Return rows with values that the driver accepts."""
     return {
         name: bulk.storable(connection, schema.metadata.tables[name].columns, rows)
         for name, rows in tables.items()
@@ -98,14 +98,14 @@ def main() -> None:
     session.params = {"apiKey": os.environ["APPLITOOLS_API_KEY"]}
     seen_at = datetime(2026, 11, 1, tzinfo=UTC)
     made = []
-    for run_id in listed():
+    for run_id in read_run_ids():
         body = session.get(f"{os.environ['API_URL']}/api/result/{run_id}", timeout=30).content
-        made.append(tables_of(run_id, body, seen_at))
+        made.append(make_tables(run_id, body, seen_at))
     engine = database.connect(os.environ["DATABASE_URL"])
     database.prepare(engine)
     with database.reading(engine) as connection:
         batches = [
-            prepared(connection, merged(made[start : start + RUNS_A_TRANSACTION]))
+            prepare_values(connection, merge_tables(made[start : start + RUNS_A_TRANSACTION]))
             for start in range(0, len(made), RUNS_A_TRANSACTION)
         ]
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The script that one writes in an hour: a session, json(), upserts, a commit for each run."""
+"""A script written in an hour: a session, json(), upserts, a commit per run."""
 
 import os
 import sqlite3
@@ -58,7 +58,7 @@ Rows = dict[str, list[tuple[Any, ...]]]
 
 
 class Database:
-    """A connection to SQLite or PostgreSQL, and the upsert of each table for it."""
+    """A connection to SQLite or PostgreSQL, with the upsert of each table."""
 
     def __init__(self, url: str) -> None:
         self.connection: Any
@@ -98,7 +98,7 @@ def upsert(table: str, mark: str) -> str:
 
 
 def fetcher() -> Callable[[str], Any]:
-    """Return a function that gets a run as `json` reads it."""
+    """Return a function that fetches and decodes a run."""
     session = requests.Session()
     session.params = {"apiKey": os.environ["APPLITOOLS_API_KEY"]}
 
@@ -110,7 +110,7 @@ def fetcher() -> Callable[[str], Any]:
     return fetch
 
 
-def rows_of(run_id: str, run: dict[str, Any]) -> Rows:
+def make_rows(run_id: str, run: dict[str, Any]) -> Rows:
     """Return the rows of one run by table."""
     own = ("id", "name", "application", "status", "started_at", "duration")
     of_environment = ("name", "os", "viewport", "device", "browser")
@@ -134,7 +134,7 @@ def rows_of(run_id: str, run: dict[str, Any]) -> Rows:
     }
 
 
-def listed() -> Sequence[str]:
+def read_run_ids() -> Sequence[str]:
     return Path(sys.argv[1]).read_text().split()
 
 
@@ -143,8 +143,8 @@ def main() -> None:
     database = Database(os.environ["DATABASE_URL"])
     database.create_tables()
     fetch = fetcher()
-    for run_id in listed():
-        database.write(rows_of(run_id, fetch(run_id)))
+    for run_id in read_run_ids():
+        database.write(make_rows(run_id, fetch(run_id)))
         database.connection.commit()
 
 

@@ -1,4 +1,4 @@
-"""The archiver, but for the tables that reports read: what keeping those up to date costs."""
+"""The archiver without its derived tables, to measure their cost."""
 
 import sys
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from etl.derived import aggregates
 from etl.derived.aggregates import Noted
 
 
-def note_nothing(connection: Connection, opened: Sequence[Noted], closed: Sequence[Noted]) -> None:
-    """Stand for `aggregates.note`: days stay as they are, and nothing is marked to be counted."""
+def mark_nothing(connection: Connection, opened: Sequence[Noted], closed: Sequence[Noted]) -> None:
+    """Replace `aggregates.note`: update no days, and set no dirty marks."""
 
 
 def main() -> None:
     """Ingest the list."""
     sys.argv[1:] = ["ingest", "--from", sys.argv[1]]
-    aggregates.note = note_nothing
+    aggregates.note = mark_nothing
     archiver()
 
 

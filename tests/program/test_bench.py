@@ -12,7 +12,15 @@ import pytest
 
 from bench import compare, content
 from bench.content import PROFILES, History, Offer, Profile
-from bench.figures import Cell, Result, against, below, cpu_table, memory_table, ratio_table
+from bench.figures import (
+    Cell,
+    Result,
+    cpu_table,
+    format_with_limit,
+    format_with_target,
+    memory_table,
+    ratio_table,
+)
 from bench.fill import fill
 from bench.process import FailedError, Sample, measure
 from bench.states import SqliteStates, State
@@ -73,12 +81,16 @@ def test_ratios_are_those_of_medians() -> None:
 
 
 def test_what_misses_its_target_is_marked() -> None:
-    assert (against(0.7, 0.7), against(0.69, 0.7), against(2.5, None)) == (
+    assert (
+        format_with_target(0.7, 0.7),
+        format_with_target(0.69, 0.7),
+        format_with_target(2.5, None),
+    ) == (
         "0.70/0.7",
         "0.69/0.7!",
         "2.50",
     )
-    assert (below(80.0, 80.0), below(80.5, 80.0)) == ("80/80", "80.5/80!")
+    assert (format_with_limit(80.0, 80.0), format_with_limit(80.5, 80.0)) == ("80/80", "80.5/80!")
 
 
 def test_the_tables_say_it_all_in_80_columns() -> None:
@@ -128,7 +140,7 @@ def test_verify_finds_nothing_wrong_in_an_archive_that_was_filled(
 ) -> None:
     state = State(database_url, tmp_path)
     history = History(runs=200)
-    with compare.offered(Offer(PROFILES["medium"], 50, history=history), tmp_path) as task:
+    with compare.serve_task(Offer(PROFILES["medium"], 50, history=history), tmp_path) as task:
         compare.run("archiver", task, state)
     engine = database.connect(state.url)
     fill(engine, Offer(PROFILES["medium"], 60, first=50, history=history))
@@ -140,7 +152,7 @@ def test_verify_finds_nothing_wrong_in_an_archive_that_was_filled(
 
 def test_wrong_rows_stop_the_bench(tmp_path: Path) -> None:
     state = SqliteStates(tmp_path).new()
-    with compare.offered(Offer(PROFILES["small"], 3), tmp_path) as task:
+    with compare.serve_task(Offer(PROFILES["small"], 3), tmp_path) as task:
         compare.run("script", task, state)
         with sqlite3.connect(state.url.removeprefix("sqlite:///")) as connection:
             connection.execute("INSERT INTO runs (run_id) VALUES ('one too many')")

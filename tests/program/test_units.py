@@ -18,6 +18,7 @@ from etl.config import loading, settings
 from etl.config.settings import Schedule
 from etl.db import database
 from etl.ingest.scheduler import make_trigger
+from etl.ledger.lifecycle import State
 from etl.sandbox.app import READ_KEY
 from etl.telemetry import prometheus
 from tests.support import fake_api
@@ -373,6 +374,12 @@ def test_the_guide_has_every_exit_code() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     ours = {kind.exit_code for kind in kinds if issubclass(kind, errors.ArchiverError)}
     assert sorted(listed) == sorted(ours | {0, 5, 130, 143})
+
+
+def test_the_guide_explains_every_state_of_the_ledger() -> None:
+    [section] = re.findall(r"^## States of a run$(.*?)^## ", GUIDE, re.MULTILINE | re.DOTALL)
+    table = section.split("\n\n")[2]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [*State]
 
 
 def test_every_setting_that_the_guide_names_exists() -> None:

@@ -1,4 +1,4 @@
-"""`make views`: write docs/VIEWS.md from what a new archive says of its views."""
+"""`make views`: write docs/VIEWS.md from the descriptions in a new archive."""
 
 import tempfile
 from pathlib import Path
@@ -13,12 +13,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "VIEWS.md"
 INTRODUCTION = """\
 # The views
 
-What BI tools and your own queries read; [BI.md](BI.md) tells how to connect them. Names and
-meanings stay as they are from version to version, and are the same on both databases. On PostgreSQL
-the views are in the schema `reporting`, with what follows as comments; on both it can be read with
-`SELECT * FROM data_dictionary`. How the numbers are counted, and why so: [REPORTS.md](REPORTS.md).
+BI tools and your own queries read these views; [BI.md](BI.md) explains how to connect the tools.
+Names and meanings stay the same from version to version and on both databases. On PostgreSQL the
+views are in the schema `reporting`, with the texts below as comments. On both databases
+`SELECT * FROM data_dictionary` returns the texts. [REPORTS.md](REPORTS.md) gives the formulas and
+their reasons.
 
-This page is written by `make views` from `migrations/views/` and `migrations/dictionary.toml`.
+`make views` writes this page from `migrations/views/` and `migrations/dictionary.toml`.
 """
 
 

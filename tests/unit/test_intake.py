@@ -1,11 +1,9 @@
 """The run list: every format it comes in, and what happens to a line that is wrong."""
 
 import csv
-import gc
 import io
 import json
 import re
-import time
 from collections.abc import Callable
 
 import pytest
@@ -477,26 +475,3 @@ def test_any_bytes_give_runs_that_keep_the_rule_and_lines_that_exist(content: by
     assert all(check_run_id(run.run_id) for run in answer.runs)
     assert all(1 <= bad.line <= line_count for bad in answer.bad_lines)
     assert len({run.run_id for run in answer.runs}) == len(answer.runs)
-
-
-def as_cut_off_lines(ids: list[str]) -> str:
-    return "\n".join(f'{{"run_id": "{run_id}"' for run_id in ids)
-
-
-@pytest.mark.parametrize("write", [*FORMATS, as_cut_off_lines])
-def test_time_grows_with_the_list_and_not_with_its_square(
-    write: Callable[[list[str]], str],
-) -> None:
-    def cpu_seconds(count: int) -> float:
-        content = write([f"run-{number}" for number in range(count)]).encode()
-        gc.collect()
-        gc.disable()  # what others have left in memory is not the list's to look through
-        try:
-            started = time.process_time()
-            read_list(content)
-            return time.process_time() - started
-        finally:
-            gc.enable()
-
-    short, long = (min(cpu_seconds(count) for _ in range(3)) for count in (4_000, 40_000))
-    assert long < 40 * short  # its square would be 100

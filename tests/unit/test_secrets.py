@@ -2,10 +2,8 @@
 
 import html
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote
 
@@ -250,28 +248,6 @@ def test_the_first_token_makes_a_key_for_its_owner_alone(vault_file: Path) -> No
 def test_a_vault_that_keeps_nothing_makes_no_key(vault_file: Path) -> None:
     open_vault(Config(sources={}, security=Security(str(vault_file))))
     assert not vault_file.exists()
-
-
-def encrypt_at_once(path: Path, barrier: Barrier, results: "multiprocessing.Queue[str]") -> None:
-    barrier.wait()
-    results.put(TokenVault(path).encrypt(Secret("t0ken")))
-
-
-def test_processes_that_begin_together_end_with_one_key(vault_file: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(4), context.Queue()
-    processes = [
-        context.Process(target=encrypt_at_once, args=[vault_file, barrier, results])
-        for _ in range(4)
-    ]
-    for process in processes:
-        process.start()
-    kept = [results.get(timeout=20) for _ in processes]
-    for process in processes:
-        process.join()
-    vault = TokenVault(vault_file)
-    assert [vault.decrypt(one).reveal() for one in kept] == ["t0ken"] * 4
-    assert [*vault_file.parent.iterdir()] == [vault_file]
 
 
 def test_the_first_key_encrypts_and_all_decrypt(vault_file: Path) -> None:

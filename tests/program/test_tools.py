@@ -1,4 +1,4 @@
-"""The house rules that tools can check, and the lock files, hold."""
+"""The checks by tools pass, and the lock files match pyproject.toml."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ DEVELOPMENT = PYPROJECT["dependency-groups"]["dev"] + PYPROJECT["build-system"][
 @pytest.mark.parametrize(
     "command", ["ruff check", "ruff format --check", "mypy", "lint-imports --no-logo"]
 )
-def test_the_tool_has_nothing_to_say(command: str) -> None:
+def test_the_tool_finds_nothing(command: str) -> None:
     tool, *arguments = command.split()
     done = subprocess.run(
         [Path(sys.executable).with_name(tool), *arguments],
@@ -38,7 +38,7 @@ def test_the_tool_has_nothing_to_say(command: str) -> None:
         ("requirements-bench.lock", RUNTIME + BENCH),
     ],
 )
-def test_the_lock_file_has_what_pyproject_asks_for(name: str, wanted: list[str]) -> None:
+def test_the_lock_file_meets_pyproject(name: str, wanted: list[str]) -> None:
     pins = pinned_versions(ROOT / name)
     unmet = [
         line
