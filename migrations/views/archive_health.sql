@@ -1,6 +1,5 @@
--- archive_health: one row per pass that came to its end: how the archive stood then. Read by:
--- whoever runs the archiver. Gaps are milliseconds; times are UTC. Passes that were killed are left
--- out.
+-- archive_health: one row per completed pass: the figures of the archive at its end. Read by:
+-- operators of the archiver. Gaps are milliseconds; times are UTC. Killed passes are omitted.
 CREATE VIEW {reporting}archive_health AS
 SELECT health.pass_id, health.measured_at, ingests.trigger, ingests.started_at, ingests.exit_code,
        health.open_runs, health.open_tests, health.oldest_open_at, health.never_fetched,

@@ -1,5 +1,5 @@
--- calendar: one row per day, from 2010 to 2039. Read by: charts over time: joined from the left, it
--- shows days on which nothing ran. Weeks are those of ISO 8601.
+-- calendar: one row per day, from 2010 to 2039. Read by: charts over time; a left join from here
+-- also shows days without runs. Weeks are ISO 8601 weeks.
 CREATE VIEW {reporting}calendar AS
 SELECT dates.day, dates.year, dates.quarter, dates.month, dates.month_starts_on,
        dates.day_of_month, dates.iso_year, dates.iso_week, dates.week_starts_on,

@@ -1,7 +1,7 @@
 -- daily_trend: one row per plan and day. Read by: trend charts. Counts are of tests, checks_... of
 -- checks; rates are from 0 to 1. The day is that of started_at in reporting.time_zone. Over several
--- rows sum the counts and divide: rates are never averaged. Days without a run have no row (join
--- calendar); runs without started_at are left out.
+-- rows, sum the counts and divide: never average rates. Days without a run have no row (join
+-- calendar); runs without started_at are omitted.
 CREATE VIEW {reporting}daily_trend AS
 SELECT results.day, results.application, results.plan,
        results.runs, results.tests,

@@ -1,8 +1,9 @@
 -- environment_results: one row per environment of an archived run. Read by: coverage of browsers,
--- devices and viewports. The API does not tell which environment a test failed in: status,
--- duration, counts and rates are the whole run's, and an environment's own only where
--- environment_count is 1. Never sum them over a run's environments. Times are UTC; started_on is
--- the day in reporting.time_zone; viewports are pixels. Runs that list no environment are left out.
+-- devices and viewports. The API does not say in which environment a test failed: status, duration,
+-- counts and rates are those of the whole run. They belong to an environment only if
+-- environment_count is 1. Never sum them over the environments of a run. Times are UTC; started_on
+-- is the day in reporting.time_zone; viewports are pixels. Runs that list no environment are
+-- omitted.
 CREATE VIEW {reporting}environment_results AS
 SELECT runs.run_id, environments.position, plan_variants.application, plan_variants.plan,
        environments.name AS environment, environments.os, environments.browser,

@@ -1,8 +1,8 @@
 -- resolutions: one row per test that was unresolved and then passed, failed or was aborted:
--- somebody decided it. Read by: how long decisions take. Bounds in milliseconds; times are UTC. The
--- run's own status, and tests that went to another status or out of the answer, are left out
--- (status_history has them); those still open are in unresolved_backlog, and belong beside any
--- average of these.
+-- somebody decided it. Read by: statistics on the time until a decision. Bounds are milliseconds;
+-- times are UTC. The run's own status is omitted, and so are tests that got another status or left
+-- the answer (status_history has them). Open tests are in unresolved_backlog; show them beside any
+-- average.
 CREATE VIEW {reporting}resolutions AS
 SELECT status_changes.run_id, status_changes.revision, status_changes.position,
        plan_variants.application, plan_variants.plan, status_changes.test,

@@ -1,7 +1,8 @@
--- run_results: one row per archived run, as it is now. Read by: all that counts runs. tests_... and
--- the rates count tests, checks_... checks: the run's own counters, as sent. Durations are
--- milliseconds, rates from 0 to 1. Times are UTC; started_on is the day in reporting.time_zone.
--- Nothing is left out: runs still going are in it (see status), and so are those that are gone.
+-- run_results: one row per archived run, with its current content. Read by: all statistics on runs.
+-- tests_... and the rates count tests; checks_... are the run's own counters of checks, as sent.
+-- Durations are milliseconds, rates from 0 to 1. Times are UTC; started_on is the day in
+-- reporting.time_zone. Nothing is omitted: runs that are not over (see status) and gone runs are
+-- included.
 CREATE VIEW {reporting}run_results AS
 SELECT runs.run_id, runs.source, plan_variants.application, plan_variants.plan, runs.status,
        runs.started_at, runs.started_on, runs.duration_ms, runs.ended_at,

@@ -1,7 +1,7 @@
 -- series_health: one row per test of a plan under one set of environments, by its last results (the
--- window: reporting.window_results decided ones, and what lies between). Read by: lists of flaky,
--- failing and recovered tests. Counts are of the test's results, rates from 0 to 1. Times are UTC.
--- Tests that no run with a known start has are left out.
+-- window: the last reporting.window_results decided results, and those between them). Read by:
+-- lists of flaky, failing and recovered tests. Counts are of the test's results, rates from 0 to 1.
+-- Times are UTC. Tests without a run with a known start are omitted.
 CREATE VIEW {reporting}series_health AS
 SELECT series.series_id, plan_variants.application, plan_variants.plan, series.test, series.type,
        series.test_id, series.test_key, plan_variants.environment_signature,

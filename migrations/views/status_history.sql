@@ -1,6 +1,6 @@
--- status_history: one row per change of a run's status (position 0) or a test's that was seen. Read
--- by: what happened to a run or test, and when. Times are UTC, bounds milliseconds. The status that
--- a run or test was first seen with is no change, and left out.
+-- status_history: one row per change of status that was seen, of a run (position 0) or a test. Read
+-- by: the history of a run or test. Times are UTC, bounds milliseconds. The first status of a run
+-- or test is not a change and is omitted.
 CREATE VIEW {reporting}status_history AS
 SELECT status_changes.run_id, status_changes.revision, status_changes.position,
        plan_variants.application, plan_variants.plan, status_changes.test,

@@ -1,7 +1,8 @@
--- test_results: one row per test of an archived run, as it is now, with its run and its counters
--- (checks, as sent). Read by: all that counts tests. Times are the run's, UTC: the API tells none
--- for a test; started_on is the day in reporting.time_zone. Nothing is left out. With variant_id,
--- test and type it joins series_health, where a renamed test has its new name.
+-- test_results: one row per test of an archived run, with its current content, its run and its
+-- counters (checks, as sent). Read by: all statistics on tests. Times are those of the run, in UTC,
+-- since the API gives none for a test; started_on is the day in reporting.time_zone. Nothing is
+-- omitted. With variant_id, test and type it joins series_health, which has the new name of a
+-- renamed test.
 CREATE VIEW {reporting}test_results AS
 SELECT runs.run_id, tests.position, plan_variants.application, plan_variants.plan,
        tests.name AS test, tests.type, tests.status, tests.test_id, tests.results_url,

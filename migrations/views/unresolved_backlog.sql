@@ -1,7 +1,7 @@
--- unresolved_backlog: one row per run that has unresolved tests now. Read by: whoever has to decide
--- them. Counts are of tests, rates from 0 to 1. Times are UTC. An age would depend on when it is
--- asked for: now - opened_at, and at least last_seen_at - opened_at. Runs without such a test are
--- left out.
+-- unresolved_backlog: one row per run that has unresolved tests now. Read by: the people who decide
+-- them. Counts are of tests, rates from 0 to 1. Times are UTC. An age depends on the time of the
+-- query, so compute it: now - opened_at, and as a lower bound last_seen_at - opened_at. Runs
+-- without such a test are omitted.
 CREATE VIEW {reporting}unresolved_backlog AS
 SELECT outcomes.run_id, runs.source, plan_variants.application, plan_variants.plan, outcomes.status,
        outcomes.started_at, outcomes.started_on, outcomes.ended_at AS opened_at,

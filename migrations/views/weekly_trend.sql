@@ -1,7 +1,7 @@
 -- weekly_trend: one row per plan and week. Read by: trend charts. Counts are of tests, checks_...
--- of checks; rates are from 0 to 1. Weeks are those of ISO 8601, in reporting.time_zone. Over
--- several rows sum the counts and divide: rates are never averaged. Weeks without a run have no row
--- (join calendar); runs without started_at are left out.
+-- of checks; rates are from 0 to 1. Weeks are ISO 8601 weeks, in reporting.time_zone. Over several
+-- rows, sum the counts and divide: never average rates. Weeks without a run have no row (join
+-- calendar); runs without started_at are omitted.
 CREATE VIEW {reporting}weekly_trend AS
 SELECT results.week_starts_on, results.application, results.plan,
        results.runs, results.tests,

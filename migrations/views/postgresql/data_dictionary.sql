@@ -1,5 +1,5 @@
--- data_dictionary: one row per view (column_name is empty) and per column of one: what it means.
--- Read by: people who make reports. On SQLite the table of that name is read as it is.
+-- data_dictionary: one row per view (with an empty column_name) and per column of a view: its
+-- meaning. Read by: authors of reports. On SQLite, read the table of that name.
 CREATE VIEW {reporting}data_dictionary AS
 SELECT data_dictionary.object_name, data_dictionary.column_name, data_dictionary.description
   FROM data_dictionary
