@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from etl.answers.normalize import Rows
 from etl.answers.payload import COUNTERS, OPEN_STATUS
+from etl.answers.rows import Rows
 from etl.derived.metrics import (
     Counts,
     Period,

@@ -30,8 +30,9 @@ from sqlalchemy import (
 from sqlalchemy.exc import DataError, DBAPIError
 
 from etl.answers.compression import decompress
-from etl.answers.normalize import ECHO_WARNING, normalize
+from etl.answers.normalize import normalize
 from etl.answers.payload import COUNTERS, decode
+from etl.answers.rows import ECHO_WARNING
 from etl.archive import store
 from etl.archive.history import DERIVED, Owner, Row, Stretch, derived, outcome_of
 from etl.config.settings import DEFAULT_RULES, Rules

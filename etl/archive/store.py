@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, and_, delete, select, text, tuple_, update
 
-from etl.answers.normalize import Drift, Rows
 from etl.answers.outcome import Answer, Reject
+from etl.answers.rows import Drift, Rows
 from etl.archive.history import (
     Before,
     Outcome,

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, Table, delete, event, insert, select, update
 
 from etl.answers.compression import ENCODING, compress, decompress
-from etl.answers.normalize import ECHO_WARNING, normalize
+from etl.answers.normalize import normalize
 from etl.answers.outcome import Answer
 from etl.answers.payload import (
     COUNTER_FIELDS,
@@ -35,6 +35,7 @@ from etl.answers.payload import (
     Payload,
     decode,
 )
+from etl.answers.rows import ECHO_WARNING
 from etl.archive import history, rebuild, store
 from etl.archive.rebuild import Checked, Difference
 from etl.cli import rebuild_commands

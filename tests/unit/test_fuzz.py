@@ -20,8 +20,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from etl.answers.normalize import LARGEST_INTEGER, SMALLEST_INTEGER, Rows, normalize
+from etl.answers.normalize import LARGEST_INTEGER, SMALLEST_INTEGER, normalize
 from etl.answers.payload import PayloadError, canonical, decode
+from etl.answers.rows import Rows
 from tests.support.fake_api import SAMPLE
 
 FUZZ_S = float(os.environ.get("FUZZ_SECONDS", "4"))

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl.answers.normalize import CountRow, Drift, EnvironmentRow, Rows, RunRow, Warned, normalize
-from etl.answers.normalize import TestRow as RowOfTest  # pytest collects what is named Test...
+from etl.answers.normalize import normalize
 from etl.answers.payload import PayloadError, decode
+from etl.answers.rows import CountRow, Drift, EnvironmentRow, Rows, RunRow, Warned
+from etl.answers.rows import TestRow as RowOfTest  # pytest collects what is named Test...
 
 SAMPLE = (Path(__file__).parents[1] / "samples" / "result.json").read_bytes()
 REPLACED = "\N{REPLACEMENT CHARACTER}"
