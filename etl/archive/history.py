@@ -15,18 +15,9 @@ import msgspec
 
 from etl.answers.payload import COUNTERS, OPEN_STATUS
 from etl.answers.rows import Rows
-from etl.derived.metrics import (
-    Counts,
-    Period,
-    Plan,
-    as_period,
-    as_plan,
-    checks_of,
-    count,
-    digest,
-    rates,
-    strip_of,
-)
+from etl.derived.metrics import Counts, checks_of, count, rates, strip_of
+from etl.derived.period_metrics import Period, as_period
+from etl.derived.plans import Plan, as_plan, digest
 
 Row = tuple[Any, ...]
 TestState = tuple[Any, ...]

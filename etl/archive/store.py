@@ -51,7 +51,7 @@ from etl.db.schema import (
     warnings,
 )
 from etl.derived import aggregates
-from etl.derived.metrics import Plan, as_plan
+from etl.derived.plans import Plan, as_plan
 from etl.ledger.lifecycle import Seen
 
 

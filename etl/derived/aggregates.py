@@ -45,26 +45,11 @@ from etl.db.schema import (
     uncounted,
     weekly_results,
 )
-from etl.derived.metrics import (
-    Counts,
-    NamedTest,
-    Naming,
-    Period,
-    Plan,
-    PlanRun,
-    Roster,
-    Series,
-    as_period,
-    as_roster,
-    days_of,
-    durations_of,
-    negative,
-    rates,
-    series_of,
-    short_hash,
-    summed,
-    weeks_of,
-)
+from etl.derived.duration_metrics import durations_of
+from etl.derived.metrics import Counts, rates
+from etl.derived.period_metrics import Period, as_period, days_of, negative, summed, weeks_of
+from etl.derived.plans import NamedTest, Naming, Plan, PlanRun, Roster, as_roster, short_hash
+from etl.derived.series_metrics import Series, series_of
 
 Row = tuple[Any, ...]
 

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, and_, insert, select, update
 from etl.config.settings import Rules
 from etl.db.schema import aliases, plan_variants, series
 from etl.derived import aggregates
-from etl.derived.metrics import Plan
+from etl.derived.plans import Plan
 from etl.errors import UsageError
 
 

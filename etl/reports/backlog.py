@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, select
 
 from etl.db.schema import IS_OPEN, outcomes, plan_variants
 from etl.derived.aggregates import RosterBook
-from etl.derived.metrics import Plan
+from etl.derived.plans import Plan
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID
 from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row
 from etl.reports.source import PAGE_ROWS, Places, Shelf, is_valid, of_filters, within

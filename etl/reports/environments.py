@@ -9,7 +9,8 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from etl.db.schema import COUNTERS
-from etl.derived.metrics import Counts, PlanRun, count, rates, total
+from etl.derived.metrics import Counts, count, rates, total
+from etl.derived.plans import PlanRun
 from etl.reports.columns import APPLICATION, COUNTS, RATES, environment_text
 from etl.reports.model import OF_RUNS, Answer, Column, Definition, Kind, Request, Row
 from etl.reports.source import FINISHED, variants, within

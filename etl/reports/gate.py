@@ -7,7 +7,9 @@ from typing import NamedTuple
 from sqlalchemy import Connection
 
 from etl.db.schema import outcomes
-from etl.derived.metrics import PlanRun, count, rates, series_of
+from etl.derived.metrics import count, rates
+from etl.derived.plans import PlanRun
+from etl.derived.series_metrics import series_of
 from etl.reports.model import Request
 from etl.reports.source import FoundRun, variants
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from etl.db.schema import COUNTERS
-from etl.derived.metrics import LEAST_DECIDED, Counts, Period, rates, total
+from etl.derived.metrics import Counts, rates, total
+from etl.derived.period_metrics import Period
+from etl.derived.series_metrics import LEAST_DECIDED
 from etl.reports import series, trends
 from etl.reports.backlog import open_runs
 from etl.reports.columns import APPLICATION, COUNTS, RATES, UNKNOWN

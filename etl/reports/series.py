@@ -6,7 +6,7 @@ from sqlalchemy import Connection, select
 
 from etl.db.schema import plan_variants, series
 from etl.derived.aggregates import Variant, series_row
-from etl.derived.metrics import series_of
+from etl.derived.series_metrics import series_of
 from etl.reports.columns import (
     APPLICATION,
     COUNTS,

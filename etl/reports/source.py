@@ -20,7 +20,8 @@ from etl.derived.aggregates import (
     has_uncounted,
     plan_runs,
 )
-from etl.derived.metrics import Counts, Naming, Plan, PlanRun, Roster
+from etl.derived.metrics import Counts
+from etl.derived.plans import Naming, Plan, PlanRun, Roster
 from etl.reports.model import Filter, Filters, Request
 from etl.reports.spans import Span
 

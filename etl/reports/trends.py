@@ -8,7 +8,9 @@ from sqlalchemy import Connection, Table, select
 
 from etl.db.schema import daily_results, weekly_results
 from etl.derived.aggregates import period_row
-from etl.derived.metrics import Counts, Period, Plan, days_of, monday, summed, weeks_of
+from etl.derived.metrics import Counts
+from etl.derived.period_metrics import Period, days_of, monday, summed, weeks_of
+from etl.derived.plans import Plan
 from etl.reports.columns import APPLICATION, CHECK_PASS_RATE, CHECKS, COUNTS, PLAN, RATES, UNKNOWN
 from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Filter, Kind, Request, Row
 from etl.reports.source import Places, narrowed, variants, within

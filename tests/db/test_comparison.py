@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from etl.db.database import writing
-from etl.derived.metrics import NamedTest, Naming, Roster, as_roster
+from etl.derived.plans import NamedTest, Naming, Roster, as_roster
 from etl.ledger import tracking
 from etl.ledger.tracking import Entry
 from etl.reports.comparison import Class, classify, compare

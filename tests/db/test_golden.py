@@ -25,7 +25,7 @@ from etl.db.schema import (
     weekly_results,
 )
 from etl.derived import aggregates
-from etl.derived.metrics import Plan
+from etl.derived.plans import Plan
 from tests.support.dump import Row
 from tests.support.histories import (
     BERLIN,

@@ -12,8 +12,8 @@ from etl.config.settings import DEFAULT_RULES
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import aliases, plan_variants, series
 from etl.derived import aggregates, naming
-from etl.derived.metrics import Plan
 from etl.derived.naming import Renaming
+from etl.derived.plans import Plan
 from tests.support.dump import rows_of
 from tests.support.fake_api import FakeApi, result
 from tests.support.histories import a_run, see

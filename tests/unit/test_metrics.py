@@ -6,29 +6,11 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 
 from etl.config.settings import Rules
-from etl.derived.metrics import (
-    LONGEST_WINDOW,
-    Counts,
-    NamedTest,
-    Naming,
-    Period,
-    PlanRun,
-    Rates,
-    as_plan,
-    as_roster,
-    checks_of,
-    count,
-    days_of,
-    durations_of,
-    monday,
-    negative,
-    percentile,
-    rates,
-    series_of,
-    strip_of,
-    summed,
-    weeks_of,
-)
+from etl.derived.duration_metrics import durations_of
+from etl.derived.metrics import Counts, Rates, checks_of, count, percentile, rates, strip_of
+from etl.derived.period_metrics import Period, days_of, monday, negative, summed, weeks_of
+from etl.derived.plans import NamedTest, Naming, PlanRun, as_plan, as_roster
+from etl.derived.series_metrics import LONGEST_WINDOW, series_of
 
 START = datetime(2024, 3, 1, 12, tzinfo=UTC)
 HOME = NamedTest("home", "e2e")
