@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from etl.__main__ import main as archiver
-from etl.derived import aggregates
-from etl.derived.aggregates import Noted
+from etl.derived import refresh
+from etl.derived.refresh import Noted
 
 
 def note_nothing(connection: Connection, opened: Sequence[Noted], closed: Sequence[Noted]) -> None:
-    """Stand for `aggregates.note`: days stay as they are, and nothing is marked to be counted."""
+    """Stand for `refresh.note`: days stay as they are, and nothing is marked to be counted."""
 
 
 def main() -> None:
     """Ingest the list."""
     sys.argv[1:] = ["ingest", "--from", sys.argv[1]]
-    aggregates.note = note_nothing
+    refresh.note = note_nothing
     archiver()
 
 

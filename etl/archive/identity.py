@@ -18,7 +18,7 @@ from etl.config.settings import Rules
 from etl.db.bulk import upsert_into
 from etl.db.database import reading, writing
 from etl.db.schema import among, identities, outcomes, plan_variants, runs, tests
-from etl.derived import aggregates
+from etl.derived import refresh
 from etl.telemetry.log import get_logger
 
 COMPARED_RUNS = 40
@@ -92,7 +92,7 @@ def settle(engine: Engine, since: datetime, zone: tzinfo, rules: Rules) -> None:
     with reading(engine) as connection:
         applications = _changed(connection, since)
     _settle(engine, applications, zone)
-    aggregates.count_marked(engine, rules)
+    refresh.count_marked(engine, rules)
 
 
 def settle_new(engine: Engine, applications: Collection[str], zone: tzinfo) -> None:
@@ -118,7 +118,7 @@ def _settle(engine: Engine, applications: Sequence[str], zone: tzinfo) -> None:
         rebuild.rekey_application(engine, application, zone)
         with writing(engine) as connection:
             is_it = identities.c.application == application
-            aggregates.drop_unused_rosters(connection)
+            refresh.drop_unused_rosters(connection)
             connection.execute(update(identities).where(is_it).values(is_applied=True))
 
 

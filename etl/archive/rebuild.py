@@ -39,6 +39,7 @@ from etl.config.settings import DEFAULT_RULES, Rules
 from etl.db import bulk
 from etl.db.database import reading, writing
 from etl.db.schema import (
+    IS_CURRENT,
     daily_results,
     labels,
     metadata,
@@ -52,7 +53,7 @@ from etl.db.schema import (
     to_text,
     tracked_runs,
 )
-from etl.derived import aggregates
+from etl.derived import aggregates, refresh
 
 BATCH_RUNS = 50
 BATCH_BYTES = 1_048_576
@@ -159,7 +160,7 @@ def lacks_counts(engine: Engine) -> bool:
     dated = (
         select(plan_variants.c.plan_id)
         .join(outcomes, outcomes.c.variant_id == plan_variants.c.variant_id)
-        .where(aggregates.IS_CURRENT, outcomes.c.started_on.is_not(None))
+        .where(IS_CURRENT, outcomes.c.started_on.is_not(None))
         .where(plan_variants.c.plan_id.not_in(select(daily_results.c.plan_id)))
     )
     with reading(engine) as connection:
@@ -180,7 +181,7 @@ def rekey_application(engine: Engine, application: str, zone: tzinfo) -> None:
         for run_ids in _batches(engine, payloads.c.run_id.in_(_runs_of_plan(plan_id))):
             _rekey_runs(engine, run_ids, zone)
         with writing(engine) as connection:
-            aggregates.mark_plan(connection, plan_id)
+            refresh.mark_plan(connection, plan_id)
 
 
 def _rekey_runs(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> None:
@@ -208,7 +209,7 @@ def _mend_runs(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> Checked:
 
 def _mend_plan(engine: Engine, plan_id: str, rules: Rules) -> Checked:
     with writing(engine) as connection:
-        aggregates.hold(connection, [plan_id])
+        refresh.hold(connection, [plan_id])
         differing = _compare_plan(connection, plan_id, rules)
         if differing or aggregates.uncounted_variants(connection, plan_id):
             wanted = aggregates.expected(connection, plan_id, rules)

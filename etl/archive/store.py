@@ -50,7 +50,7 @@ from etl.db.schema import (
     tracked_runs,
     warnings,
 )
-from etl.derived import aggregates
+from etl.derived import refresh
 from etl.derived.plans import Plan, as_plan
 from etl.ledger.lifecycle import Seen
 
@@ -167,12 +167,12 @@ def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
     stretches = {
         answer.run_id: _stretch(answer, before.get(answer.run_id)) for answer in new + changed
     }
-    closed = aggregates.noted(connection, [answer.run_id for answer in changed])
+    closed = refresh.noted(connection, [answer.run_id for answer in changed])
     status_rows = _supersede(connection, changed, stretches, before)
     outcomes_now = _insert_new(connection, [*new, *changed], stretches, before)
     bulk.insert(connection, status_changes, status_rows)
     _put_drift(connection, new + changed)
-    aggregates.note(connection, [_noted(each) for each in outcomes_now], closed)
+    refresh.note(connection, [_noted(each) for each in outcomes_now], closed)
     if back := [run_id for run_id, known in before.items() if known.gone_at]:
         unmark_gone(connection, back)
     unchanged = {
@@ -324,9 +324,9 @@ def _insert_new(
     return opened_outcomes
 
 
-def _noted(outcome: Outcome) -> aggregates.Noted:
+def _noted(outcome: Outcome) -> refresh.Noted:
     variant_id, _, application, plan, _ = outcome.variant
-    return aggregates.Noted(Plan(application, plan), variant_id, outcome.roster[0], outcome.period)
+    return refresh.Noted(Plan(application, plan), variant_id, outcome.roster[0], outcome.period)
 
 
 def application_of(rows: Rows) -> str:

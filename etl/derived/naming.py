@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, and_, insert, select, update
 
 from etl.config.settings import Rules
 from etl.db.schema import aliases, plan_variants, series
-from etl.derived import aggregates
+from etl.derived import refresh
 from etl.derived.plans import Plan
 from etl.errors import UsageError
 
@@ -47,7 +47,7 @@ def add(connection: Connection, renaming: Renaming, now: datetime, rules: Rules)
             " first: alias remove"
         )
     connection.execute(insert(aliases).values(**renaming._asdict(), added_at=now))
-    aggregates.refresh_plans(connection, plans, rules)
+    refresh.refresh_plans(connection, plans, rules)
 
 
 def doubt(connection: Connection, renaming: Renaming) -> str:
@@ -73,7 +73,7 @@ def remove(connection: Connection, renaming: Renaming, now: datetime, rules: Rul
     found = connection.execute(update(aliases).where(_is_standing(renaming)).values(removed_at=now))
     if not found.rowcount:
         raise UsageError(f"alias: {renaming.old_name!r} has none there; `alias list` has them all")
-    aggregates.refresh_plans(connection, _plans(connection, renaming), rules)
+    refresh.refresh_plans(connection, _plans(connection, renaming), rules)
 
 
 def standing(connection: Connection) -> list[Renaming]:

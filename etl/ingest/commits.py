@@ -27,7 +27,7 @@ from etl.archive import identity, store
 from etl.archive.store import Saved
 from etl.db import database
 from etl.db.database import writing
-from etl.derived import aggregates
+from etl.derived import refresh
 from etl.errors import DatabaseError
 from etl.fetch.door import FetchedBatch
 from etl.ingest.context import IngestContext
@@ -242,7 +242,7 @@ class Commits:
 
 def refresh_marked(ingest: IngestContext) -> None:
     """Recompute the series and durations that this pass or another one has marked."""
-    aggregates.count_marked(ingest.engine, ingest.config.rules)
+    refresh.count_marked(ingest.engine, ingest.config.rules)
 
 
 def _log_end(end: RunEnd) -> None:

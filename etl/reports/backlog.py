@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, func, select
 
 from etl.db.schema import IS_OPEN, outcomes, plan_variants
-from etl.derived.aggregates import RosterBook
+from etl.derived.outcome_reader import RosterBook
 from etl.derived.plans import Plan
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID
 from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-from etl.derived.aggregates import Variant
+from etl.derived.outcome_reader import Variant
 from etl.derived.plans import NamedTest
 from etl.reports.model import Request
 from etl.reports.source import Places, variants, within

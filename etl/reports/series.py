@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, select
 
 from etl.db.schema import plan_variants, series
-from etl.derived.aggregates import Variant, series_row
+from etl.derived.aggregates import series_row
+from etl.derived.outcome_reader import Variant
 from etl.derived.series_metrics import series_of
 from etl.reports.columns import (
     APPLICATION,

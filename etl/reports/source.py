@@ -10,18 +10,12 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, TextClause, and_, exists, or_, select, text
 
 from etl.answers.payload import FINAL_STATUSES, OPEN_STATUS
-from etl.db.schema import labels, outcomes, plan_variants
-from etl.derived.aggregates import (
-    IS_CURRENT,
-    Namings,
-    RosterBook,
-    Variant,
-    as_plan_run,
-    has_uncounted,
-    plan_runs,
-)
+from etl.db.schema import IS_CURRENT, labels, outcomes, plan_variants
+from etl.derived.identity_rules import Namings
 from etl.derived.metrics import Counts
+from etl.derived.outcome_reader import RosterBook, Variant, as_plan_run, plan_runs
 from etl.derived.plans import Naming, Plan, PlanRun, Roster
+from etl.derived.refresh import has_uncounted
 from etl.reports.model import Filter, Filters, Request
 from etl.reports.spans import Span
 

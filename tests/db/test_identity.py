@@ -12,7 +12,7 @@ from etl.archive import identity, rebuild
 from etl.archive.identity import ListedTest, Repeats, count_repeats, key_kind
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import identities, rosters, series
-from etl.derived import aggregates
+from etl.derived import refresh
 from tests.support.dump import dump
 from tests.support.fake_api import FakeApi, result
 from tests.support.histories import BERLIN, keep
@@ -121,10 +121,10 @@ def test_a_list_that_somebody_is_about_to_refer_to_stays(postgresql_url: str) ->
     with writing(engine) as storing, writing(engine) as connection:
         # As the check of a foreign key does.
         storing.execute(select(rosters).with_for_update(read=True, key_share=True))
-        aggregates.drop_unused_rosters(connection)
+        refresh.drop_unused_rosters(connection)
         assert len(connection.execute(select(rosters)).all()) == 1
     with writing(engine) as connection:
-        aggregates.drop_unused_rosters(connection)
+        refresh.drop_unused_rosters(connection)
         assert connection.execute(select(rosters)).all() == []
     engine.dispose()
 

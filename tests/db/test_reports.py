@@ -12,7 +12,7 @@ from etl.archive import identity
 from etl.config.settings import DEFAULT_RULES
 from etl.db.database import reading, snapshot, writing
 from etl.db.schema import health, ingests, series
-from etl.derived.aggregates import has_uncounted
+from etl.derived.refresh import has_uncounted
 from etl.reports import catalog
 from etl.reports.model import Filter, Filters, Report, Request
 from tests.support.histories import BERLIN, CHROME, SAFARI, a_run, label, see

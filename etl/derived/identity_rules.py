@@ -1,0 +1,61 @@
+"""By which rule the tests of a plan are known again from run to run: as stored, now or then."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import datetime
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    or_,
+    select,
+)
+
+from etl.db.schema import (
+    aliases,
+    identities,
+)
+from etl.derived.plans import Naming, Plan
+
+
+class Namings:
+    """How the tests of each plan are known again, now or `at` a moment."""
+
+    def __init__(self, connection: Connection, at: datetime | None = None) -> None:
+        by_id = _ID_KEYED if at is None else _ID_KEYED.where(identities.c.decided_at <= at)
+        self._by_id = frozenset(connection.scalars(by_id))
+        self._renamed: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        query = select(aliases).where(_is_valid_alias(at)).order_by(aliases.c.added_at)
+        for row in connection.execute(query):
+            self._renamed[row.application, row.plan][row.old_name] = row.new_name
+
+    def of(self, plan: Plan) -> Naming:
+        """Return how the tests of `plan` are known again."""
+        renamed = {
+            **self._renamed.get((plan.application, ""), {}),
+            **self._renamed.get((plan.application, plan.plan), {}),
+        }
+        return Naming(plan.application in self._by_id, _followed(renamed))
+
+
+_ID_KEYED = select(identities.c.application).where(identities.c.key_kind == "id")
+
+
+def _is_valid_alias(at: datetime | None) -> ColumnElement[bool]:
+    if at is None:
+        return aliases.c.removed_at.is_(None)
+    is_removed_later = or_(aliases.c.removed_at.is_(None), aliases.c.removed_at > at)
+    return and_(aliases.c.added_at <= at, is_removed_later)
+
+
+def _followed(renamed: Mapping[str, str]) -> dict[str, str]:
+    """Lead each old name to the newest: a test can be renamed again, and even back."""
+    newest = {}
+    for old in renamed:
+        name, seen = old, {old}
+        while (following := renamed.get(name)) is not None and following not in seen:
+            name = following
+            seen.add(name)
+        newest[old] = name
+    return newest
