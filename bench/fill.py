@@ -11,10 +11,10 @@ from sqlalchemy import Engine
 
 from bench.contenders.limit import RUNS_A_TRANSACTION, merged, prepared, tables_of, write
 from bench.content import Offer, run_id
-from etl.archive import store
 from etl.config.settings import DEFAULT_RULES
 from etl.db.database import reading, writing
 from etl.derived import aggregates
+from etl.derived.identity_rules import id_keyed_applications
 
 SEEN_AFTER = timedelta(hours=2)
 
@@ -34,7 +34,7 @@ def fill(engine: Engine, offer: Offer) -> None:
 
 def _add(engine: Engine, offer: Offer, indexes: Sequence[int]) -> None:
     with writing(engine) as connection:
-        id_keyed = store.id_keyed_applications(connection)
+        id_keyed = id_keyed_applications(connection)
         made = [
             tables_of(
                 run_id(index),

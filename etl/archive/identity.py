@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, Select, and_, select, update
 
 from etl import clock
-from etl.archive import rebuild, store
+from etl.archive import rebuild
 from etl.config.settings import Rules
 from etl.db.bulk import upsert_into
 from etl.db.database import reading, writing
 from etl.db.schema import among, identities, outcomes, plan_variants, runs, tests
 from etl.derived import refresh
+from etl.derived.identity_rules import change_identity
 from etl.telemetry.log import get_logger
 
 COMPARED_RUNS = 40
@@ -155,7 +156,7 @@ def _short(applications: Iterable[str]) -> list[str]:
 
 
 def _measure(connection: Connection, application: str) -> None:
-    store.change_identity(connection, application)
+    change_identity(connection, application)
     found = count_repeats(_newest_tests(connection, application))
     is_it = identities.c.application == application
     before = connection.scalar(select(identities.c.key_kind).where(is_it)) or "name"

@@ -33,7 +33,6 @@ from etl.answers.compression import decompress
 from etl.answers.normalize import normalize
 from etl.answers.payload import COUNTERS, decode
 from etl.answers.rows import ECHO_WARNING
-from etl.archive import store
 from etl.archive.history import DERIVED, Owner, Row, Stretch, derived, outcome_of
 from etl.config.settings import DEFAULT_RULES, Rules
 from etl.db import bulk
@@ -54,6 +53,7 @@ from etl.db.schema import (
     tracked_runs,
 )
 from etl.derived import aggregates, refresh
+from etl.derived.identity_rules import id_keyed_applications
 
 BATCH_RUNS = 50
 BATCH_BYTES = 1_048_576
@@ -353,7 +353,7 @@ def _expected(connection: Connection, run_ids: Sequence[str], zone: tzinfo) -> _
     """Return what the payloads of `run_ids` and their ledger rows make of them."""
     owners, unowned = _owners(connection, run_ids)
     kept, unreadable = _read(connection, payloads, run_ids)
-    id_keyed = store.id_keyed_applications(connection)
+    id_keyed = id_keyed_applications(connection)
     rows: dict[str, list[Row]] = {table.name: [] for table in TABLES}
     batch = _Batch([], rows, {table.name: {} for table in NAMES}, [*unowned, *unreadable])
     for run_id, group in groupby(map(_Kept._make, kept), key=lambda row: row.run_id):

@@ -4,15 +4,15 @@ The caller owns the transaction, and holds the runs' leases: of one run, answers
 after another, the later one fetched later.
 """
 
-import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Table, and_, delete, select, text, tuple_, update
+from sqlalchemy import Connection, Table, and_, delete, select, update
 
-from etl.answers.outcome import Answer, Reject
-from etl.answers.rows import Drift, Rows
+from etl.answers.outcome import Answer
+from etl.answers.rows import Rows
+from etl.archive.archived_runs import Archived, archived
 from etl.archive.history import (
     Before,
     Outcome,
@@ -29,63 +29,27 @@ from etl.archive.history import (
     test_states,
     warning_rows,
 )
+from etl.archive.schema_drift import put_drift
 from etl.db import bulk
 from etl.db.schema import (
     COUNTERS,
     among,
     counts,
-    drift,
     environments,
-    identities,
     outcomes,
     payloads,
     plan_variants,
-    rejects,
     revisions,
     rosters,
     runs,
     status_changes,
     test_revisions,
     tests,
-    tracked_runs,
     warnings,
 )
 from etl.derived import refresh
+from etl.derived.identity_rules import id_keyed_applications, rely_on_identities
 from etl.derived.plans import Plan, as_plan
-from etl.ledger.lifecycle import Seen
-
-
-class Archived(NamedTuple):
-    """What the archive has of a run."""
-
-    run_id: str
-    revision: int
-    content_hash: str
-    status: str | None
-    started_at: datetime | None
-    ended_at: datetime | None
-    archived_at: datetime
-    changed_at: datetime
-    gone_at: datetime | None
-    last_fetched_at: datetime | None
-
-    def seen(self, first_tracked_at: datetime) -> Seen:
-        """Return what `lifecycle` decides by."""
-        return _seen(self, first_tracked_at)
-
-
-def _seen(run: Any, first_tracked_at: datetime) -> Seen:
-    """Return what a row of `runs` tells `lifecycle`.
-
-    Times from the answer count only as far as they can be: not after we saw what they tell.
-    """
-    over_since = min(run.ended_at or run.changed_at, run.changed_at)
-    return Seen(
-        run.status,
-        began_at=min(run.started_at or first_tracked_at, run.changed_at),
-        over_since=over_since,
-        changed_at=run.changed_at if run.revision > 1 else over_since,
-    )
 
 
 class Saved(NamedTuple):
@@ -97,59 +61,6 @@ class Saved(NamedTuple):
     is_new: bool
     is_changed: bool
     archived: Archived
-
-
-def archived(connection: Connection, run_ids: Sequence[str]) -> dict[str, Archived]:
-    """Return what is known of those of `run_ids` that were archived before, by run ID."""
-    query = (
-        select(
-            runs.c.run_id,
-            runs.c.revision,
-            runs.c.content_hash,
-            runs.c.status,
-            runs.c.started_at,
-            runs.c.ended_at,
-            runs.c.archived_at,
-            runs.c.changed_at,
-            runs.c.gone_at,
-            tracked_runs.c.last_fetched_at,
-        )
-        .join(tracked_runs, tracked_runs.c.run_id == runs.c.run_id)
-        .where(among(runs.c.run_id, run_ids))
-    )
-    return {row.run_id: Archived._make(row) for row in connection.execute(query).all()}
-
-
-class Known(NamedTuple):
-    """What an answer of an archived run is held against: the newest one's content and bytes."""
-
-    seen: Seen
-    fingerprint: str
-    """The sha256 of its payload: the same bytes again are no news."""
-
-
-def known(connection: Connection, first_tracked_at: Mapping[str, datetime]) -> dict[str, Known]:
-    """Return the newest answers of those of the runs that were archived before, by run ID."""
-    query = (
-        select(
-            runs.c.run_id,
-            runs.c.revision,
-            runs.c.status,
-            runs.c.started_at,
-            runs.c.ended_at,
-            runs.c.changed_at,
-            payloads.c.sha256,
-        )
-        .join(
-            payloads,
-            and_(payloads.c.run_id == runs.c.run_id, payloads.c.revision == runs.c.revision),
-        )
-        .where(among(runs.c.run_id, first_tracked_at))
-    )
-    return {
-        row.run_id: Known(_seen(row, first_tracked_at[row.run_id]), row.sha256)
-        for row in connection.execute(query).all()
-    }
 
 
 def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
@@ -171,7 +82,7 @@ def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
     status_rows = _supersede(connection, changed, stretches, before)
     outcomes_now = _insert_new(connection, [*new, *changed], stretches, before)
     bulk.insert(connection, status_changes, status_rows)
-    _put_drift(connection, new + changed)
+    put_drift(connection, new + changed)
     refresh.note(connection, [_noted(each) for each in outcomes_now], closed)
     if back := [run_id for run_id, known in before.items() if known.gone_at]:
         unmark_gone(connection, back)
@@ -334,32 +245,6 @@ def application_of(rows: Rows) -> str:
     return as_plan(rows.run.application, rows.run.name).application
 
 
-def rely_on_identities(connection: Connection, applications: Collection[str]) -> None:
-    """Have what tests of these applications are known by stay as it is until the commit."""
-    _lock(connection, "pg_advisory_xact_lock_shared", applications)
-
-
-def change_identity(connection: Connection, application: str) -> None:
-    """Wait until all is committed that relies on what an application's tests are known by.
-
-    Who stores runs after our commit sees what we decide, and what was stored before it we see.
-    """
-    _lock(connection, "pg_advisory_xact_lock", [application])
-
-
-def _lock(connection: Connection, function: str, applications: Collection[str]) -> None:
-    if connection.dialect.name == "postgresql" and applications:  # SQLite has one writer at a time
-        names = "unnest(CAST(:names AS text[])) AS name"
-        statement = f"SELECT {function}(hashtextextended('identity ' || name, 0)) FROM {names}"  # noqa: S608  our functions
-        connection.execute(text(statement), {"names": sorted(applications)})
-
-
-def id_keyed_applications(connection: Connection) -> frozenset[str]:
-    """Return the applications whose tests keep their ids from run to run."""
-    query = select(identities.c.application).where(identities.c.key_kind == "id")
-    return frozenset(connection.scalars(query))
-
-
 def _put_names(connection: Connection, opened: Sequence[Outcome]) -> None:
     """Keep what `outcomes` refers to: plans with their environments, and lists of tests."""
     _add_missing(connection, plan_variants, {each.variant[0]: each.variant for each in opened})
@@ -397,53 +282,6 @@ def _payload_row(answer: Answer, opened: Stretch) -> Row:
     )
 
 
-def _put_drift(connection: Connection, answers: Sequence[Answer]) -> None:
-    """Keep for each novelty the earliest sight, by run ID among equals, whatever the order."""
-    first: dict[Drift, tuple[datetime, str]] = {}
-    for answer in answers:
-        for novelty in answer.rows.drift:
-            sight = (answer.fetched_at, answer.run_id)
-            first[novelty] = min(sight, first.get(novelty, sight))
-    if not first:
-        return
-    known = {
-        Drift(row.path, row.json_type): (row.first_seen_at, row.first_run_id)
-        for row in _drift_rows(connection, list(first))
-    }
-    fresh = [
-        {
-            "path": novelty.path,
-            "json_type": novelty.json_type,
-            "first_run_id": run_id,
-            "first_seen_at": seen_at,
-        }
-        for novelty, (seen_at, run_id) in sorted(first.items())
-        if novelty not in known or (seen_at, run_id) < known[novelty]
-    ]
-    if fresh:
-        insert = bulk.upsert_into(connection, drift)
-        given, kept = insert.excluded, drift.c
-        # As Python compares texts; PostgreSQL would go by the language of the database.
-        by_code_point = "C" if connection.dialect.name == "postgresql" else "BINARY"
-        connection.execute(
-            insert.on_conflict_do_update(
-                index_elements=[kept.path, kept.json_type],
-                set_={"first_run_id": given.first_run_id, "first_seen_at": given.first_seen_at},
-                where=tuple_(given.first_seen_at, given.first_run_id.collate(by_code_point))
-                < tuple_(kept.first_seen_at, kept.first_run_id),
-            ),
-            fresh,
-        )
-
-
-def _drift_rows(connection: Connection, novelties: Sequence[Drift]) -> list[Any]:
-    rows: list[Any] = []
-    for start in range(0, len(novelties), 500):
-        paths = {novelty.path for novelty in novelties[start : start + 500]}
-        rows += connection.execute(select(drift).where(drift.c.path.in_(paths)))
-    return rows
-
-
 def mark_gone(connection: Connection, run_ids: Sequence[str], now: datetime) -> None:
     """Note when the API first denied having runs that are archived; their rows stay."""
     connection.execute(
@@ -460,29 +298,3 @@ def unmark_gone(connection: Connection, run_ids: Sequence[str]) -> None:
         .where(among(runs.c.run_id, run_ids), runs.c.gone_at.is_not(None))
         .values(gone_at=None)
     )
-
-
-def reject(connection: Connection, rejected: Sequence[Reject]) -> None:
-    """Keep what could not be accepted; the same bad answer of the same run once."""
-    if rejected:
-        connection.execute(
-            bulk.upsert_into(connection, rejects).on_conflict_do_nothing(),
-            [_reject_row(each) for each in rejected],
-        )
-
-
-def _reject_row(rejected: Reject) -> dict[str, Any]:
-    return {
-        "id": _reject_id(rejected),
-        "run_id": rejected.run_id,
-        "fetched_at": rejected.fetched_at,
-        "http_status": rejected.http_status,
-        "reason": rejected.message,
-        "body": rejected.body,
-        "sha256": rejected.sha256,
-    }
-
-
-def _reject_id(rejected: Reject) -> str:
-    key = f"{rejected.run_id}\n{rejected.sha256}\n{rejected.http_status}"
-    return hashlib.sha256(key.encode()).hexdigest()[:32]

@@ -1,7 +1,7 @@
 """By which rule the tests of a plan are known again from run to run: as stored, now or then."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from sqlalchemy import (
@@ -10,6 +10,7 @@ from sqlalchemy import (
     and_,
     or_,
     select,
+    text,
 )
 
 from etl.db.schema import (
@@ -59,3 +60,29 @@ def _followed(renamed: Mapping[str, str]) -> dict[str, str]:
             seen.add(name)
         newest[old] = name
     return newest
+
+
+def rely_on_identities(connection: Connection, applications: Collection[str]) -> None:
+    """Have what tests of these applications are known by stay as it is until the commit."""
+    _lock(connection, "pg_advisory_xact_lock_shared", applications)
+
+
+def change_identity(connection: Connection, application: str) -> None:
+    """Wait until all is committed that relies on what an application's tests are known by.
+
+    Who stores runs after our commit sees what we decide, and what was stored before it we see.
+    """
+    _lock(connection, "pg_advisory_xact_lock", [application])
+
+
+def _lock(connection: Connection, function: str, applications: Collection[str]) -> None:
+    if connection.dialect.name == "postgresql" and applications:  # SQLite has one writer at a time
+        names = "unnest(CAST(:names AS text[])) AS name"
+        statement = f"SELECT {function}(hashtextextended('identity ' || name, 0)) FROM {names}"  # noqa: S608  our functions
+        connection.execute(text(statement), {"names": sorted(applications)})
+
+
+def id_keyed_applications(connection: Connection) -> frozenset[str]:
+    """Return the applications whose tests keep their ids from run to run."""
+    query = select(identities.c.application).where(identities.c.key_kind == "id")
+    return frozenset(connection.scalars(query))

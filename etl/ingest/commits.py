@@ -23,7 +23,7 @@ from etl.answers.outcome import (
     Reject,
     Unchanged,
 )
-from etl.archive import identity, store
+from etl.archive import identity, rejects, store
 from etl.archive.store import Saved
 from etl.db import database
 from etl.db.database import writing
@@ -95,7 +95,7 @@ class BatchStore:
             ours = [outcome for outcome in outcomes if outcome.run_id in held]
             answers = [each for each in ours if isinstance(each, Answer)]
             saved = store.save(connection, answers)
-            store.reject(connection, _rejects(ours))
+            rejects.reject(connection, _rejects(ours))
             _mark_absence(connection, ours, claims)
             ends = [self._judge(each, claims[each.run_id], saved) for each in ours]
             leases.record(connection, [end.recorded for end in ends])

@@ -36,7 +36,7 @@ from etl.answers.payload import (
     decode,
 )
 from etl.answers.rows import ECHO_WARNING
-from etl.archive import history, rebuild, store
+from etl.archive import archived_runs, history, rebuild, store
 from etl.archive.rebuild import Checked, Difference
 from etl.cli import rebuild_commands
 from etl.db import bulk, database
@@ -155,7 +155,7 @@ def look(connection: Connection, at: datetime, seen: Mapping[str, bytes | None])
     answered = [answer.run_id for answer in answers]
     standing = Standing(State.SETTLED, None)
     leases.record(connection, [Recorded(run_id, standing, at) for run_id in answered])
-    gone = store.archived(connection, [run_id for run_id in seen if run_id not in answered])
+    gone = archived_runs.archived(connection, [run_id for run_id in seen if run_id not in answered])
     for room in (leases, store):
         room.mark_gone(connection, list(gone), at)
     leases.clear_gone(connection, answered)

@@ -18,8 +18,10 @@ from etl.answers.compression import compress, decompress
 from etl.answers.normalize import normalize
 from etl.answers.outcome import Answer, Reason, Reject
 from etl.answers.payload import COUNTERS, decode
-from etl.archive import store
-from etl.archive.store import Archived, Known, Saved
+from etl.archive import archived_runs, store
+from etl.archive.archived_runs import Archived, Known
+from etl.archive.rejects import reject
+from etl.archive.store import Saved
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import (
     Day,
@@ -333,7 +335,7 @@ def fill_every_column_that_has_times(connection: Connection) -> None:
     look(connection, answer(first | {"new": 1}))
     store.mark_gone(connection, ["run-1"], START)
     leases.mark_gone(connection, ["run-1"], START)
-    store.reject(connection, [unreadable("run-1", "is no JSON", b"<")])
+    reject(connection, [unreadable("run-1", "is no JSON", b"<")])
     finished_at = START.replace(microsecond=0)
     run = {"trigger": "test", "started_at": START, "finished_at": finished_at}
     run["wait_until"] = START
@@ -572,10 +574,10 @@ def test_more_novelties_than_one_statement_can_name_are_kept(connection: Connect
 
 def test_the_same_bad_answer_is_rejected_once(connection: Connection) -> None:
     bad = unreadable("run-1", "the answer is empty", b"")
-    store.reject(connection, [bad])
+    reject(connection, [bad])
     once = rows_of(connection, rejects)
-    store.reject(connection, [replace(bad, fetched_at=after(1))])
-    store.reject(connection, [])
+    reject(connection, [replace(bad, fetched_at=after(1))])
+    reject(connection, [])
     assert rows_of(connection, rejects) == once
     [row] = once
     kept = [
@@ -591,7 +593,7 @@ def test_another_bad_answer_is_another_reject(connection: Connection) -> None:
         replace(bad, sha256="deca"),
         replace(bad, http_status=500),
     ]
-    store.reject(connection, [bad, *others])
+    reject(connection, [bad, *others])
     assert len(rows_of(connection, rejects)) == 4
 
 
@@ -633,7 +635,7 @@ def test_saving_tells_new_from_changed_from_unchanged(connection: Connection) ->
     look(connection, answer({"name": "a"}), answer({"name": "b"}, run_id="run-2"))
     changed, new = answer({"name": "c"}, 1, "run-2"), answer({"name": "d"}, 1, "run-3")
     saved = store.save(connection, [answer({"name": "a"}, 1), changed, new])
-    known = store.archived(connection, RUN_IDS)
+    known = archived_runs.archived(connection, RUN_IDS)
     assert saved == {
         "run-1": Saved(is_new=False, is_changed=False, archived=known["run-1"]),
         "run-2": Saved(is_new=False, is_changed=True, archived=known["run-2"]),
@@ -645,7 +647,7 @@ def test_the_archive_tells_what_it_has_of_a_run(connection: Connection) -> None:
     result = {"status": "passed", "started_at": "2024-03-01T11:00:00Z", "duration": 60_000}
     look(connection, answer(result, minutes=5))
     started_at = datetime(2024, 3, 1, 11, 0, 0, 0, UTC)
-    assert store.archived(connection, ["run-1", "run-2"]) == {
+    assert archived_runs.archived(connection, ["run-1", "run-2"]) == {
         "run-1": Archived(
             run_id="run-1",
             revision=1,
@@ -692,8 +694,8 @@ def test_a_run_is_known_by_the_bytes_of_its_newest_payload(connection: Connectio
     newest = answer({"name": "b"}, minutes=1)
     look(connection, answer({"name": "a"}))
     look(connection, newest)
-    seen = store.archived(connection, ["run-1"])["run-1"].seen(START)
-    assert store.known(connection, dict.fromkeys(["run-1", "run-2"], START)) == {
+    seen = archived_runs.archived(connection, ["run-1"])["run-1"].seen(START)
+    assert archived_runs.known(connection, dict.fromkeys(["run-1", "run-2"], START)) == {
         "run-1": Known(seen, newest.body.sha256)
     }
 
@@ -732,7 +734,7 @@ def store_a_batch_that_breaks(engine: Engine) -> None:
     with writing(engine) as connection:
         tracking.track(connection, [Entry("run-4", None, None, {"branch": "main"})], after(1))
         store.mark_gone(connection, ["run-2"], after(1))
-        store.reject(
+        reject(
             connection,
             [unreadable("run-3", "is no JSON", b"<")],
         )

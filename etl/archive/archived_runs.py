@@ -1,0 +1,101 @@
+"""What the archive has of runs: the newest answer of each."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, and_, select
+
+from etl.db.schema import (
+    among,
+    payloads,
+    runs,
+    tracked_runs,
+)
+from etl.ledger.lifecycle import Seen
+
+
+class Archived(NamedTuple):
+    """What the archive has of a run."""
+
+    run_id: str
+    revision: int
+    content_hash: str
+    status: str | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    archived_at: datetime
+    changed_at: datetime
+    gone_at: datetime | None
+    last_fetched_at: datetime | None
+
+    def seen(self, first_tracked_at: datetime) -> Seen:
+        """Return what `lifecycle` decides by."""
+        return seen_of(self, first_tracked_at)
+
+
+def seen_of(run: Any, first_tracked_at: datetime) -> Seen:
+    """Return what a row of `runs` tells `lifecycle`.
+
+    Times from the answer count only as far as they can be: not after we saw what they tell.
+    """
+    over_since = min(run.ended_at or run.changed_at, run.changed_at)
+    return Seen(
+        run.status,
+        began_at=min(run.started_at or first_tracked_at, run.changed_at),
+        over_since=over_since,
+        changed_at=run.changed_at if run.revision > 1 else over_since,
+    )
+
+
+def archived(connection: Connection, run_ids: Sequence[str]) -> dict[str, Archived]:
+    """Return what is known of those of `run_ids` that were archived before, by run ID."""
+    query = (
+        select(
+            runs.c.run_id,
+            runs.c.revision,
+            runs.c.content_hash,
+            runs.c.status,
+            runs.c.started_at,
+            runs.c.ended_at,
+            runs.c.archived_at,
+            runs.c.changed_at,
+            runs.c.gone_at,
+            tracked_runs.c.last_fetched_at,
+        )
+        .join(tracked_runs, tracked_runs.c.run_id == runs.c.run_id)
+        .where(among(runs.c.run_id, run_ids))
+    )
+    return {row.run_id: Archived._make(row) for row in connection.execute(query).all()}
+
+
+class Known(NamedTuple):
+    """What an answer of an archived run is held against: the newest one's content and bytes."""
+
+    seen: Seen
+    fingerprint: str
+    """The sha256 of its payload: the same bytes again are no news."""
+
+
+def known(connection: Connection, first_tracked_at: Mapping[str, datetime]) -> dict[str, Known]:
+    """Return the newest answers of those of the runs that were archived before, by run ID."""
+    query = (
+        select(
+            runs.c.run_id,
+            runs.c.revision,
+            runs.c.status,
+            runs.c.started_at,
+            runs.c.ended_at,
+            runs.c.changed_at,
+            payloads.c.sha256,
+        )
+        .join(
+            payloads,
+            and_(payloads.c.run_id == runs.c.run_id, payloads.c.revision == runs.c.revision),
+        )
+        .where(among(runs.c.run_id, first_tracked_at))
+    )
+    return {
+        row.run_id: Known(seen_of(row, first_tracked_at[row.run_id]), row.sha256)
+        for row in connection.execute(query).all()
+    }
