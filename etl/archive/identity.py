@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, Select, and_, select, update
 
 from etl import clock
-from etl.archive import rebuild
+from etl.archive import rekey
 from etl.config.settings import Rules
 from etl.db.bulk import upsert_into
 from etl.db.database import reading, writing
@@ -116,7 +116,7 @@ def _settle(engine: Engine, applications: Sequence[str], zone: tzinfo) -> None:
         unsettled = list(connection.scalars(undone.order_by(identities.c.application)))
     for application in unsettled:
         log.debug("tests are known by other keys now: counting anew", application=application)
-        rebuild.rekey_application(engine, application, zone)
+        rekey.rekey_application(engine, application, zone)
         with writing(engine) as connection:
             is_it = identities.c.application == application
             refresh.drop_unused_rosters(connection)

@@ -12,8 +12,9 @@ from typing import Any
 from sqlalchemy import func, select
 
 from etl import display
-from etl.archive import rebuild
-from etl.archive.rebuild import Checked, Difference
+from etl.archive.differences import Checked, Difference
+from etl.archive.replay import replay_archive
+from etl.archive.verify import verify_archive
 from etl.cli.session import Session, open_session
 from etl.db import database
 from etl.db.schema import payloads
@@ -61,7 +62,7 @@ class _Found:
 def verify(path: Path | None, *, as_json: bool) -> int:
     """Check all runs; 1 if anything is not as it should be."""
     session = _archive(path)
-    batches = rebuild.verify(session.engine, session.config.reporting_zone, session.config.rules)
+    batches = verify_archive(session.engine, session.config.reporting_zone, session.config.rules)
     found = _work_through(session, batches, _say_nothing if as_json else _say_all)
     wrong = found.damage.count + found.differing.count
     if as_json:
@@ -85,7 +86,7 @@ def verify(path: Path | None, *, as_json: bool) -> int:
 def preview(path: Path | None, *, as_json: bool) -> int:
     """Say what `replay` would change."""
     session = _archive(path)
-    batches = rebuild.verify(session.engine, session.config.reporting_zone, session.config.rules)
+    batches = verify_archive(session.engine, session.config.reporting_zone, session.config.rules)
     found = _work_through(session, batches, _say_nothing if as_json else _say_wrong)
     _sum_up(found, "would be changed", as_json=as_json)
     return 0
@@ -94,7 +95,7 @@ def preview(path: Path | None, *, as_json: bool) -> int:
 def replay(path: Path | None, *, as_json: bool) -> int:
     """Rebuild what differs; 1 if there is damage, which is left as it was."""
     session = _archive(path)
-    batches = rebuild.replay(session.engine, session.config.reporting_zone, session.config.rules)
+    batches = replay_archive(session.engine, session.config.reporting_zone, session.config.rules)
     found = _work_through(session, batches, _say_nothing if as_json else _say_wrong)
     _sum_up(found, "changed", as_json=as_json)
     return 1 if found.damage.count else 0

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import Engine
 
-from etl.archive import rebuild
+from etl.archive.verify import verify_archive
 from etl.config.settings import Rules
 from etl.db.database import connect, prepare, writing
 from etl.db.schema import (
@@ -51,7 +51,7 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine = connect(database_url)
     prepare(engine)
     yield engine
-    found = list(rebuild.verify(engine, BERLIN))
+    found = list(verify_archive(engine, BERLIN))
     engine.dispose()
     assert [each for batch in found for each in (*batch.damage, *batch.differing)] == []
 

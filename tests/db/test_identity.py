@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, insert, select
 
-from etl.archive import identity, rebuild
+from etl.archive import identity, rekey
 from etl.archive.identity import ListedTest, Repeats, count_repeats, key_kind
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import identities, rosters, series
@@ -143,7 +143,7 @@ def test_counting_anew_that_was_interrupted_is_made_up_for(
 ) -> None:
     api.answers = runs_of([("id of a", "id of b")] * 12)
     with monkeypatch.context() as patched:
-        patched.setattr(rebuild, "rekey_application", _stop)
+        patched.setattr(rekey, "rekey_application", _stop)
         archiver.call("ingest", *RUN_IDS)
     assert measured(engine) == [("Shop", 21, 21, "id", False)]
     archiver.call("ingest", RUN_IDS[-1], "--refresh")  # which changes nothing

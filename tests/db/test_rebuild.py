@@ -36,8 +36,10 @@ from etl.answers.payload import (
     decode,
 )
 from etl.answers.rows import ECHO_WARNING
-from etl.archive import archived_runs, history, rebuild, store
-from etl.archive.rebuild import Checked, Difference
+from etl.archive import archived_runs, history, payload_batches, store
+from etl.archive.differences import Checked, Difference
+from etl.archive.replay import replay_archive
+from etl.archive.verify import verify_archive
 from etl.cli import rebuild_commands
 from etl.db import bulk, database
 from etl.db.database import connect, prepare, reading, writing
@@ -71,7 +73,7 @@ from tests.support.program import COMMAND, Program, bare_program, program
 START = datetime(2024, 3, 1, 18, 0, 0, 123000, UTC)
 RUN_IDS = ("run-1", "run-2", "run-3", "run-4")
 DERIVED = [metadata.tables[name] for name in history.DERIVED]
-SHARED = [*aggregates.AGGREGATES, *rebuild.NAMES]
+SHARED = [*aggregates.AGGREGATES, *payload_batches.NAMES]
 """The tables whose rows follow from payloads of more than one run."""
 
 
@@ -116,12 +118,12 @@ def everything(engine: Engine) -> dict[str, list[Any]]:
 
 def verified(engine: Engine) -> Checked:
     """Return all that `verify` finds."""
-    return summed(rebuild.verify(engine, UTC))
+    return summed(verify_archive(engine, UTC))
 
 
 def replayed(engine: Engine) -> Checked:
     """Return all that `replay` finds."""
-    return summed(rebuild.replay(engine, UTC))
+    return summed(replay_archive(engine, UTC))
 
 
 def summed(batches: Iterator[Checked]) -> Checked:
@@ -416,7 +418,7 @@ def empty_derived_tables(engine: Engine) -> None:
 def test_replay_makes_lost_tables_anew_as_they_were(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuild, "BATCH_RUNS", 2)
+    monkeypatch.setattr(payload_batches, "BATCH_RUNS", 2)
 
     @examples(engine, on_sqlite=25, on_postgresql=6)
     @given(histories)
@@ -482,9 +484,9 @@ def test_an_interrupted_replay_goes_on_at_the_next_call(
     archive: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = everything(archive)
-    monkeypatch.setattr(rebuild, "BATCH_RUNS", 1)
+    monkeypatch.setattr(payload_batches, "BATCH_RUNS", 1)
     spoil(archive, RUN_IDS)
-    interrupted = rebuild.replay(archive, UTC)
+    interrupted = replay_archive(archive, UTC)
     assert [each.run_id for each in next(interrupted).differing] == ["run-1"]
     del interrupted
     assert spoilt(archive) == {"run-2", "run-3"}
@@ -555,7 +557,7 @@ def test_verify_sees_the_archive_at_one_moment_while_answers_are_stored(archive:
 def test_no_more_than_a_batch_is_in_memory(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuild, "BATCH_BYTES", 600_000)
+    monkeypatch.setattr(payload_batches, "BATCH_BYTES", 600_000)
     engine = connect(sqlite_url)
     prepare(engine)
     run_ids = [f"run-{number}" for number in range(60)]
@@ -1063,7 +1065,7 @@ def test_an_upgrade_that_was_interrupted_goes_on(
     assert archiver.call("db", "downgrade", "0002").exit_code == 0
     with opened(database_url) as engine:
         database.upgrade(engine)
-        for _ in islice(rebuild.replay(engine, UTC), steps):
+        for _ in islice(replay_archive(engine, UTC), steps):
             pass
     assert archiver.call("verify").exit_code == 1
     assert archiver.call("db", "upgrade").exit_code == 0
@@ -1108,7 +1110,7 @@ def test_what_replay_says_is_done_by_then(
 ) -> None:
     """It tells of each batch as it comes: nothing piles up, however much there is to tell."""
     spoil_all(sqlite_url)
-    monkeypatch.setattr(rebuild, "BATCH_RUNS", 2)
+    monkeypatch.setattr(payload_batches, "BATCH_RUNS", 2)
     monkeypatch.setenv("RESULT_ARCHIVER__DATABASE__URL", sqlite_url)
     with redirect_stdout(Pipe(lines=1)) as pipe, pytest.raises(KeyboardInterrupt):
         rebuild_commands.replay(None, as_json=False)
@@ -1133,7 +1135,7 @@ def test_json_has_the_first_differences_and_how_many_there_are(
     on_sqlite: Program, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil_all(sqlite_url)
-    monkeypatch.setattr(rebuild, "BATCH_RUNS", 1)
+    monkeypatch.setattr(payload_batches, "BATCH_RUNS", 1)
     monkeypatch.setattr(rebuild_commands, "LISTED", 2)
     problem = {"table": "runs", "row": "", "problem": "name is 'spoilt', should be ' plan'"}
     listed = {"count": 5, "first": [{"run_id": f"r-{n}"} | problem for n in (1, 2)]}

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from etl.archive import rebuild
+from etl.archive.verify import verify_archive
 from etl.config.settings import Rules
 from etl.db import bulk
 from etl.db.database import connect, prepare, reading
@@ -224,5 +224,5 @@ def assert_kept_as_computed_anew(engine: Engine, rules: Rules) -> None:
                 stored = aggregates.stored(connection, plan_id, table)
                 storable = bulk.storable(connection, table.columns, expected[table.name])
                 assert sorted(storable) == sorted(stored), table.name
-    found = list(rebuild.verify(engine, BERLIN, rules))
+    found = list(verify_archive(engine, BERLIN, rules))
     assert [each for batch in found for each in (*batch.damage, *batch.differing)] == []
