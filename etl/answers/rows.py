@@ -1,11 +1,17 @@
-"""The rows that one answer is turned into, by table. Pure values."""
+"""The rows of one answer, by table. Pure values."""
 
 from datetime import date, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+Row = tuple[Any, ...]
+"""A row of any table: its values, in the order of the table's columns."""
+
+COUNTERS = ("failed", "passed", "aborted", "pending", "unresolved")
+"""The API's counters, in the order of the tables' columns."""
 
 
 class RunRow(NamedTuple):
-    """The columns of `runs` that the answer decides."""
+    """The columns of `runs` that come from the answer."""
 
     result_id: str | None
     name: str | None
@@ -65,33 +71,33 @@ class CountRow(NamedTuple):
     total: int | None
 
 
-class Warned(NamedTuple):
-    """A leaf that could not be read: where it stands, what stood there (as JSON), and why not."""
+class LeafWarning(NamedTuple):
+    """A leaf that could not be read: its path, its value as JSON, and the reason."""
 
     path: str
     value: str
     reason: str
 
 
-ECHO_WARNING = Warned(
+ECHO_WARNING = LeafWarning(
     "$body", '"***"', "the answer echoed a key or token of ours, which is masked in the payload"
 )
-"""Stands beside the rows of an answer that was masked before anything else."""
+"""Added to the rows of an answer in which a secret was masked before it was decoded."""
 
 
 class Drift(NamedTuple):
-    """Something that the API was not known to send: `path` names a field, status or counter."""
+    """Schema drift: a field, status or counter that the API had not shown; `path` names it."""
 
     path: str
     json_type: str
 
 
 class Rows(NamedTuple):
-    """All that one answer says, as rows. `counts[0]` has the run's own counters."""
+    """All rows of one answer. `counts[0]` has the run's own counters."""
 
     run: RunRow
     environments: list[EnvironmentRow]
     tests: list[TestRow]
     counts: list[CountRow]
-    warnings: list[Warned]
+    warnings: list[LeafWarning]
     drift: list[Drift]

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from etl.answers.payload import COUNTERS, OPEN_STATUS
-from etl.answers.rows import Rows
+from etl.answers.payload import OPEN_STATUS
+from etl.answers.rows import COUNTERS, Rows
 from etl.derived.metrics import Counts, checks_of, count, rates, strip_of
 from etl.derived.period_metrics import Period, as_period
 from etl.derived.plans import Plan, as_plan, digest

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Table, and_, delete, select, update
 
 from etl.answers.outcome import Answer
-from etl.answers.rows import Rows
+from etl.answers.rows import COUNTERS, Rows
 from etl.archive.archived_runs import Archived, archived
 from etl.archive.history import (
     Before,
@@ -32,7 +32,6 @@ from etl.archive.history import (
 from etl.archive.schema_drift import put_drift
 from etl.db import bulk
 from etl.db.schema import (
-    COUNTERS,
     among,
     counts,
     environments,

@@ -15,7 +15,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DataError, DBAPIError
 
-from etl.answers.payload import COUNTERS
+from etl.answers.rows import COUNTERS
 from etl.archive.differences import (
     Checked,
     Difference,

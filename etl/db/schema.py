@@ -39,6 +39,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
+from etl.answers.rows import COUNTERS
+
 
 class SqliteDateTime(UserDefinedType[str]):
     """Text in a column declared DATETIME, which is what BI clients look for on SQLite."""
@@ -197,7 +199,6 @@ def among(column: ColumnElement[str], texts: Iterable[str]) -> ColumnElement[boo
 
 
 OUTCOMES = ("new", "changed", "unchanged", "waiting", "failed", "rejected")
-COUNTERS = ("failed", "passed", "aborted", "pending", "unresolved")
 
 RATES = ("pass_rate", "pass_rate_strict", "decided_share", "pass_rate_low", "pass_rate_high")
 SERIES_CLASSES = (

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from etl.db.schema import COUNTERS
+from etl.answers.rows import COUNTERS
 from etl.derived.metrics import Counts, count, rates, total
 from etl.derived.plans import PlanRun
 from etl.reports.columns import APPLICATION, COUNTS, RATES, environment_text

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from etl.db.schema import COUNTERS
+from etl.answers.rows import COUNTERS
 from etl.derived.metrics import Counts, rates, total
 from etl.derived.period_metrics import Period
 from etl.derived.series_metrics import LEAST_DECIDED

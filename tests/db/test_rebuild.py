@@ -28,14 +28,13 @@ from etl.answers.normalize import normalize
 from etl.answers.outcome import Answer
 from etl.answers.payload import (
     COUNTER_FIELDS,
-    COUNTERS,
     ENVIRONMENT_FIELDS,
     RUN_FIELDS,
     TEST_FIELDS,
     Payload,
     decode,
 )
-from etl.answers.rows import ECHO_WARNING
+from etl.answers.rows import COUNTERS, ECHO_WARNING
 from etl.archive import archived_runs, history, payload_batches, store
 from etl.archive.differences import Checked, Difference
 from etl.archive.replay import replay_archive

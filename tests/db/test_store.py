@@ -17,7 +17,8 @@ from sqlalchemy import Column, Connection, Engine, and_, insert, literal, select
 from etl.answers.compression import compress, decompress
 from etl.answers.normalize import normalize
 from etl.answers.outcome import Answer, Reason, Reject
-from etl.answers.payload import COUNTERS, decode
+from etl.answers.payload import decode
+from etl.answers.rows import COUNTERS
 from etl.archive import archived_runs, store
 from etl.archive.archived_runs import Archived, Known
 from etl.archive.rejects import reject
