@@ -7,17 +7,19 @@ from sqlalchemy import Connection
 
 from etl.__main__ import main as archiver
 from etl.derived import refresh
-from etl.derived.refresh import Noted
+from etl.derived.refresh import Contribution
 
 
-def note_nothing(connection: Connection, opened: Sequence[Noted], closed: Sequence[Noted]) -> None:
-    """Stand for `refresh.note`: days stay as they are, and nothing is marked to be counted."""
+def note_nothing(
+    connection: Connection, opened: Sequence[Contribution], closed: Sequence[Contribution]
+) -> None:
+    """Replace `refresh.apply_contributions`: change no day, and mark nothing as dirty."""
 
 
 def main() -> None:
     """Ingest the list."""
     sys.argv[1:] = ["ingest", "--from", sys.argv[1]]
-    refresh.note = note_nothing
+    refresh.apply_contributions = note_nothing
     archiver()
 
 

@@ -56,19 +56,19 @@ def normalize(run_id: str, payload: Payload, zone: tzinfo) -> Rows:
 
 
 def _build_rows(run_id: str, payload: Payload, zone: tzinfo) -> Rows:
-    findings = _Findings()
+    notes = _Notes()
     result = payload.result
     environments = [
-        _read_environment(run_id, position, item, findings)
+        _read_environment(run_id, position, item, notes)
         for position, item in enumerate(result.get("environments", ()), start=1)
     ]
-    own = _read_counters(run_id, 0, result.get("results"), "result.results", findings)
+    own = _read_counters(run_id, 0, result.get("results"), "result.results", notes)
     tests, counts = _convert_documented_tests(run_id, payload) or _read_tests(
-        run_id, payload, findings
+        run_id, payload, notes
     )
-    run = _read_run(payload, environments, len(tests), zone, findings)
+    run = _read_run(payload, environments, len(tests), zone, notes)
     return Rows(
-        run, environments, tests, [own, *counts], findings.sorted_warnings(), sorted(findings.drift)
+        run, environments, tests, [own, *counts], notes.sorted_warnings(), sorted(notes.drift)
     )
 
 
@@ -118,20 +118,20 @@ def _convert_documented_tests(
 
 
 def _read_tests(
-    run_id: str, payload: Payload, findings: "_Notes"
+    run_id: str, payload: Payload, notes: "_Notes"
 ) -> tuple[list[TestRow], list[CountRow]]:
     tests, counts = [], []
     for position, item in enumerate(payload.result.get("tests", ()), start=1):
         path = f"result.tests[{position - 1}]"
-        test = _read_object(item, path, findings)
-        tests.append(_read_test(run_id, position, test, findings))
+        test = _read_object(item, path, notes)
+        tests.append(_read_test(run_id, position, test, notes))
         counts.append(
-            _read_counters(run_id, position, test.get("results"), f"{path}.results", findings)
+            _read_counters(run_id, position, test.get("results"), f"{path}.results", notes)
         )
     return tests, counts
 
 
-class _Findings:
+class _Notes:
     """Collects warnings and schema drift while the rows are built."""
 
     def __init__(self) -> None:
@@ -154,17 +154,17 @@ def _read_run(
     environments: list[EnvironmentRow],
     test_count: int,
     zone: tzinfo,
-    findings: _Findings,
+    notes: _Notes,
 ) -> RunRow:
     result = payload.result
-    status = _read_status(result, "result", "result", findings)
-    started_at = _read_time(result.get("started_at"), "result.started_at", findings)
-    duration_ms = _read_integer(result.get("duration"), "result.duration", findings)
+    status = _read_status(result, "result", "result", notes)
+    started_at = _read_time(result.get("started_at"), "result.started_at", notes)
+    duration_ms = _read_integer(result.get("duration"), "result.duration", notes)
     is_over = status in FINAL_STATUSES or status == OPEN_STATUS
     return RunRow(
-        result_id=_read_text(result.get("id"), "result.id", findings),
-        name=_read_text(result.get("name"), "result.name", findings),
-        application=_read_text(result.get("application"), "result.application", findings),
+        result_id=_read_text(result.get("id"), "result.id", notes),
+        name=_read_text(result.get("name"), "result.name", notes),
+        application=_read_text(result.get("application"), "result.application", notes),
         status=status,
         started_at=started_at,
         started_on=_local_day(started_at, zone),
@@ -173,69 +173,69 @@ def _read_run(
         environment_count=len(environments),
         test_count=test_count,
         environment_signature=_sign_environments(environments),
-        extra=_collect_run_extra(payload, findings),
+        extra=_collect_run_extra(payload, notes),
     )
 
 
-def _collect_run_extra(payload: Payload, findings: _Findings) -> str | None:
+def _collect_run_extra(payload: Payload, notes: _Notes) -> str | None:
     """Return unknown fields of the run, and under "$" the fields beside `result`, as JSON.
 
     A field of the run whose own name is "$" (or "$$", ...) gets one more "$".
     """
-    own = _collect_extra(payload.result, RUN_FIELDS, "result", "result", findings)
+    own = _collect_extra(payload.result, RUN_FIELDS, "result", "result", notes)
     extra = {name if name.strip("$") or not name else f"{name}$": own[name] for name in own}
     beside = {name: value for name, value in payload.document.items() if name != "result"}
     for name, value in sorted(beside.items()):
-        findings.add_drift(name, _name_json_type(value))
+        notes.add_drift(name, _name_json_type(value))
     if beside:
-        extra["$"] = _clean_value(beside, "$", findings)
+        extra["$"] = _clean_value(beside, "$", notes)
     return encode_canonical(extra) if extra else None
 
 
-def _read_environment(run_id: str, position: int, item: Any, findings: _Findings) -> EnvironmentRow:
+def _read_environment(run_id: str, position: int, item: Any, notes: _Notes) -> EnvironmentRow:
     path = f"result.environments[{position - 1}]"
-    environment = _read_object(item, path, findings)
-    viewport = _read_text(environment.get("viewport"), f"{path}.viewport", findings)
-    width, height = _read_viewport_size(viewport, f"{path}.viewport", findings)
-    extra = _collect_extra(environment, ENVIRONMENT_FIELDS, path, "result.environments[]", findings)
+    environment = _read_object(item, path, notes)
+    viewport = _read_text(environment.get("viewport"), f"{path}.viewport", notes)
+    width, height = _read_viewport_size(viewport, f"{path}.viewport", notes)
+    extra = _collect_extra(environment, ENVIRONMENT_FIELDS, path, "result.environments[]", notes)
     return EnvironmentRow(
         run_id,
         position,
-        name=_read_text(environment.get("name"), f"{path}.name", findings),
-        os=_read_text(environment.get("os"), f"{path}.os", findings),
+        name=_read_text(environment.get("name"), f"{path}.name", notes),
+        os=_read_text(environment.get("os"), f"{path}.os", notes),
         viewport=viewport,
         viewport_width=width,
         viewport_height=height,
-        device=_read_text(environment.get("device"), f"{path}.device", findings),
-        browser=_read_text(environment.get("browser"), f"{path}.browser", findings),
+        device=_read_text(environment.get("device"), f"{path}.device", notes),
+        browser=_read_text(environment.get("browser"), f"{path}.browser", notes),
         extra=encode_canonical(extra) if extra else None,
     )
 
 
-def _read_test(run_id: str, position: int, test: Mapping[str, Any], findings: _Findings) -> TestRow:
+def _read_test(run_id: str, position: int, test: Mapping[str, Any], notes: _Notes) -> TestRow:
     path = f"result.tests[{position - 1}]"
-    extra = _collect_extra(test, TEST_FIELDS, path, "result.tests[]", findings)
+    extra = _collect_extra(test, TEST_FIELDS, path, "result.tests[]", notes)
     return TestRow(
         run_id,
         position,
-        test_id=_read_text(test.get("id"), f"{path}.id", findings),
-        name=_read_text(test.get("name"), f"{path}.name", findings),
-        status=_read_status(test, path, "result.tests[]", findings),
-        type=_read_text(test.get("type"), f"{path}.type", findings),
-        sitemap=_read_text(test.get("sitemap"), f"{path}.sitemap", findings),
-        results_url=_read_text(test.get("testResultsUrl"), f"{path}.testResultsUrl", findings),
+        test_id=_read_text(test.get("id"), f"{path}.id", notes),
+        name=_read_text(test.get("name"), f"{path}.name", notes),
+        status=_read_status(test, path, "result.tests[]", notes),
+        type=_read_text(test.get("type"), f"{path}.type", notes),
+        sitemap=_read_text(test.get("sitemap"), f"{path}.sitemap", notes),
+        results_url=_read_text(test.get("testResultsUrl"), f"{path}.testResultsUrl", notes),
         extra=encode_canonical(extra) if extra else None,
     )
 
 
 def _read_counters(
-    run_id: str, test_position: int, item: Any, path: str, findings: _Findings
+    run_id: str, test_position: int, item: Any, path: str, notes: _Notes
 ) -> CountRow:
     """Read one object of counters; `total` sums the documented ones that are known."""
-    counters = {} if item is None else _read_object(item, path, findings)
+    counters = {} if item is None else _read_object(item, path, notes)
     shape = "result.tests[].results" if test_position else "result.results"
-    other = _collect_extra(counters, COUNTER_FIELDS, path, shape, findings)
-    known = [_read_integer(counters.get(name), f"{path}.{name}", findings) for name in COUNTERS]
+    other = _collect_extra(counters, COUNTER_FIELDS, path, shape, notes)
+    known = [_read_integer(counters.get(name), f"{path}.{name}", notes) for name in COUNTERS]
     failed, passed, aborted, pending, unresolved = known
     return CountRow(
         run_id,
@@ -273,16 +273,16 @@ def _sign_environments(environments: Iterable[EnvironmentRow]) -> str:
 _POSITION = re.compile(r"\[\d+\]")
 
 
-def _read_object(item: Any, path: str, findings: _Findings) -> Mapping[str, Any]:
+def _read_object(item: Any, path: str, notes: _Notes) -> Mapping[str, Any]:
     if isinstance(item, dict):
         return item
-    findings.warn(path, item, "is no object")
-    findings.add_drift(_POSITION.sub("[]", path), _name_json_type(item))
+    notes.warn(path, item, "is no object")
+    notes.add_drift(_POSITION.sub("[]", path), _name_json_type(item))
     return {}
 
 
 def _collect_extra(
-    item: Mapping[str, Any], known: Mapping[str, type], path: str, shape: str, findings: _Findings
+    item: Mapping[str, Any], known: Mapping[str, type], path: str, shape: str, notes: _Notes
 ) -> dict[str, Any]:
     """Return the fields that have no column, and add each undocumented field to the drift.
 
@@ -294,17 +294,17 @@ def _collect_extra(
         expected = known.get(name)
         if type(value) is expected or (value is None and name == "status"):
             continue
-        findings.add_drift(f"{shape}.{name}", _name_json_type(value))
+        notes.add_drift(f"{shape}.{name}", _name_json_type(value))
         if expected is None:
             place = f"{path}.{name}"
-            extra[_clean_text(name, place, findings)] = _clean_value(value, place, findings)
+            extra[_clean_text(name, place, notes)] = _clean_value(value, place, notes)
     return extra
 
 
-def _read_status(item: Mapping[str, Any], path: str, shape: str, findings: _Findings) -> str | None:
-    status = _read_text(item.get("status"), f"{path}.status", findings)
+def _read_status(item: Mapping[str, Any], path: str, shape: str, notes: _Notes) -> str | None:
+    status = _read_text(item.get("status"), f"{path}.status", notes)
     if status not in KNOWN_STATUSES:
-        findings.add_drift(f"{shape}.status={status}", "string")
+        notes.add_drift(f"{shape}.status={status}", "string")
     return status
 
 
@@ -316,9 +316,9 @@ def _replace_unstorable(text: str) -> str:
     return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def _clean_text(text: str, path: str, findings: _Findings) -> str:
+def _clean_text(text: str, path: str, notes: _Notes) -> str:
     if _UNSTORABLE.search(text):
-        findings.warn(path, text, "has a NUL or a lone surrogate, kept as U+FFFD")
+        notes.warn(path, text, "has a NUL or a lone surrogate, kept as U+FFFD")
         return _replace_unstorable(text)
     return text
 
@@ -327,39 +327,37 @@ def _to_key(path: str) -> str:
     return _replace_unstorable(path).encode()[:MAX_PATH_BYTES].decode(errors="ignore")
 
 
-def _clean_value(value: Any, path: str, findings: _Findings) -> Any:
+def _clean_value(value: Any, path: str, notes: _Notes) -> Any:
     if isinstance(value, str):
-        return _clean_text(value, path, findings)
+        return _clean_text(value, path, notes)
     if isinstance(value, dict):
         cleaned = {}
         for name, member in sorted(value.items()):
             place = f"{path}.{name}"
-            cleaned[_clean_text(name, place, findings)] = _clean_value(member, place, findings)
+            cleaned[_clean_text(name, place, notes)] = _clean_value(member, place, notes)
         return cleaned
     if isinstance(value, list):
-        return [
-            _clean_value(item, f"{path}[{index}]", findings) for index, item in enumerate(value)
-        ]
+        return [_clean_value(item, f"{path}[{index}]", notes) for index, item in enumerate(value)]
     return value
 
 
-def _read_text(value: Any, path: str, findings: _Findings) -> str | None:
+def _read_text(value: Any, path: str, notes: _Notes) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        findings.warn(path, value, "is no text")
+        notes.warn(path, value, "is no text")
         return None
-    return _clean_text(value, path, findings)
+    return _clean_text(value, path, notes)
 
 
-def _read_integer(value: Any, path: str, findings: _Findings) -> int | None:
+def _read_integer(value: Any, path: str, notes: _Notes) -> int | None:
     if value is None:
         return None
     if not _is_whole(value):
-        findings.warn(path, value, "is no whole number")
+        notes.warn(path, value, "is no whole number")
         return None
     if not SMALLEST_INTEGER <= value <= LARGEST_INTEGER:
-        findings.warn(path, value, "does not fit in 64 bits")
+        notes.warn(path, value, "does not fit in 64 bits")
         return None
     return int(value)
 
@@ -371,20 +369,20 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _read_time(value: Any, path: str, findings: _Findings) -> datetime | None:
+def _read_time(value: Any, path: str, notes: _Notes) -> datetime | None:
     """Read an ISO 8601 time, to the millisecond. Refuse one without a zone, which is ambiguous."""
-    text = _read_text(value, path, findings)
+    text = _read_text(value, path, notes)
     if text is None:
         return None
     try:
         # A text that had to be cleaned is garbled, though Python accepts any separator for the T.
         moment = datetime.fromisoformat(text if text == value else "")
         if moment.tzinfo is None:
-            findings.warn(path, value, "has no time zone")
+            notes.warn(path, value, "has no time zone")
             return None
         moment = moment.astimezone(UTC)
     except (ValueError, OverflowError):
-        findings.warn(path, value, "is no ISO 8601 time")
+        notes.warn(path, value, "is no ISO 8601 time")
         return None
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
@@ -409,13 +407,13 @@ _VIEWPORT = re.compile(r"(\d{1,9})x(\d{1,9})", re.ASCII | re.IGNORECASE)
 
 
 def _read_viewport_size(
-    viewport: str | None, path: str, findings: _Findings
+    viewport: str | None, path: str, notes: _Notes
 ) -> tuple[int, int] | tuple[None, None]:
     if not viewport:
         return None, None
     found = _VIEWPORT.fullmatch(viewport.strip())
     if found is None:
-        findings.warn(path, viewport, "is not WIDTHxHEIGHT")
+        notes.warn(path, viewport, "is not WIDTHxHEIGHT")
         return None, None
     return int(found[1]), int(found[2])
 

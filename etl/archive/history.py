@@ -15,9 +15,16 @@ import msgspec
 
 from etl.answers.payload import OPEN_STATUS
 from etl.answers.rows import COUNTERS, Rows
-from etl.derived.metrics import Counts, checks_of, count, rates, strip_of
-from etl.derived.period_metrics import Period, as_period
-from etl.derived.plans import Plan, as_plan, digest
+from etl.derived.metrics import (
+    MILLISECOND,
+    Counts,
+    compute_rates,
+    count_letters,
+    encode_strip,
+    read_checks,
+)
+from etl.derived.period_metrics import Period, build_period
+from etl.derived.plans import Plan, build_plan, hash_parts
 
 Row = tuple[Any, ...]
 TestState = tuple[Any, ...]
@@ -25,7 +32,6 @@ TestState = tuple[Any, ...]
 
 NOTHING: TestState = (None,) * 8
 
-MILLISECOND = timedelta(milliseconds=1)
 
 DERIVED = (
     "runs",
@@ -142,8 +148,8 @@ def warning_rows(run_id: str, stretch: Stretch) -> list[Row]:
 def test_states(rows: Rows) -> dict[int, TestState]:
     """Return each test of an answer as history would keep it, by position."""
     return {
-        test.position: (test.test_id, test.name, test.status, *count[3:8])
-        for test, count in zip(rows.tests, rows.counts[1:], strict=True)
+        test.position: (test.test_id, test.name, test.status, *count_letters[3:8])
+        for test, count_letters in zip(rows.tests, rows.counts[1:], strict=True)
     }
 
 
@@ -167,18 +173,18 @@ def differing_tests(
 def variant_row(rows: Rows) -> Row:
     """Return the row of `plan_variants` that an answer belongs to."""
     run = rows.run
-    return _variant_row(as_plan(run.application, run.name), run.environment_signature)
+    return _variant_row(build_plan(run.application, run.name), run.environment_signature)
 
 
 @lru_cache(maxsize=256)  # plans recur
 def _variant_row(plan: Plan, environment_signature: str) -> Row:
-    variant_id = digest([plan.application, plan.plan, environment_signature])
+    variant_id = hash_parts([plan.application, plan.plan, environment_signature])
     return (variant_id, plan.plan_id, plan.application, plan.plan, environment_signature)
 
 
 def roster_row(rows: Rows, id_keyed: Collection[str]) -> tuple[str, str]:
     """Return the row of `rosters` that lists an answer's tests: its key and the list, as JSON."""
-    keeps_ids = as_plan(rows.run.application, None).application in id_keyed
+    keeps_ids = build_plan(rows.run.application, None).application in id_keyed
     tests = msgspec.json.encode(
         [(test.name, test.type, test.test_id) for test in rows.tests]
         if keeps_ids
@@ -204,16 +210,16 @@ class Outcome(NamedTuple):
 
 def outcome_of(rows: Rows, id_keyed: Collection[str]) -> Outcome:
     """Return what an answer counts."""
-    strip = strip_of([test.status for test in rows.tests])
-    checks = checks_of(rows.counts[0]._asdict())
+    strip = encode_strip([test.status for test in rows.tests])
+    checks = read_checks(rows.counts[0]._asdict())
     day = rows.run.started_on
     return Outcome(
         variant_row(rows),
         roster_row(rows, id_keyed),
         strip,
-        count(strip),
+        count_letters(strip),
         checks,
-        as_period(day, strip, checks) if day else None,
+        build_period(day, strip, checks) if day else None,
     )
 
 
@@ -236,10 +242,10 @@ def outcome_row(
         run.ended_at,
         run.duration_ms,
         *(getattr(checks, name) for name in COUNTERS),
-        rates(checks).pass_rate,
+        compute_rates(checks).pass_rate,
         *(getattr(tests, name) for name in COUNTERS),
         len(outcome.strip) - sum(tests),
-        *rates(tests),
+        *compute_rates(tests),
     )
 
 

@@ -19,7 +19,7 @@ from etl.db.bulk import upsert_into
 from etl.db.database import reading, writing
 from etl.db.schema import among, identities, outcomes, plan_variants, runs, tests
 from etl.derived import refresh
-from etl.derived.identity_rules import change_identity
+from etl.derived.identity_rules import lock_identity_exclusive
 from etl.telemetry.log import get_logger
 
 COMPARED_RUNS = 40
@@ -93,7 +93,7 @@ def settle(engine: Engine, since: datetime, zone: tzinfo, rules: Rules) -> None:
     with reading(engine) as connection:
         applications = _changed(connection, since)
     _settle(engine, applications, zone)
-    refresh.count_marked(engine, rules)
+    refresh.refresh_marked(engine, rules)
 
 
 def settle_new(engine: Engine, applications: Collection[str], zone: tzinfo) -> None:
@@ -119,7 +119,7 @@ def _settle(engine: Engine, applications: Sequence[str], zone: tzinfo) -> None:
         rekey.rekey_application(engine, application, zone)
         with writing(engine) as connection:
             is_it = identities.c.application == application
-            refresh.drop_unused_rosters(connection)
+            refresh.delete_unused_rosters(connection)
             connection.execute(update(identities).where(is_it).values(is_applied=True))
 
 
@@ -156,7 +156,7 @@ def _short(applications: Iterable[str]) -> list[str]:
 
 
 def _measure(connection: Connection, application: str) -> None:
-    change_identity(connection, application)
+    lock_identity_exclusive(connection, application)
     found = count_repeats(_newest_tests(connection, application))
     is_it = identities.c.application == application
     before = connection.scalar(select(identities.c.key_kind).where(is_it)) or "name"

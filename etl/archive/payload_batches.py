@@ -43,7 +43,7 @@ from etl.db.schema import (
     to_text,
     tracked_runs,
 )
-from etl.derived.identity_rules import id_keyed_applications
+from etl.derived.identity_rules import read_id_keyed
 
 BATCH_RUNS = 50
 BATCH_BYTES = 1_048_576
@@ -114,7 +114,7 @@ def expected_rows(connection: Connection, run_ids: Sequence[str], zone: tzinfo) 
     """Return what the payloads of `run_ids` and their ledger rows make of them."""
     owners, unowned = _owners(connection, run_ids)
     kept, unreadable = read_rows(connection, payloads, run_ids)
-    id_keyed = id_keyed_applications(connection)
+    id_keyed = read_id_keyed(connection)
     rows: dict[str, list[Row]] = {table.name: [] for table in TABLES}
     batch = PayloadBatch([], rows, {table.name: {} for table in NAMES}, [*unowned, *unreadable])
     for run_id, group in groupby(map(_Kept._make, kept), key=lambda row: row.run_id):

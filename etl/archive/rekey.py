@@ -30,12 +30,12 @@ def rekey_application(engine: Engine, application: str, zone: tzinfo) -> None:
     Its series are marked to be counted anew.
     """
     with reading(engine) as connection:
-        plans = aggregates.plan_ids_of(connection, application)
+        plans = aggregates.list_plan_ids_of(connection, application)
     for plan_id in plans:
         for run_ids in payload_batches(engine, payloads.c.run_id.in_(_runs_of_plan(plan_id))):
             _rekey_runs(engine, run_ids, zone)
         with writing(engine) as connection:
-            refresh.mark_plan(connection, plan_id)
+            refresh.mark_plan_dirty(connection, plan_id)
 
 
 def _rekey_runs(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> None:

@@ -84,11 +84,11 @@ def _mend_runs(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> Checked:
 
 def _mend_plan(engine: Engine, plan_id: str, rules: Rules) -> Checked:
     with writing(engine) as connection:
-        refresh.hold(connection, [plan_id])
+        refresh.lock_plans(connection, [plan_id])
         differing = compare_plan(connection, plan_id, rules)
-        if differing or aggregates.uncounted_variants(connection, plan_id):
-            wanted = aggregates.expected(connection, plan_id, rules)
-            aggregates.replace(connection, plan_id, wanted)
+        if differing or aggregates.read_dirty_variants(connection, plan_id):
+            wanted = aggregates.compute_plan_rows(connection, plan_id, rules)
+            aggregates.replace_plan_rows(connection, plan_id, wanted)
     return Checked(0, [], differing, [])
 
 

@@ -47,8 +47,8 @@ from etl.db.schema import (
     warnings,
 )
 from etl.derived import refresh
-from etl.derived.identity_rules import id_keyed_applications, rely_on_identities
-from etl.derived.plans import Plan, as_plan
+from etl.derived.identity_rules import lock_identities_shared, read_id_keyed
+from etl.derived.plans import Plan, build_plan
 
 
 class Saved(NamedTuple):
@@ -77,12 +77,12 @@ def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
     stretches = {
         answer.run_id: _stretch(answer, before.get(answer.run_id)) for answer in new + changed
     }
-    closed = refresh.noted(connection, [answer.run_id for answer in changed])
+    closed = refresh.read_contributions(connection, [answer.run_id for answer in changed])
     status_rows = _supersede(connection, changed, stretches, before)
     outcomes_now = _insert_new(connection, [*new, *changed], stretches, before)
     bulk.insert(connection, status_changes, status_rows)
     put_drift(connection, new + changed)
-    refresh.note(connection, [_noted(each) for each in outcomes_now], closed)
+    refresh.apply_contributions(connection, [_noted(each) for each in outcomes_now], closed)
     if back := [run_id for run_id, known in before.items() if known.gone_at]:
         unmark_gone(connection, back)
     unchanged = {
@@ -213,8 +213,8 @@ def _insert_new(
         revisions,
         [revision_row(answer.run_id, opened, None) for answer, opened in opened_by],
     )
-    rely_on_identities(connection, {application_of(each) for each in rows})
-    id_keyed = id_keyed_applications(connection)
+    lock_identities_shared(connection, {application_of(each) for each in rows})
+    id_keyed = read_id_keyed(connection)
     opened_outcomes = [outcome_of(each, id_keyed) for each in rows]
     _put_names(connection, opened_outcomes)
     bulk.insert(
@@ -234,14 +234,16 @@ def _insert_new(
     return opened_outcomes
 
 
-def _noted(outcome: Outcome) -> refresh.Noted:
+def _noted(outcome: Outcome) -> refresh.Contribution:
     variant_id, _, application, plan, _ = outcome.variant
-    return refresh.Noted(Plan(application, plan), variant_id, outcome.roster[0], outcome.period)
+    return refresh.Contribution(
+        Plan(application, plan), variant_id, outcome.roster[0], outcome.period
+    )
 
 
 def application_of(rows: Rows) -> str:
     """Return the application of an answer, named as identities and reports name it."""
-    return as_plan(rows.run.application, rows.run.name).application
+    return build_plan(rows.run.application, rows.run.name).application
 
 
 def _put_names(connection: Connection, opened: Sequence[Outcome]) -> None:

@@ -68,18 +68,18 @@ def verify_archive(engine: Engine, zone: tzinfo, rules: Rules = DEFAULT_RULES) -
 def all_plan_ids(engine: Engine) -> list[str]:
     """Return all plans, in the order of their ids."""
     with reading(engine) as connection:
-        return aggregates.plan_ids(connection)
+        return aggregates.list_plan_ids(connection)
 
 
 def compare_plan(connection: Connection, plan_id: str, rules: Rules) -> list[Difference]:
     """Hold what is counted of a plan against its outcomes."""
-    uncounted = aggregates.uncounted_variants(connection, plan_id)
-    expected = aggregates.expected(connection, plan_id, rules)
+    uncounted = aggregates.read_dirty_variants(connection, plan_id)
+    expected = aggregates.compute_plan_rows(connection, plan_id, rules)
     differing: list[Difference] = []
     for table in aggregates.AGGREGATES:
         wanted = bulk.storable(connection, table.columns, expected[table.name])
         try:
-            found = aggregates.stored(connection, plan_id, table)
+            found = aggregates.read_plan_rows(connection, plan_id, table)
         except DBAPIError as error:
             place = f"plan_id {plan_id}"
             differing.append(Difference(table.name, "", place, describe_unreadable(error)))

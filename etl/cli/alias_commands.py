@@ -5,30 +5,29 @@ from pathlib import Path
 from etl import clock, display
 from etl.cli.session import open_session
 from etl.db import database
-from etl.derived import naming
-from etl.derived.naming import Renaming
+from etl.derived.aliases import Alias, add_alias, describe_doubt, list_aliases, remove_alias
 
 
-def add(path: Path | None, renaming: Renaming) -> int:
+def add(path: Path | None, alias: Alias) -> int:
     """Join the history of the old name to that of the new one."""
     session = open_session(path)
     database.require_archive(session.engine)
     with database.writing(session.engine) as connection:
-        doubt = naming.doubt(connection, renaming)
-        naming.add(connection, renaming, clock.now(), session.config.rules)
-    display.note(f"{renaming.old_name} counts as {renaming.new_name} now")
+        doubt = describe_doubt(connection, alias)
+        add_alias(connection, alias, clock.now(), session.config.rules)
+    display.note(f"{alias.old_name} counts as {alias.new_name} now")
     if doubt:
         display.note(doubt)
     return 0
 
 
-def remove(path: Path | None, renaming: Renaming) -> int:
+def remove(path: Path | None, alias: Alias) -> int:
     """Part them again."""
     session = open_session(path)
     database.require_archive(session.engine)
     with database.writing(session.engine) as connection:
-        naming.remove(connection, renaming, clock.now(), session.config.rules)
-    display.note(f"{renaming.old_name} counts by itself again")
+        remove_alias(connection, alias, clock.now(), session.config.rules)
+    display.note(f"{alias.old_name} counts by itself again")
     return 0
 
 
@@ -37,9 +36,9 @@ def show(path: Path | None, *, as_json: bool) -> int:
     session = open_session(path)
     database.require_archive(session.engine)
     with database.reading(session.engine) as connection:
-        found = naming.standing(connection)
+        found = list_aliases(connection)
     if as_json:
         display.as_json([each._asdict() for each in found])
     else:
-        display.table([name.replace("_", " ") for name in Renaming._fields], found)
+        display.table([name.replace("_", " ") for name in Alias._fields], found)
     return 0

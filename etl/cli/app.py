@@ -623,9 +623,9 @@ of_plan = option(
 def alias_add(config: Path | None, *, old: str, new: str, application: str, plan: str) -> int:
     """Count the results of a test under its old name as those of the new one."""
     from etl.cli import alias_commands as aliases
-    from etl.derived.naming import Renaming
+    from etl.derived.aliases import Alias
 
-    return aliases.add(config, Renaming(application, plan, old, new))
+    return aliases.add(config, Alias(application, plan, old, new))
 
 
 @alias.command("remove", epilog='Example: result-archiver alias remove "Pays" --application Shop')
@@ -636,9 +636,9 @@ def alias_add(config: Path | None, *, old: str, new: str, application: str, plan
 def alias_remove(config: Path | None, *, old: str, application: str, plan: str) -> int:
     """Count the old name by itself again."""
     from etl.cli import alias_commands as aliases
-    from etl.derived.naming import Renaming
+    from etl.derived.aliases import Alias
 
-    return aliases.remove(config, Renaming(application, plan, old, ""))
+    return aliases.remove(config, Alias(application, plan, old, ""))
 
 
 @alias.command("list", epilog="Example: result-archiver alias list --json")

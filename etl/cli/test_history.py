@@ -9,7 +9,7 @@ from etl import display
 from etl.cli.report_command import Options, as_request
 from etl.cli.session import open_session
 from etl.db import database
-from etl.derived.metrics import WORDS, count, rates
+from etl.derived.metrics import WORDS, compute_rates, count_letters
 from etl.errors import UsageError
 from etl.reports.columns import environments_text
 from etl.reports.forms import for_people
@@ -39,7 +39,7 @@ def show(path: Path | None, options: Options, *, as_json: bool) -> int:
 
 
 def _as_dict(history: History) -> dict[str, Any]:
-    counts = count(history.strip)
+    counts = count_letters(history.strip)
     return {
         "application": history.variant.application,
         "plan": history.variant.plan,
@@ -48,7 +48,7 @@ def _as_dict(history: History) -> dict[str, Any]:
         "type": history.test.type,
         "strip": history.strip,
         "counts": counts._asdict(),
-        **rates(counts)._asdict(),
+        **compute_rates(counts)._asdict(),
         "runs": [
             {
                 "run_id": result.run_id,
@@ -63,8 +63,8 @@ def _as_dict(history: History) -> dict[str, Any]:
 def _print(history: History, zone: ZoneInfo) -> None:
     plan = [history.variant.application or "-", history.variant.plan or "-"]
     environments = environments_text(history.variant.environment_signature)
-    counts = count(history.strip)
-    found = rates(counts)
+    counts = count_letters(history.strip)
+    found = compute_rates(counts)
     rate, share = (
         for_people(each, Kind.RATE, zone) for each in (found.pass_rate, found.decided_share)
     )

@@ -1,7 +1,4 @@
-"""How long the runs of a plan take under one set of environments.
-
-Pure: takes the outcomes of a plan's runs and returns rows. The definitions are in docs/REPORTS.md.
-"""
+"""Durations of a plan's runs under one set of environments. Definitions: docs/REPORTS.md."""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -12,19 +9,19 @@ from etl.derived.metrics import percentile
 from etl.derived.plans import PlanRun
 
 MEASURED_STATUSES = frozenset({"passed", "failed", "unresolved"})
-"""Only such runs were over by themselves, so that their durations mean something."""
-RECENT = timedelta(days=7)
-BEFORE = timedelta(days=28)
-LEAST_MEASURED = 5
-"""So many durations have to be there before one can be called slow."""
+"""Runs with these statuses ended by themselves; other durations mean nothing."""
+RECENT_SPAN = timedelta(days=7)
+BASELINE_SPAN = timedelta(days=28)
+MIN_MEASURED = 5
+"""The fewest durations against which one can be called slow."""
 
 
 class Durations(NamedTuple):
-    """How long the runs of a variant take, counted back from its last measured run.
+    """The durations of a variant's runs, counted back from its last measured run.
 
-    Milliseconds; percentiles are by nearest rank. `change` is p50 of the last 7 days / p50 of
-    the 28 days before - 1. `is_slow`: the last run took longer than the p95 of those of the
-    `Rules.window_days` before it, with 5 of them or more.
+    In milliseconds; percentiles by nearest rank. `change` is p50 of the last 7 days / p50 of the
+    28 days before - 1. `is_slow`: the last run took longer than the p95 of the `MIN_MEASURED` or
+    more runs within the `Rules.window_days` before it.
     """
 
     measured: int
@@ -41,24 +38,28 @@ class Durations(NamedTuple):
     is_slow: bool
 
 
-def durations_of(runs: Iterable[PlanRun], rules: Rules) -> Durations | None:
-    """Return the durations of one variant, None where no run of it was measured.
+def compute_durations(runs: Iterable[PlanRun], rules: Rules) -> Durations | None:
+    """Return the durations of one variant, None if no run of it was measured.
 
-    `runs` are those of the variant, the newest (by started_at, then run_id) first; older ones
-    are only read as far as they matter.
+    `runs` are those of the variant, newest (by started_at, then run_id) first; stops reading
+    them where older ones no longer matter.
     """
-    measured = _measured(runs, max(RECENT + BEFORE, timedelta(days=rules.window_days)))
+    measured = _select_measured(
+        runs, max(RECENT_SPAN + BASELINE_SPAN, timedelta(days=rules.window_days))
+    )
     if not measured:
         return None
     month = timedelta(days=rules.window_days)
     windowed = [run for run in measured if run.age < month]
     durations = [run.duration_ms for run in windowed]
-    before = [run.duration_ms for run in measured if RECENT <= run.age < RECENT + BEFORE]
-    p50_recent = percentile([run.duration_ms for run in measured if run.age < RECENT], 50)
+    before = [
+        run.duration_ms for run in measured if RECENT_SPAN <= run.age < RECENT_SPAN + BASELINE_SPAN
+    ]
+    p50_recent = percentile([run.duration_ms for run in measured if run.age < RECENT_SPAN], 50)
     p50_before = percentile(before, 50) if before else None
     per_test = [run.duration_ms // run.tests for run in windowed if run.tests]
     last, *others = durations
-    p95_before_last = percentile(others, 95) if len(others) >= LEAST_MEASURED else None
+    p95_before_last = percentile(others, 95) if len(others) >= MIN_MEASURED else None
     return Durations(
         len(windowed),
         percentile(durations, 50),
@@ -75,8 +76,8 @@ def durations_of(runs: Iterable[PlanRun], rules: Rules) -> Durations | None:
     )
 
 
-class _Measured(NamedTuple):
-    """A run with a duration that means something; `age` is that at the start of the last one."""
+class _MeasuredRun(NamedTuple):
+    """A measured run; `age` is its age when the newest measured run started."""
 
     run_id: str
     started_at: datetime
@@ -85,14 +86,16 @@ class _Measured(NamedTuple):
     tests: int
 
 
-def _measured(runs: Iterable[PlanRun], oldest: timedelta) -> list[_Measured]:
-    """Return the runs that were measured, up to so much older than the newest of them."""
-    found: list[_Measured] = []
+def _select_measured(runs: Iterable[PlanRun], oldest: timedelta) -> list[_MeasuredRun]:
+    """Return the measured runs that are at most `oldest` older than the newest of them."""
+    found: list[_MeasuredRun] = []
     for run in runs:
         if run.status not in MEASURED_STATUSES or run.duration_ms is None:
             continue
         age = found[0].started_at - run.started_at if found else timedelta(0)
         if age > oldest:
             break
-        found.append(_Measured(run.run_id, run.started_at, age, run.duration_ms, len(run.outcomes)))
+        found.append(
+            _MeasuredRun(run.run_id, run.started_at, age, run.duration_ms, len(run.outcomes))
+        )
     return found

@@ -1,22 +1,25 @@
 """Counts, rates and percentiles: the one place that computes them.
 
-Pure. `aggregates` keeps what follows from them in tables for BI tools, `reports` prints it, now
-or as of any moment. The definitions are in docs/REPORTS.md.
+Pure. `aggregates` stores their results in tables for BI tools, `reports` prints them, now or as of
+any moment. The definitions are in docs/REPORTS.md.
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from datetime import timedelta
 from functools import lru_cache
 from typing import NamedTuple
 
 LETTERS = {"passed": "P", "failed": "F", "aborted": "A", "unresolved": "U", "pending": "N"}
-"""How a test's status stands in a strip of outcomes; any other word is a `?`."""
+"""The letter of each status in a strip of outcomes; any other word is a `?`."""
 UNKNOWN = "?"
 WORDS = {letter: word for word, letter in LETTERS.items()}
 DECIDED = frozenset("PF")
 
+MILLISECOND = timedelta(milliseconds=1)
+
 
 class Counts(NamedTuple):
-    """How many results there are of each kind: P, F, A, U and N of docs/REPORTS.md."""
+    """The number of results of each kind: P, F, A, U and N of docs/REPORTS.md."""
 
     passed: int = 0
     failed: int = 0
@@ -29,9 +32,14 @@ class Counts(NamedTuple):
         """P + F."""
         return self.passed + self.failed
 
+    @property
+    def in_column_order(self) -> tuple[int, ...]:
+        """The counts in the order of the tables' columns."""
+        return self.failed, self.passed, self.aborted, self.pending, self.unresolved
+
 
 class Rates(NamedTuple):
-    """Rates from 0 to 1; None where nothing that they count is there."""
+    """Rates from 0 to 1; None where the denominator is 0."""
 
     pass_rate: float | None
     pass_rate_strict: float | None
@@ -40,45 +48,45 @@ class Rates(NamedTuple):
     pass_rate_high: float | None
 
 
-def strip_of(statuses: Iterable[str | None]) -> str:
-    """Return a letter for each status, in their order."""
+def encode_strip(statuses: Iterable[str | None]) -> str:
+    """Return a strip: a letter for each status, in their order."""
     letters = LETTERS
     return "".join([letters.get(status or "", UNKNOWN) for status in statuses])
 
 
-def count(outcomes: str) -> Counts:
-    """Count the letters of a strip; those of unknown words are left out."""
+def count_letters(outcomes: str) -> Counts:
+    """Count the letters of a strip, except those of unknown words."""
     return Counts(*[outcomes.count(letter) for letter in "PFAUN"])
 
 
 @lru_cache(maxsize=4096)
-def rates(counts: Counts) -> Rates:
-    """Return the rates of `counts`. Over groups, sum the counts first: rates are never averaged."""
+def compute_rates(counts: Counts) -> Rates:
+    """Return the rates of `counts`. For groups, add the counts first: rates are never averaged."""
     known = counts.decided + counts.aborted + counts.unresolved
     return Rates(
-        pass_rate=_share(counts.passed, counts.decided),
-        pass_rate_strict=_share(counts.passed, known),
-        decided_share=_share(counts.decided, known + counts.pending),
-        pass_rate_low=_share(counts.passed, known),
-        pass_rate_high=_share(counts.passed + counts.unresolved, known),
+        pass_rate=_divide(counts.passed, counts.decided),
+        pass_rate_strict=_divide(counts.passed, known),
+        decided_share=_divide(counts.decided, known + counts.pending),
+        pass_rate_low=_divide(counts.passed, known),
+        pass_rate_high=_divide(counts.passed + counts.unresolved, known),
     )
 
 
-def _share(part: int, whole: int) -> float | None:
+def _divide(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-MOST_CHECKS = 10**12
-"""A counter beyond it, or below 0, is no count of anything: reports leave it out."""
+MAX_CHECKS = 10**12
+"""A counter above it, or below 0, cannot be true: reports leave it out."""
 
 
-def checks_of(counters: Mapping[str, int | None]) -> Counts:
-    """Return the API's counters of checks as far as they can be true; an unknown one is 0."""
+def read_checks(counters: Mapping[str, int | None]) -> Counts:
+    """Return the API's counters of checks; an unknown or impossible one is 0."""
     known = {name: counters.get(name) or 0 for name in Counts._fields}
-    return Counts(**{name: n if 0 <= n <= MOST_CHECKS else 0 for name, n in known.items()})
+    return Counts(**{name: n if 0 <= n <= MAX_CHECKS else 0 for name, n in known.items()})
 
 
-def total(counts: Iterable[Counts]) -> Counts:
+def add_counts(counts: Iterable[Counts]) -> Counts:
     """Add up counts."""
     return Counts(*[sum(column) for column in zip(*counts, strict=True)])
 
@@ -92,5 +100,5 @@ def percentile(values: Collection[int], percent: int) -> int:
 
 
 def rank(values: int, percent: int) -> int:
-    """Return which one of so many sorted values the percentile is, counted from 1."""
+    """Return the position of a percentile among `values` sorted values, counted from 1."""
     return max(-(-percent * values // 100), 1)

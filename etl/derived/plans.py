@@ -1,4 +1,4 @@
-"""Plans, the tests in them, and the keys by which both are known again in other runs.
+"""Plans, their tests, and the keys that identify both from run to run.
 
 Pure: reads no clock, file, network or database.
 """
@@ -10,13 +10,12 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
-import msgspec
-
+from etl.answers.payload import encode_canonical
 from etl.derived.metrics import Counts
 
 
 class Plan(NamedTuple):
-    """A plan of an application, by names without blanks at their ends; "" where there is none."""
+    """A plan of an application; both names are stripped, and "" if missing."""
 
     application: str
     plan: str
@@ -24,22 +23,22 @@ class Plan(NamedTuple):
     @property
     def plan_id(self) -> str:
         """The key of the plan in the tables."""
-        return _plan_id(self)
+        return _compute_plan_id(self)
 
 
 class NamedTest(NamedTuple):
-    """A test as a roster lists it; `test_id` only where ids repeat from run to run."""
+    """A test in a roster; `test_id` is set only where ids repeat from run to run."""
 
     name: str | None
     type: str | None
     test_id: str | None = None
 
 
-class Naming(NamedTuple):
-    """How the tests of a plan are known again in another run.
+class IdentityRule(NamedTuple):
+    """The rule that identifies the tests of a plan from run to run.
 
-    By their id where an application's ids repeat, else by name and type; `renamed` leads from
-    old names to new ones.
+    By id where the application's ids repeat (`by_id`), else by name and type. `renamed` maps old
+    names to new ones.
     """
 
     by_id: bool = False
@@ -47,9 +46,9 @@ class Naming(NamedTuple):
 
 
 class Roster(NamedTuple):
-    """The tests of a run, in their order; `keys` are the same for the same test of another run.
+    """The tests of a run, in their order; the same test has the same key in every run.
 
-    A key can be there more than once.
+    A key can occur more than once.
     """
 
     roster_id: str
@@ -57,26 +56,26 @@ class Roster(NamedTuple):
     tests: tuple[NamedTest, ...]
 
 
-def as_roster(roster_id: str, tests: Iterable[NamedTest], naming: Naming) -> Roster:
-    """Return a list of tests with what makes each the same from run to run."""
-    named = tuple(_named(test, naming) for test in tests)
-    return Roster(roster_id, tuple(_key(test, naming) for test in named), named)
+def build_roster(roster_id: str, tests: Iterable[NamedTest], rule: IdentityRule) -> Roster:
+    """Return a list of tests with their keys under an identity rule."""
+    named = tuple(_apply_rule(test, rule) for test in tests)
+    return Roster(roster_id, tuple(_test_key(test, rule) for test in named), named)
 
 
-def _named(test: NamedTest, naming: Naming) -> NamedTest:
-    """Return a test as `naming` knows it: by its newest name, and with an id if that repeats."""
-    name = naming.renamed.get(test.name, test.name) if test.name else test.name
-    return NamedTest(name, test.type, test.test_id if naming.by_id else None)
+def _apply_rule(test: NamedTest, rule: IdentityRule) -> NamedTest:
+    """Return a test under its newest name, without its id unless ids repeat."""
+    name = rule.renamed.get(test.name, test.name) if test.name else test.name
+    return NamedTest(name, test.type, test.test_id if rule.by_id else None)
 
 
-def _key(test: NamedTest, naming: Naming) -> str:
-    if naming.by_id and test.test_id:
+def _test_key(test: NamedTest, rule: IdentityRule) -> str:
+    if rule.by_id and test.test_id:
         return test.test_id
-    return canonical([test.name, test.type])
+    return encode_canonical([test.name, test.type])
 
 
 class PlanRun(NamedTuple):
-    """A run as one revision of it says; `outcomes` has a letter for each test of the roster."""
+    """A run according to one of its revisions; `outcomes` has a letter for each test."""
 
     run_id: str
     variant_id: str
@@ -90,26 +89,21 @@ class PlanRun(NamedTuple):
     commit: str | None
 
 
-def canonical(parts: Sequence[str | None]) -> str:
-    """Return `parts` as JSON, the same text for the same parts."""
-    return msgspec.json.encode(parts).decode()
-
-
-def digest(parts: Sequence[str | None]) -> str:
+def hash_parts(parts: Sequence[str | None]) -> str:
     """Return a key of 32 hexadecimal digits for `parts`."""
-    return short_hash(canonical(parts))
+    return hash_text(encode_canonical(parts))
 
 
 @lru_cache(maxsize=1024)  # plans recur
-def _plan_id(plan: Plan) -> str:
-    return digest([plan.application, plan.plan])
+def _compute_plan_id(plan: Plan) -> str:
+    return hash_parts([plan.application, plan.plan])
 
 
-def short_hash(text: str) -> str:
-    """Return 32 hexadecimal digits that stand for `text`."""
+def hash_text(text: str) -> str:
+    """Return a hash of `text`, in 32 hexadecimal digits."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def as_plan(application: str | None, name: str | None) -> Plan:
-    """Return the plan that a run is of. The API sends names with blanks at their ends."""
+def build_plan(application: str | None, name: str | None) -> Plan:
+    """Return the plan of a run. The API sends names with blanks at their ends."""
     return Plan((application or "").strip(), (name or "").strip())

@@ -1,7 +1,4 @@
-"""The last results of each test: counts, rates, flips, streaks and classes.
-
-Pure: takes the outcomes of a plan's runs and returns rows. The definitions are in docs/REPORTS.md.
-"""
+"""The last results of each test: flips, streaks and classes. Definitions: docs/REPORTS.md."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -11,20 +8,20 @@ from itertools import chain, groupby, islice, pairwise
 from typing import NamedTuple
 
 from etl.config.settings import Rules
-from etl.derived.metrics import DECIDED, WORDS, Counts, count
+from etl.derived.metrics import DECIDED, WORDS, Counts, count_letters
 from etl.derived.plans import NamedTest, PlanRun, Roster
 
-LEAST_DECIDED = 5
-"""So many decided results have to be in the window before a failure is new, or for always."""
-LONGEST_WINDOW = 1000
-"""A window ends after so many results, however few of them are decided."""
+MIN_DECIDED = 5
+"""The fewest decided results in a window that can make a failure new, or a test always failing."""
+MAX_WINDOW = 1000
+"""The longest window, however few of its results are decided."""
 
 
 class Series(NamedTuple):
     """The last results of one test of a variant.
 
-    The counts, rates and flips are those of the window: the last `Rules.window_results` decided
-    results and what lies between them. `recent` has the window's letters, the oldest first.
+    Counts and flips are those of the window: the last `Rules.window_results` decided results and
+    the results between them. `recent` has the window's letters, oldest first.
     """
 
     test_key: str
@@ -48,8 +45,8 @@ class Series(NamedTuple):
     window_starts_at: datetime
 
 
-class Verdict(NamedTuple):
-    """What a window of results says, whichever runs they are of."""
+class WindowVerdict(NamedTuple):
+    """The judgement of a window of results, independent of their runs."""
 
     counts: Counts
     flips: int
@@ -62,17 +59,17 @@ class Verdict(NamedTuple):
     is_recovered: bool
 
 
-@lru_cache(maxsize=4096)  # most tests have one of a few windows: all passed
-def judge(recent: str, rules: Rules) -> Verdict:
-    """Judge a window of results, the oldest first (docs/REPORTS.md)."""
-    counts = count(recent)
+@lru_cache(maxsize=4096)  # most windows are alike: all passed
+def judge_window(recent: str, rules: Rules) -> WindowVerdict:
+    """Judge a window of results, oldest first (docs/REPORTS.md)."""
+    counts = count_letters(recent)
     decided = [letter for letter in recent if letter in DECIDED]
     flips = sum(before != after for before, after in pairwise(decided))
     flip_rate = flips / (len(decided) - 1) if len(decided) > 1 else None
     last, before = [*reversed(decided), "", ""][:2]
     is_regression = (before, last) == ("P", "F")
-    is_judged = len(decided) >= LEAST_DECIDED
-    return Verdict(
+    is_judged = len(decided) >= MIN_DECIDED
+    return WindowVerdict(
         counts,
         flips,
         flip_rate,
@@ -88,59 +85,59 @@ def judge(recent: str, rules: Rules) -> Verdict:
     )
 
 
-class _Part(NamedTuple):
-    """Runs that follow each other, the newest first, each with so many results of a test."""
+class _RunBlock(NamedTuple):
+    """Consecutive runs, newest first, each with the same number of results of a test."""
 
     runs: Sequence[PlanRun]
     results: int
 
 
-class _Tail:
-    """The newest results of a series, gathered from the newest on until they say all."""
+class _SeriesTail:
+    """The newest results of a series, collected backwards in time until the series is decided."""
 
-    __slots__ = ("letters", "parts", "test")
+    __slots__ = ("blocks", "letters", "test")
 
     def __init__(self, test: NamedTest) -> None:
         self.test = test
         self.letters = ""
-        self.parts: list[_Part] = []
+        self.blocks: list[_RunBlock] = []
 
-    def run(self, index: int) -> PlanRun:
-        """Return the run that a result is of; the newest is number 0."""
-        for part in self.parts:
-            size = len(part.runs) * part.results
+    def run_at(self, index: int) -> PlanRun:
+        """Return the run of a result; the newest result has index 0."""
+        for block in self.blocks:
+            size = len(block.runs) * block.results
             if index < size:
-                return part.runs[index // part.results]
+                return block.runs[index // block.results]
             index -= size
         raise IndexError(index)
 
 
 @lru_cache(maxsize=4096)
-def _window(letters: str, results: int) -> int | None:
-    """Return how many of the newest `letters` the window has, None if it needs older ones, too."""
+def _window_size(letters: str, results: int) -> int | None:
+    """Return the length of the window in the newest `letters`, None if it needs older ones too."""
     decided = 0
-    for index, letter in enumerate(letters[:LONGEST_WINDOW], start=1):
+    for index, letter in enumerate(letters[:MAX_WINDOW], start=1):
         decided += letter in DECIDED
-        if decided == results or index == LONGEST_WINDOW:
+        if decided == results or index == MAX_WINDOW:
             return index
     return None
 
 
-def series_of(
+def compute_series(
     runs: Iterable[PlanRun], rules: Rules, wanted: Collection[str] | None = None
 ) -> list[Series]:
     """Return the series of one variant: those of the `wanted` test keys, or all.
 
-    `runs` are those of the variant, the newest (by started_at, then run_id) first; older ones
-    are only read as far as they matter to what is wanted.
+    `runs` are those of the variant, newest (by started_at, then run_id) first; stops reading
+    them as soon as older runs no longer matter.
     """
-    tails: dict[str, _Tail] = {}
+    tails: dict[str, _SeriesTail] = {}
     done: set[str] = set()
     open_places: dict[str, dict[str, list[int]]] = {}
-    for part in _parts(runs, rules.window_results + 2):
+    for part in _split_by_roster(runs, rules.window_results + 2):
         roster = part[0].roster
         if roster.roster_id not in open_places:
-            open_places[roster.roster_id] = _places(roster, wanted)
+            open_places[roster.roster_id] = _find_positions(roster, wanted)
         places = open_places[roster.roster_id]
         columns = list(zip(*[run.outcomes for run in part], strict=True))
         for key in [key for key in places if key in done]:
@@ -148,27 +145,27 @@ def series_of(
         for key, positions in places.items():
             tail = tails.get(key)
             if tail is None:
-                tail = tails[key] = _Tail(roster.tests[positions[0]])
-            tail.letters += _interleaved([columns[position] for position in positions])
-            tail.parts.append(_Part(part, len(positions)))
-            # Once a pass is seen, no older failure belongs to the streak.
-            if "P" in tail.letters and _window(tail.letters, rules.window_results) is not None:
+                tail = tails[key] = _SeriesTail(roster.tests[positions[0]])
+            tail.letters += _interleave([columns[position] for position in positions])
+            tail.blocks.append(_RunBlock(part, len(positions)))
+            # Failures older than the last pass do not belong to the streak.
+            if "P" in tail.letters and _window_size(tail.letters, rules.window_results) is not None:
                 done.add(key)
         if wanted is not None and len(done) == len(wanted):
             break
-    return [_series(key, tail, rules) for key, tail in tails.items()]
+    return [_build_series(key, tail, rules) for key, tail in tails.items()]
 
 
-def _parts(runs: Iterable[PlanRun], size: int) -> Iterator[list[PlanRun]]:
-    """Yield runs that follow each other and have the same roster, ever more of them at once."""
+def _split_by_roster(runs: Iterable[PlanRun], size: int) -> Iterator[list[PlanRun]]:
+    """Yield blocks of consecutive runs with the same roster, in growing sizes."""
     for _, group in groupby(runs, key=lambda run: run.roster.roster_id):
         while part := list(islice(group, size)):
             yield part
             size = min(2 * size, 1000)
 
 
-def _places(roster: Roster, wanted: Collection[str] | None) -> dict[str, list[int]]:
-    """Return where each wanted test stands in a roster, its last place first."""
+def _find_positions(roster: Roster, wanted: Collection[str] | None) -> dict[str, list[int]]:
+    """Return the positions of each wanted test in a roster, the last one first."""
     places: dict[str, list[int]] = {}
     for index, key in enumerate(roster.keys):
         if wanted is None or key in wanted:
@@ -176,19 +173,19 @@ def _places(roster: Roster, wanted: Collection[str] | None) -> dict[str, list[in
     return places
 
 
-def _interleaved(columns: Sequence[Sequence[str]]) -> str:
-    """Join the results of a test that is in each run as often as there are columns."""
+def _interleave(columns: Sequence[Sequence[str]]) -> str:
+    """Join the results of a test that occurs `len(columns)` times in each run."""
     if len(columns) == 1:
         return "".join(columns[0])
     return "".join(chain.from_iterable(zip(*columns, strict=True)))
 
 
-def _series(key: str, tail: _Tail, rules: Rules) -> Series:
-    recent = tail.letters[: _window(tail.letters, rules.window_results)][::-1]
-    verdict = judge(recent, rules)
+def _build_series(key: str, tail: _SeriesTail, rules: Rules) -> Series:
+    recent = tail.letters[: _window_size(tail.letters, rules.window_results)][::-1]
+    verdict = judge_window(recent, rules)
     since_pass = tail.letters.partition("P")[0]
     first_failed = since_pass.rfind("F")
-    newest = tail.run(0)
+    newest = tail.run_at(0)
     return Series(
         key,
         tail.test,
@@ -203,20 +200,20 @@ def _series(key: str, tail: _Tail, rules: Rules) -> Series:
         verdict.is_always_failing,
         verdict.is_recovered,
         since_pass.count("F"),
-        tail.run(first_failed).started_at if first_failed >= 0 else None,
+        tail.run_at(first_failed).started_at if first_failed >= 0 else None,
         recent,
         WORDS.get(recent[-1]),
         newest.run_id,
         newest.started_at,
-        tail.run(len(recent) - 1).started_at,
+        tail.run_at(len(recent) - 1).started_at,
     )
 
 
-def _is_confirmed(tail: _Tail, window: int) -> bool:
-    """Tell whether a commit both passed and failed: no change of the code explains that."""
+def _is_confirmed(tail: _SeriesTail, window: int) -> bool:
+    """Return whether one commit both passed and failed, which no change of code explains."""
     seen: defaultdict[str, set[str]] = defaultdict(set)
     for index, letter in enumerate(tail.letters[:window]):
-        commit = tail.run(index).commit
+        commit = tail.run_at(index).commit
         if commit is not None and letter in DECIDED:
             seen[commit].add(letter)
     return any(letters == DECIDED for letters in seen.values())

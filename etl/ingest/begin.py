@@ -80,7 +80,7 @@ def _track_batch(connection: Connection, ingest: IngestContext, entries: list[En
     """Track a batch; the commit label of an archived run may confirm that a test is flaky."""
     label = COMMIT_LABEL
     commits = {each.run_id: each.labels[label] for each in entries if label in each.labels}
-    plans = refresh.recommitted(connection, commits)
+    plans = refresh.find_recommitted_plans(connection, commits)
     added = tracking.track(connection, entries, ingest.now())
     refresh.refresh_plans(connection, plans, ingest.config.rules)
     return added

@@ -242,7 +242,7 @@ class Commits:
 
 def refresh_marked(ingest: IngestContext) -> None:
     """Recompute the series and durations that this pass or another one has marked."""
-    refresh.count_marked(ingest.engine, ingest.config.rules)
+    refresh.refresh_marked(ingest.engine, ingest.config.rules)
 
 
 def _log_end(end: RunEnd) -> None:

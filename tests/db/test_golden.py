@@ -797,7 +797,7 @@ def test_a_run_that_is_stored_while_another_counts_is_counted_later(postgresql_u
     store("run-1", 1, "P")
     storing = threading.Thread(target=store, args=("run-2", 2, "F"))
     with writing(engine) as connection:
-        refresh.hold(connection, [Plan("shop", "nightly").plan_id])
+        refresh.lock_plans(connection, [Plan("shop", "nightly").plan_id])
         storing.start()
         storing.join(timeout=2)
         count_all(connection)

@@ -121,10 +121,10 @@ def test_a_list_that_somebody_is_about_to_refer_to_stays(postgresql_url: str) ->
     with writing(engine) as storing, writing(engine) as connection:
         # As the check of a foreign key does.
         storing.execute(select(rosters).with_for_update(read=True, key_share=True))
-        refresh.drop_unused_rosters(connection)
+        refresh.delete_unused_rosters(connection)
         assert len(connection.execute(select(rosters)).all()) == 1
     with writing(engine) as connection:
-        refresh.drop_unused_rosters(connection)
+        refresh.delete_unused_rosters(connection)
         assert connection.execute(select(rosters)).all() == []
     engine.dispose()
 

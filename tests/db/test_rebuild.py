@@ -894,7 +894,7 @@ def test_verify_names_a_row_that_no_driver_can_read_and_replay_mends_it(
     assert everything(archive) == before
 
 
-@pytest.mark.parametrize("table", aggregates.NAMED_BY_PLAN, ids=str)
+@pytest.mark.parametrize("table", aggregates.KEYED_BY_PLAN, ids=str)
 def test_verify_names_a_plan_whose_id_is_no_text(
     sqlite_archive: Engine, sqlite_vandal: Vandal, table: Table
 ) -> None:

@@ -218,10 +218,10 @@ def test_what_came_before_is_joined_to_what_comes(engine: Engine) -> None:
 
 def assert_kept_as_computed_anew(engine: Engine, rules: Rules) -> None:
     with reading(engine) as connection:
-        for plan_id in aggregates.plan_ids(connection):
-            expected = aggregates.expected(connection, plan_id, rules)
+        for plan_id in aggregates.list_plan_ids(connection):
+            expected = aggregates.compute_plan_rows(connection, plan_id, rules)
             for table in aggregates.AGGREGATES:
-                stored = aggregates.stored(connection, plan_id, table)
+                stored = aggregates.read_plan_rows(connection, plan_id, table)
                 storable = bulk.storable(connection, table.columns, expected[table.name])
                 assert sorted(storable) == sorted(stored), table.name
     found = list(verify_archive(engine, BERLIN, rules))

@@ -75,7 +75,7 @@ def see(
 
 def count_all(connection: Connection, rules: Rules = DEFAULT_RULES) -> None:
     """Bring all series and durations up to date that are marked."""
-    while refresh.count_some(connection, rules):
+    while refresh.refresh_some(connection, rules):
         pass
 
 
