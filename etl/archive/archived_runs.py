@@ -1,4 +1,4 @@
-"""What the archive has of runs: the newest answer of each."""
+"""Read the newest answer of archived runs."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -6,17 +6,12 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, select
 
-from etl.db.schema import (
-    among,
-    payloads,
-    runs,
-    tracked_runs,
-)
+from etl.db.schema import among, payloads, runs, tracked_runs
 from etl.ledger.lifecycle import Seen
 
 
-class Archived(NamedTuple):
-    """What the archive has of a run."""
+class ArchivedRun(NamedTuple):
+    """The newest revision of a run in the archive."""
 
     run_id: str
     revision: int
@@ -30,14 +25,14 @@ class Archived(NamedTuple):
     last_fetched_at: datetime | None
 
     def seen(self, first_tracked_at: datetime) -> Seen:
-        """Return what `lifecycle` decides by."""
-        return seen_of(self, first_tracked_at)
+        """Return the facts from which `lifecycle` decides."""
+        return _build_seen(self, first_tracked_at)
 
 
-def seen_of(run: Any, first_tracked_at: datetime) -> Seen:
-    """Return what a row of `runs` tells `lifecycle`.
+def _build_seen(run: Any, first_tracked_at: datetime) -> Seen:
+    """Return the facts from which `lifecycle` decides, from a row of `runs`.
 
-    Times from the answer count only as far as they can be: not after we saw what they tell.
+    Times from the answer are capped at the moment when we saw the content: later ones are false.
     """
     over_since = min(run.ended_at or run.changed_at, run.changed_at)
     return Seen(
@@ -48,8 +43,8 @@ def seen_of(run: Any, first_tracked_at: datetime) -> Seen:
     )
 
 
-def archived(connection: Connection, run_ids: Sequence[str]) -> dict[str, Archived]:
-    """Return what is known of those of `run_ids` that were archived before, by run ID."""
+def read_archived(connection: Connection, run_ids: Sequence[str]) -> dict[str, ArchivedRun]:
+    """Return those of `run_ids` that are archived, by run ID."""
     query = (
         select(
             runs.c.run_id,
@@ -66,19 +61,21 @@ def archived(connection: Connection, run_ids: Sequence[str]) -> dict[str, Archiv
         .join(tracked_runs, tracked_runs.c.run_id == runs.c.run_id)
         .where(among(runs.c.run_id, run_ids))
     )
-    return {row.run_id: Archived._make(row) for row in connection.execute(query).all()}
+    return {row.run_id: ArchivedRun._make(row) for row in connection.execute(query).all()}
 
 
-class Known(NamedTuple):
-    """What an answer of an archived run is held against: the newest one's content and bytes."""
+class NewestAnswer(NamedTuple):
+    """The newest answer of an archived run, with which the next one is compared."""
 
     seen: Seen
     fingerprint: str
-    """The sha256 of its payload: the same bytes again are no news."""
+    """The sha256 of its payload: an answer with the same bytes is a no-op."""
 
 
-def known(connection: Connection, first_tracked_at: Mapping[str, datetime]) -> dict[str, Known]:
-    """Return the newest answers of those of the runs that were archived before, by run ID."""
+def read_newest_answers(
+    connection: Connection, first_tracked_at: Mapping[str, datetime]
+) -> dict[str, NewestAnswer]:
+    """Return the newest answers of those of the runs that are archived, by run ID."""
     query = (
         select(
             runs.c.run_id,
@@ -96,6 +93,6 @@ def known(connection: Connection, first_tracked_at: Mapping[str, datetime]) -> d
         .where(among(runs.c.run_id, first_tracked_at))
     )
     return {
-        row.run_id: Known(seen_of(row, first_tracked_at[row.run_id]), row.sha256)
+        row.run_id: NewestAnswer(_build_seen(row, first_tracked_at[row.run_id]), row.sha256)
         for row in connection.execute(query).all()
     }

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from etl import display
-from etl.archive.replay import lacks_counts, replay_archive
+from etl.archive.replay import has_underived_runs, replay_archive
 from etl.cli.session import open_session
 from etl.config.loading import DEFAULT_PATH
 from etl.db import database, reader
@@ -41,7 +41,7 @@ def upgrade(path: Path | None) -> int:
     """
     session = open_session(path)
     database.upgrade(session.engine)
-    if lacks_counts(session.engine):
+    if has_underived_runs(session.engine):
         display.note("counting what reports need from the archived answers")
         for _ in replay_archive(
             session.engine, session.config.reporting_zone, session.config.rules

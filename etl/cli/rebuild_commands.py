@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from etl import display
-from etl.archive.differences import Checked, Difference
+from etl.archive.differences import BatchFindings, Difference
 from etl.archive.replay import replay_archive
 from etl.archive.verify import verify_archive
 from etl.cli.session import Session, open_session
@@ -51,7 +51,7 @@ class _Found:
         self.differing = _Kind()
         self.mismatches = _Kind()
 
-    def add(self, batch: Checked) -> None:
+    def add(self, batch: BatchFindings) -> None:
         """Take in what was found in a batch."""
         self.runs += batch.runs
         self.damage.add(batch.damage)
@@ -62,7 +62,8 @@ class _Found:
 def verify(path: Path | None, *, as_json: bool) -> int:
     """Check all runs; 1 if anything is not as it should be."""
     session = _archive(path)
-    batches = verify_archive(session.engine, session.config.reporting_zone, session.config.rules)
+    zone, rules = session.config.reporting_zone, session.config.rules
+    batches = verify_archive(session.engine, zone, rules)
     found = _work_through(session, batches, _say_nothing if as_json else _say_all)
     wrong = found.damage.count + found.differing.count
     if as_json:
@@ -86,7 +87,8 @@ def verify(path: Path | None, *, as_json: bool) -> int:
 def preview(path: Path | None, *, as_json: bool) -> int:
     """Say what `replay` would change."""
     session = _archive(path)
-    batches = verify_archive(session.engine, session.config.reporting_zone, session.config.rules)
+    zone, rules = session.config.reporting_zone, session.config.rules
+    batches = verify_archive(session.engine, zone, rules)
     found = _work_through(session, batches, _say_nothing if as_json else _say_wrong)
     _sum_up(found, "would be changed", as_json=as_json)
     return 0
@@ -95,7 +97,8 @@ def preview(path: Path | None, *, as_json: bool) -> int:
 def replay(path: Path | None, *, as_json: bool) -> int:
     """Rebuild what differs; 1 if there is damage, which is left as it was."""
     session = _archive(path)
-    batches = replay_archive(session.engine, session.config.reporting_zone, session.config.rules)
+    zone, rules = session.config.reporting_zone, session.config.rules
+    batches = replay_archive(session.engine, zone, rules)
     found = _work_through(session, batches, _say_nothing if as_json else _say_wrong)
     _sum_up(found, "changed", as_json=as_json)
     return 1 if found.damage.count else 0
@@ -108,7 +111,7 @@ def _archive(path: Path | None) -> Session:
 
 
 def _work_through(
-    session: Session, batches: Iterable[Checked], tell: Callable[[Checked], None]
+    session: Session, batches: Iterable[BatchFindings], tell: Callable[[BatchFindings], None]
 ) -> _Found:
     """Tell of each batch as it comes, with progress; add them up."""
     with database.reading(session.engine) as connection:
@@ -124,16 +127,16 @@ def _work_through(
     return found
 
 
-def _say_nothing(_batch: Checked) -> None:
+def _say_nothing(_batch: BatchFindings) -> None:
     """Leave it to the summing up."""
 
 
-def _say_wrong(batch: Checked) -> None:
+def _say_wrong(batch: BatchFindings) -> None:
     for difference in [*batch.damage, *batch.differing]:
         display.say(display.safe(difference))
 
 
-def _say_all(batch: Checked) -> None:
+def _say_all(batch: BatchFindings) -> None:
     _say_wrong(batch)
     for mismatch in batch.mismatches:
         display.say(f"the API's own: {display.safe(mismatch)}")

@@ -61,7 +61,7 @@ class HeldRuns:
             claims = leases.claim(connection, lease, chosen, limit)
             archived = [each for each in claims if each.last_fetched_at]
             tracked_at = {each.run_id: each.first_tracked_at for each in archived}
-            known = archived_runs.known(connection, tracked_at)
+            known = archived_runs.read_newest_answers(connection, tracked_at)
         claims = [
             claim._replace(**known[claim.run_id]._asdict()) if claim.run_id in known else claim
             for claim in claims

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Engine
 
 from etl.archive.verify import verify_archive
-from etl.config.settings import Rules
+from etl.config.settings import DEFAULT_RULES, Rules
 from etl.db.database import connect, prepare, writing
 from etl.db.schema import (
     daily_results,
@@ -51,7 +51,7 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine = connect(database_url)
     prepare(engine)
     yield engine
-    found = list(verify_archive(engine, BERLIN))
+    found = list(verify_archive(engine, BERLIN, DEFAULT_RULES))
     engine.dispose()
     assert [each for batch in found for each in (*batch.damage, *batch.differing)] == []
 

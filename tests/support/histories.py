@@ -89,7 +89,7 @@ def keep(
     answers = [_received(run_id, answer, at, zone) for run_id, answer in seen.items()]
     standing = Standing(State.SETTLED, None)
     tracking.track(connection, [Entry(run_id, None, None, {}) for run_id in seen], at)
-    store.save(connection, answers)
+    store.store_answers(connection, answers)
     leases.record(connection, [Recorded(run_id, standing, at) for run_id in seen])
 
 
