@@ -94,7 +94,7 @@ def write(connection: Connection, tables: Tables) -> None:
 def prepared(connection: Connection, tables: Tables) -> Tables:
     """Return rows as the driver takes them."""
     return {
-        name: bulk.storable(connection, schema.metadata.tables[name].columns, rows)
+        name: bulk.to_driver_values(connection, schema.metadata.tables[name].columns, rows)
         for name, rows in tables.items()
     }
 

@@ -84,7 +84,7 @@ def decode(body: bytes) -> Payload:
 
     Raises:
         PayloadError: it is not JSON, has no `result` object, or its `tests` or `environments`
-            is no list.
+            are not lists.
     """
     try:
         document = _parse(body)

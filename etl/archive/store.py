@@ -246,7 +246,7 @@ def _insert_missing(connection: Connection, table: Table, rows: Sequence[Row]) -
     [key] = table.primary_key.columns
     known = set(connection.scalars(select(key).where(among(key, by_key))).all())
     missing = sorted(by_key.keys() - known)
-    bulk.add_missing(connection, table, [by_key[key] for key in missing])
+    bulk.insert_missing(connection, table, [by_key[key] for key in missing])
 
 
 def _update_runs(connection: Connection, rows: Sequence[Row]) -> None:

@@ -70,7 +70,7 @@ def compare_plan(connection: Connection, plan_id: str, rules: Rules) -> list[Dif
     computed = aggregates.compute_plan_rows(connection, plan_id, rules)
     differing: list[Difference] = []
     for table in aggregates.AGGREGATES:
-        wanted = bulk.storable(connection, table.columns, computed[table.name])
+        wanted = bulk.to_driver_values(connection, table.columns, computed[table.name])
         try:
             stored = aggregates.read_plan_rows(connection, plan_id, table)
         except DBAPIError as error:
@@ -112,7 +112,9 @@ def compare_runs(connection: Connection, batch: PayloadBatch) -> list[Difference
         rows, unreadable = read_rows(connection, table, batch.whole)
         differences += unreadable
         skipped = lost | {difference.run_id for difference in unreadable}
-        wanted = key_rows(table, bulk.storable(connection, table.columns, batch.rows[table.name]))
+        wanted = key_rows(
+            table, bulk.to_driver_values(connection, table.columns, batch.rows[table.name])
+        )
         stored = key_rows(table, rows)
         _, *names = [column.name for column in table.primary_key]
         for key in sorted(wanted.keys() | stored.keys(), key=repr):

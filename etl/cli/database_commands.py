@@ -63,7 +63,7 @@ def downgrade(path: Path | None, revision: str) -> int:
 def grant_reader(path: Path | None, role: str) -> int:
     """Let a role of PostgreSQL read the views, and nothing else. Raises UsageError."""
     session = open_session(path)
-    reader.grant(session.engine, role)
+    reader.grant_views(session.engine, role)
     display.note(f"{database.shown_url(session.engine)}: {role} reads the views in reporting")
     return 0
 

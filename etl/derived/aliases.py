@@ -30,7 +30,7 @@ def add_alias(connection: Connection, alias: Alias, now: datetime, rules: Rules)
     """Count the results under the old name as those of the new one.
 
     Raises:
-        UsageError: both names are the same, there is no such plan, or the old name has an alias.
+        UsageError: both names are the same, the plan does not exist, or the old name has an alias.
     """
     if alias.old_name == alias.new_name:
         raise UsageError(f"alias: {alias.old_name!r} and its new name are the same")

@@ -53,7 +53,7 @@ SERIES_AT_ONCE = 2000
 
 
 class Contribution(NamedTuple):
-    """What a revision of a run adds to the aggregates; `period` is None if it has no day."""
+    """The contribution of a revision to the aggregates; `period` is None if it has no day."""
 
     plan: Plan
     variant_id: str
@@ -105,7 +105,7 @@ def apply_contributions(
     lock_plans(connection, [plan.plan_id for plan in differences])
     marks = {(each.variant_id, each.roster_id) for each in (*opened, *closed)}
     existing = bulk.find(connection, uncounted, [], sorted(marks))
-    bulk.add_missing(connection, uncounted, sorted(marks - existing.keys()))
+    bulk.insert_missing(connection, uncounted, sorted(marks - existing.keys()))
     days = {plan: sum_periods(each) for plan, each in differences.items()}
     _add_differences(connection, daily_results, days)
     weeks = {plan: sum_weeks(each) for plan, each in days.items()}
@@ -163,7 +163,7 @@ def mark_plan_dirty(connection: Connection, plan_id: str) -> None:
     is_in_plan = outcomes.c.variant_id.in_(select_variant_ids(plan_id))
     marks = select(outcomes.c.variant_id, outcomes.c.roster_id).distinct()
     rows = [tuple(mark) for mark in connection.execute(marks.where(is_in_plan, IS_CURRENT))]
-    bulk.add_missing(connection, uncounted, sorted(rows))
+    bulk.insert_missing(connection, uncounted, sorted(rows))
 
 
 def delete_unused_rosters(connection: Connection) -> None:

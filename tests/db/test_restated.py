@@ -222,7 +222,7 @@ def assert_kept_as_computed_anew(engine: Engine, rules: Rules) -> None:
             expected = aggregates.compute_plan_rows(connection, plan_id, rules)
             for table in aggregates.AGGREGATES:
                 stored = aggregates.read_plan_rows(connection, plan_id, table)
-                storable = bulk.storable(connection, table.columns, expected[table.name])
+                storable = bulk.to_driver_values(connection, table.columns, expected[table.name])
                 assert sorted(storable) == sorted(stored), table.name
     found = list(verify_archive(engine, BERLIN, rules))
     assert [each for batch in found for each in (*batch.damage, *batch.differing)] == []
