@@ -17,10 +17,10 @@ from bench.contenders.limit import (
     write,
 )
 from bench.content import Offer, run_id
-from etl.archive import store
 from etl.config.settings import DEFAULT_RULES
 from etl.db.database import reading, writing
 from etl.derived import aggregates
+from etl.derived.identity_rules import read_id_keyed
 
 SEEN_AFTER = timedelta(hours=2)
 
@@ -31,16 +31,16 @@ def fill(engine: Engine, offer: Offer) -> None:
     for start in range(0, len(indexes), RUNS_A_TRANSACTION):
         _add(engine, offer, indexes[start : start + RUNS_A_TRANSACTION])
     with reading(engine) as connection:
-        plan_ids = aggregates.plan_ids(connection)
+        plan_ids = aggregates.list_plan_ids(connection)
     for plan_id in plan_ids:
         with writing(engine) as connection:
-            rows = aggregates.expected(connection, plan_id, DEFAULT_RULES)
-            aggregates.replace(connection, plan_id, rows)
+            rows = aggregates.compute_plan_rows(connection, plan_id, DEFAULT_RULES)
+            aggregates.replace_plan_rows(connection, plan_id, rows)
 
 
 def _add(engine: Engine, offer: Offer, indexes: Sequence[int]) -> None:
     with writing(engine) as connection:
-        id_keyed = store.id_keyed_applications(connection)
+        id_keyed = read_id_keyed(connection)
         made = [
             make_tables(
                 run_id(index),

@@ -19,7 +19,14 @@ from bench.contenders.script import read_run_ids
 from etl.answers.compression import compress
 from etl.answers.normalize import normalize
 from etl.answers.payload import decode
-from etl.archive.history import DERIVED, Owner, Stretch, derived, roster_row, variant_row
+from etl.archive.history import (
+    DERIVED_TABLES,
+    LedgerFields,
+    Revision,
+    build_roster_row,
+    build_variant_row,
+    derive_rows,
+)
 from etl.db import bulk, database, schema
 from etl.ledger.lifecycle import State
 
@@ -33,7 +40,7 @@ def make_tables(
     """Return the rows of one run by table, as an ingest leaves them; see `history.derived`."""
     payload = decode(body)
     rows = normalize(run_id, payload, UTC)
-    stretch = Stretch(1, seen_at, None, payload.content_hash, rows)
+    stretch = Revision(1, seen_at, None, payload.content_hash, rows)
     kept = compress(body, hashlib.sha256(body).hexdigest())
     tracked = (
         run_id, "default", State.SETTLED, None, 0, None, seen_at, seen_at, 1, None, None, None, None
@@ -43,9 +50,9 @@ def make_tables(
     )  # fmt: skip
     return {
         "tracked_runs": [tracked],
-        "plan_variants": [variant_row(rows)],
-        "rosters": [roster_row(rows, id_keyed)],
-        **derived(Owner(run_id, "default", None), [stretch], id_keyed),
+        "plan_variants": [build_variant_row(rows)],
+        "rosters": [build_roster_row(rows, id_keyed)],
+        **derive_rows(LedgerFields(run_id, "default", None), [stretch], id_keyed),
         "payloads": [payload_row],
     }
 
@@ -68,7 +75,7 @@ def write(connection: Connection, tables: Tables) -> None:
         if named:
             insert = bulk.upsert_into(connection, table).on_conflict_do_nothing()
             connection.execute(insert, list(named.values()))
-    for name in ("tracked_runs", *DERIVED, "payloads"):
+    for name in ("tracked_runs", *DERIVED_TABLES, "payloads"):
         table, rows = schema.metadata.tables[name], tables.get(name)
         if not rows:
             continue
@@ -87,7 +94,7 @@ def write(connection: Connection, tables: Tables) -> None:
 def prepare_values(connection: Connection, tables: Tables) -> Tables:
     """Return rows with values that the driver accepts."""
     return {
-        name: bulk.storable(connection, schema.metadata.tables[name].columns, rows)
+        name: bulk.to_driver_values(connection, schema.metadata.tables[name].columns, rows)
         for name, rows in tables.items()
     }
 

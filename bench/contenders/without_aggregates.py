@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from etl.__main__ import main as archiver
-from etl.derived import aggregates
-from etl.derived.aggregates import Noted
+from etl.derived import refresh
+from etl.derived.refresh import Contribution
 
 
-def mark_nothing(connection: Connection, opened: Sequence[Noted], closed: Sequence[Noted]) -> None:
-    """Replace `aggregates.note`: update no days, and set no dirty marks."""
+def mark_nothing(
+    connection: Connection, opened: Sequence[Contribution], closed: Sequence[Contribution]
+) -> None:
+    """Replace `refresh.apply_contributions`: update no days, and set no dirty marks."""
 
 
 def main() -> None:
     """Ingest the list."""
     sys.argv[1:] = ["ingest", "--from", sys.argv[1]]
-    aggregates.note = mark_nothing
+    refresh.apply_contributions = mark_nothing
     archiver()
 
 

@@ -1,1 +1,1 @@
-"""Pure: decode, normalize and compress what the API said."""
+"""Pure: decode, normalize and compress the API's answers."""

@@ -1,4 +1,4 @@
-"""How bodies rest: compressed, without loss."""
+"""Compress payloads, without loss."""
 
 import threading
 
@@ -10,14 +10,17 @@ ENCODING = "zstd"
 
 
 def compress(body: bytes, sha256: str) -> Body:
-    """Return `body` as it is kept; `sha256` is that of the bytes that were received."""
-    with _compressing:
+    """Return `body` compressed; `sha256` is that of the bytes that the API sent.
+
+    Locks the compressor, which serves one thread at a time. Making one takes longer than
+    compressing a small answer, so all threads share it.
+    """
+    with _compressor_lock:
         return Body(_COMPRESSOR.compress(body), ENCODING, len(body), sha256)
 
 
-# To make one takes longer than to compress a small answer; it serves one thread at a time.
 _COMPRESSOR = zstandard.ZstdCompressor(level=3)
-_compressing = threading.Lock()
+_compressor_lock = threading.Lock()
 
 
 def decompress(compressed: bytes, encoding: str) -> bytes:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from etl.answers.normalize import Rows
+from etl.answers.rows import Rows
 
 
 class Reason(StrEnum):

@@ -1,7 +1,7 @@
-"""Decode one answer of the API, tolerantly, and name its content.
+"""Decode one answer of the API, tolerantly, and hash its content.
 
-Reads no clock, file, network or database. Knows the shape that the API is known to send and
-nothing of our tables; what it cannot accept at all is a `PayloadError`.
+Reads no clock, file, network or database. Knows the documented shape of an answer and nothing of
+our tables; an answer that cannot be accepted at all raises a `PayloadError`.
 """
 
 import hashlib
@@ -14,17 +14,17 @@ from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
-COUNTERS = ("failed", "passed", "aborted", "pending", "unresolved")
+from etl.answers.rows import COUNTERS
 
-DEEPEST = 200
-"""How deep an answer may be nested. Python's own limit depends on who calls: this one does not."""
+MAX_DEPTH = 200
+"""The deepest nesting of an answer. Python's own limit depends on the caller, this one does not."""
 
 FINAL_STATUSES = frozenset({"passed", "failed", "aborted", "completed"})
 OPEN_STATUS = "unresolved"
 GOING_STATUSES = frozenset({"pending", "", None})
 KNOWN_STATUSES = FINAL_STATUSES | GOING_STATUSES | {OPEN_STATUS}
 
-# The documented fields with their JSON types, as seen in answers; all else is drift.
+# The documented fields with their JSON types, as seen in answers; any other is schema drift.
 RUN_FIELDS: Mapping[str, type] = {
     "id": str,
     "name": str,
@@ -56,16 +56,16 @@ COUNTER_FIELDS: Mapping[str, type] = dict.fromkeys(COUNTERS, int)
 
 
 class PayloadError(ValueError):
-    """The answer's frame is broken: there is no run to be read in it. Says why in one line."""
+    """The answer's frame is broken, so no run can be read from it. Gives the reason in one line."""
 
 
 class Payload(NamedTuple):
     """A decoded answer.
 
-    `document` is the whole JSON object, numbers exact (int, float or Decimal; Raw beyond that);
-    its `result` is an object whose `tests` and `environments` are lists or not there.
+    `document` is the whole JSON object, with exact numbers (int, float or Decimal; Raw beyond
+    those). Its `result` is an object whose `tests` and `environments` are lists or missing.
     `content_hash` is equal for two answers if and only if they are equal as JSON. `is_storable`
-    says that no text in it has a NUL or a lone surrogate, which no database keeps.
+    is true if no text has a NUL or a lone surrogate, which no database can store.
     """
 
     document: dict[str, Any]
@@ -84,36 +84,36 @@ def decode(body: bytes) -> Payload:
 
     Raises:
         PayloadError: it is not JSON, has no `result` object, or its `tests` or `environments`
-            is no list.
+            are not lists.
     """
     try:
         document = _parse(body)
         if not isinstance(document, dict):
             raise PayloadError("the answer is no JSON object")
-        if _brackets(body) > DEEPEST and _depth(document) > DEEPEST:
+        if _count_brackets(body) > MAX_DEPTH and _measure_depth(document) > MAX_DEPTH:
             raise PayloadError("the answer is nested too deeply")
-        return _framed(document)
+        _check_frame(document)
+        return _to_payload(document)
     except RecursionError:
         raise PayloadError("the answer is nested too deeply") from None
 
 
-def _framed(document: dict[str, Any]) -> Payload:
+def _check_frame(document: dict[str, Any]) -> None:
     result = document.get("result")
     if not isinstance(result, dict):
         raise PayloadError("the answer has no `result` object")
     for name in ("tests", "environments"):
         if not isinstance(result.get(name, []), list):
             raise PayloadError(f"`result.{name}` is no list")
-    return _named(document)
 
 
-def _brackets(body: bytes) -> int:
-    """Count what may open an object or a list: nothing is nested deeper than that."""
+def _count_brackets(body: bytes) -> int:
+    """Count the opening brackets, an upper bound of the nesting."""
     return body.count(b"{") + body.count(b"[")
 
 
-def _depth(document: Any) -> int:
-    """Count how deep objects and lists are nested, without a call for each of them."""
+def _measure_depth(document: Any) -> int:
+    """Return how deep objects and lists are nested, without a call for each of them."""
     depth, level = 0, [document]
     while level:
         depth += 1
@@ -127,8 +127,8 @@ def _depth(document: Any) -> int:
 _CONTAINERS = frozenset({dict, list})
 
 
-def canonical(value: Any) -> str:
-    """Return `value` as JSON text in the one form that equal values share: keys sorted."""
+def encode_canonical(value: Any) -> str:
+    """Return `value` as JSON text with sorted keys: equal values give the same text."""
     return _ENCODER.encode(value).decode()
 
 
@@ -138,15 +138,18 @@ def _parse(body: bytes) -> Any:
     try:
         return _DECODER.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return _parse_oddities(body)
+        return _parse_leniently(body)
 
 
-def _parse_oddities(body: bytes) -> Any:
-    """Read what the fast decoder declines: byte order marks, UTF-16, lone surrogates, huge ints."""
+def _parse_leniently(body: bytes) -> Any:
+    """Parse JSON that msgspec refuses: byte order marks, UTF-16, lone surrogates, huge integers."""
     try:
         text = body.decode(json.detect_encoding(body))
         return json.loads(
-            text, parse_int=_number, parse_float=_number, parse_constant=_refuse_constant
+            text,
+            parse_int=_parse_number,
+            parse_float=_parse_number,
+            parse_constant=_refuse_constant,
         )
     except UnicodeDecodeError:
         raise PayloadError("the answer is not UTF-8 text") from None
@@ -154,18 +157,18 @@ def _parse_oddities(body: bytes) -> Any:
         raise PayloadError(f"the answer is not JSON: {error}") from None
 
 
-# Python converts no longer integers from and to text: those beyond are Decimals.
-_MOST_DIGITS = 4300
+# Python converts integers from and to text up to this length; longer ones become Decimals.
+_MAX_DIGITS = 4300
 _EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
 
 
-def _number(text: str) -> int | float | Decimal | msgspec.Raw:
-    """Return a JSON number exactly, and so that 1, 1.0 and 1e0 are the same."""
+def _parse_number(text: str) -> int | float | Decimal | msgspec.Raw:
+    """Return the exact value of a JSON number; 1, 1.0 and 1e0 give the same value."""
     try:
         exact = Decimal(text).normalize(_EXACT)
-    except InvalidOperation:  # the exponent has some 19 digits: only the text can hold it
+    except InvalidOperation:  # an exponent of some 19 digits: keep the text
         return msgspec.Raw(text.encode())
-    if exact.adjusted() < _MOST_DIGITS and exact == exact.to_integral_value():
+    if exact.adjusted() < _MAX_DIGITS and exact == exact.to_integral_value():
         return int(exact)
     value = float(exact)
     return value if Decimal(repr(value)) == exact else exact
@@ -175,35 +178,37 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _named(document: dict[str, Any]) -> Payload:
+def _to_payload(document: dict[str, Any]) -> Payload:
     try:
         text = _ENCODER.encode(document)
         is_storable = _NUL not in text
     except UnicodeEncodeError:
-        # In a list, which no answer is, it differs from one that has the escapes as its text.
-        text = _ENCODER.encode([_spelled_out(document)])
+        # No answer is a list: the hash differs from that of an answer with the escapes as text.
+        text = _ENCODER.encode([_escape_surrogates(document)])
         is_storable = False
     return Payload(document, hashlib.sha256(text).hexdigest(), is_storable)
 
 
 _NUL = rb"\u0000"
-"""How the encoder writes it; a text of a backslash and these characters looks like it, too."""
-_UNSPEAKABLE = re.compile("[\\\\\ud800-\udfff]")
+"""NUL as the encoder writes it; a backslash followed by these characters looks alike."""
+_BACKSLASH_OR_SURROGATE = re.compile("[\\\\\ud800-\udfff]")
 
 
-def _spelled_out(value: Any) -> Any:
-    """Return `value` with each lone surrogate, which no encoding has bytes for, as its escape.
+def _escape_surrogates(value: Any) -> Any:
+    """Escape lone surrogates, which no encoding can represent.
 
-    Backslashes are escaped as well, so that different texts stay different.
+    Escapes backslashes too, so that different texts stay different.
     """
     if isinstance(value, str):
-        return _UNSPEAKABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
+        return _BACKSLASH_OR_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
     if isinstance(value, dict):
-        return {_spelled_out(name): _spelled_out(member) for name, member in value.items()}
+        return {
+            _escape_surrogates(name): _escape_surrogates(member) for name, member in value.items()
+        }
     if isinstance(value, list):
-        return [_spelled_out(item) for item in value]
+        return [_escape_surrogates(item) for item in value]
     return value
 
 
-_DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder(float_hook=_number)
+_DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder(float_hook=_parse_number)
 _ENCODER = msgspec.json.Encoder(order="sorted", decimal_format="number")

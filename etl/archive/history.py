@@ -1,7 +1,7 @@
-"""The derived rows of a run, from all its contents in their order.
+"""The derived rows of a run, from all its revisions in order.
 
-Pure: what the archive says of a run follows from its payloads and from when they were seen, and
-here is how. `store` adds a content at a time by these rules; `rebuild` applies them to all.
+Pure: they follow from the payloads and the times at which these were seen. `store` adds one
+revision at a time by these rules; `replay` and `verify` apply them to all.
 """
 
 import hashlib
@@ -13,30 +13,25 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from etl.answers.normalize import Rows
-from etl.answers.payload import COUNTERS, OPEN_STATUS
+from etl.answers.payload import OPEN_STATUS
+from etl.answers.rows import Row, Rows
 from etl.derived.metrics import (
+    MILLISECOND,
     Counts,
-    Period,
-    Plan,
-    as_period,
-    as_plan,
-    checks_of,
-    count,
-    digest,
-    rates,
-    strip_of,
+    compute_rates,
+    count_letters,
+    encode_strip,
+    read_checks,
 )
+from etl.derived.period_metrics import Period, build_period
+from etl.derived.plans import Plan, build_plan, hash_parts
 
-Row = tuple[Any, ...]
 TestState = tuple[Any, ...]
-"""A test as history keeps it: test_id, name, status and the five counters."""
+"""A test in `test_revisions`: test_id, name, status and the five counters."""
 
-NOTHING: TestState = (None,) * 8
+ABSENT_TEST: TestState = (None,) * 8
 
-MILLISECOND = timedelta(milliseconds=1)
-
-DERIVED = (
+DERIVED_TABLES = (
     "runs",
     "environments",
     "tests",
@@ -47,88 +42,94 @@ DERIVED = (
     "outcomes",
     "status_changes",
 )
-"""The tables that follow from the payloads, a table after those that it refers to."""
+"""The tables derived from payloads; each stands after the tables that it refers to."""
 
 
-class Stretch(NamedTuple):
-    """A stretch of time in which a run's content was the same. `last_seen_at` when it is over."""
+class Revision(NamedTuple):
+    """The content of a run during one span of time; `last_seen_at` is None while it is current."""
 
-    revision: int
+    number: int
     observed_at: datetime
     last_seen_at: datetime | None
     content_hash: str
     rows: Rows
 
 
-class Owner(NamedTuple):
-    """What the ledger says of a run, and no payload tells."""
+class LedgerFields(NamedTuple):
+    """The columns of `runs` that come from the ledger, not from a payload."""
 
     run_id: str
     source: str
     gone_at: datetime | None
 
 
-def derived(
-    owner: Owner, stretches: Sequence[Stretch], id_keyed: Collection[str]
+def derive_rows(
+    fields: LedgerFields, revisions: Sequence[Revision], id_keyed: Collection[str]
 ) -> dict[str, list[Row]]:
     """Return all derived rows of a run by table, each in the order of its table's columns.
 
     `id_keyed` are the applications whose tests keep their ids from run to run.
     """
-    first, last = stretches[0], stretches[-1]
-    pairs = list(pairwise(stretches))
+    first, last = revisions[0], revisions[-1]
+    pairs = list(pairwise(revisions))
     ends = [*(new.observed_at for _, new in pairs), None]
     return {
-        "runs": [run_row(owner, last, first.observed_at)],
+        "runs": [build_run_row(fields, last, first.observed_at)],
         "environments": [tuple(row) for row in last.rows.environments],
         "tests": [tuple(row) for row in last.rows.tests],
         "counts": [tuple(row) for row in last.rows.counts],
         "revisions": [
-            *(revision_row(owner.run_id, old, new.observed_at) for old, new in pairs),
-            revision_row(owner.run_id, last, None),
+            *(build_revision_row(fields.run_id, old, new.observed_at) for old, new in pairs),
+            build_revision_row(fields.run_id, last, None),
         ],
         "test_revisions": [
             row
             for old, new in pairs
-            for row in differing_tests(
-                owner.run_id, old.revision, test_states(old.rows), test_states(new.rows)
+            for row in find_differing_tests(
+                fields.run_id, old.number, read_test_states(old.rows), read_test_states(new.rows)
             )
         ],
-        "warnings": [row for stretch in stretches for row in warning_rows(owner.run_id, stretch)],
+        "warnings": [
+            row for revision in revisions for row in build_warning_rows(fields.run_id, revision)
+        ],
         "outcomes": [
-            outcome_row(owner.run_id, stretch, superseded_at, outcome_of(stretch.rows, id_keyed))
-            for stretch, superseded_at in zip(stretches, ends, strict=True)
+            build_outcome_row(
+                fields.run_id, revision, superseded_at, derive_outcome(revision.rows, id_keyed)
+            )
+            for revision, superseded_at in zip(revisions, ends, strict=True)
         ],
         "status_changes": [
-            row for old, new in pairs for row in changed_statuses(owner.run_id, as_before(old), new)
+            row
+            for old, new in pairs
+            for row in find_status_changes(fields.run_id, describe_previous(old), new)
         ],
     }
 
 
-def run_row(owner: Owner, current: Stretch, archived_at: datetime) -> Row:
+def build_run_row(fields: LedgerFields, current: Revision, archived_at: datetime) -> Row:
     """Return the row of `runs`."""
     run = current.rows.run
     return (
-        owner.run_id,
-        owner.source,
+        fields.run_id,
+        fields.source,
         *run[:-1],
-        current.revision,
+        current.number,
         current.content_hash,
         archived_at,
         current.observed_at,
-        owner.gone_at,
+        fields.gone_at,
         run.extra,
     )
 
 
-def revision_row(run_id: str, stretch: Stretch, superseded_at: datetime | None) -> Row:
+def build_revision_row(run_id: str, revision: Revision, superseded_at: datetime | None) -> Row:
     """Return the row of `revisions`."""
-    run, own = stretch.rows.run, stretch.rows.counts[0]
+    run, own = revision.rows.run, revision.rows.counts[0]
     return (
         run_id,
-        stretch.revision,
-        stretch.observed_at,
-        stretch.last_seen_at,
+        revision.number,
+        revision.observed_at,
+        revision.last_seen_at,
         superseded_at,
         run.status,
         run.started_at,
@@ -139,55 +140,55 @@ def revision_row(run_id: str, stretch: Stretch, superseded_at: datetime | None) 
         own.pending,
         own.unresolved,
         own.total,
-        stretch.content_hash,
+        revision.content_hash,
     )
 
 
-def warning_rows(run_id: str, stretch: Stretch) -> list[Row]:
+def build_warning_rows(run_id: str, revision: Revision) -> list[Row]:
     """Return the rows of `warnings`."""
-    return [(run_id, stretch.revision, *warned) for warned in stretch.rows.warnings]
+    return [(run_id, revision.number, *warned) for warned in revision.rows.warnings]
 
 
-def test_states(rows: Rows) -> dict[int, TestState]:
-    """Return each test of an answer as history would keep it, by position."""
+def read_test_states(rows: Rows) -> dict[int, TestState]:
+    """Return the state of each test of an answer, by position."""
     return {
-        test.position: (test.test_id, test.name, test.status, *count[3:8])
-        for test, count in zip(rows.tests, rows.counts[1:], strict=True)
+        test.position: (test.test_id, test.name, test.status, *count_letters[3:8])
+        for test, count_letters in zip(rows.tests, rows.counts[1:], strict=True)
     }
 
 
-def differing_tests(
+def find_differing_tests(
     run_id: str, revision: int, old: Mapping[int, TestState], new: Mapping[int, TestState]
 ) -> list[Row]:
-    """Return the rows of `test_revisions` that keep `old`, where `new` is not the same.
+    """Return the rows of `test_revisions` that keep the tests of `old` that differ in `new`.
 
-    A test that only `new` has gets a row as well: it was `absent` from `revision`.
+    A test that only `new` has gets a row too: it was `absent` from `revision`.
     """
     return [
-        (run_id, revision, position, *old.get(position, NOTHING), position not in old)
+        (run_id, revision, position, *old.get(position, ABSENT_TEST), position not in old)
         for position in sorted(old.keys() | new.keys())
         if old.get(position) != new.get(position)
     ]
 
 
-# --- what reports count ---------------------------------------------------------------------
+# --- outcomes -------------------------------------------------------------------------------
 
 
-def variant_row(rows: Rows) -> Row:
-    """Return the row of `plan_variants` that an answer belongs to."""
+def build_variant_row(rows: Rows) -> Row:
+    """Return the row of `plan_variants` for an answer."""
     run = rows.run
-    return _variant_row(as_plan(run.application, run.name), run.environment_signature)
+    return _build_variant_row(build_plan(run.application, run.name), run.environment_signature)
 
 
 @lru_cache(maxsize=256)  # plans recur
-def _variant_row(plan: Plan, environment_signature: str) -> Row:
-    variant_id = digest([plan.application, plan.plan, environment_signature])
+def _build_variant_row(plan: Plan, environment_signature: str) -> Row:
+    variant_id = hash_parts([plan.application, plan.plan, environment_signature])
     return (variant_id, plan.plan_id, plan.application, plan.plan, environment_signature)
 
 
-def roster_row(rows: Rows, id_keyed: Collection[str]) -> tuple[str, str]:
-    """Return the row of `rosters` that lists an answer's tests: its key and the list, as JSON."""
-    keeps_ids = as_plan(rows.run.application, None).application in id_keyed
+def build_roster_row(rows: Rows, id_keyed: Collection[str]) -> tuple[str, str]:
+    """Return the row of `rosters` for an answer's tests: its key and the tests as JSON."""
+    keeps_ids = build_plan(rows.run.application, None).application in id_keyed
     tests = msgspec.json.encode(
         [(test.name, test.type, test.test_id) for test in rows.tests]
         if keeps_ids
@@ -196,8 +197,8 @@ def roster_row(rows: Rows, id_keyed: Collection[str]) -> tuple[str, str]:
     return hashlib.sha256(tests).hexdigest()[:32], tests.decode()
 
 
-class Outcome(NamedTuple):
-    """How the tests of an answer ended: a letter for each (`strip`), and what that counts.
+class RunOutcome(NamedTuple):
+    """The results of an answer's tests: a letter for each (`strip`), and their counts.
 
     `variant` and `roster` are the rows of `plan_variants` and `rosters` that it refers to.
     """
@@ -208,33 +209,33 @@ class Outcome(NamedTuple):
     tests: Counts
     checks: Counts
     period: Period | None
-    """What it adds to its day, None where the answer names no day."""
+    """Its contribution to its day, None if the answer has no start."""
 
 
-def outcome_of(rows: Rows, id_keyed: Collection[str]) -> Outcome:
-    """Return what an answer counts."""
-    strip = strip_of([test.status for test in rows.tests])
-    checks = checks_of(rows.counts[0]._asdict())
+def derive_outcome(rows: Rows, id_keyed: Collection[str]) -> RunOutcome:
+    """Return the outcome of an answer."""
+    strip = encode_strip([test.status for test in rows.tests])
+    checks = read_checks(rows.counts[0]._asdict())
     day = rows.run.started_on
-    return Outcome(
-        variant_row(rows),
-        roster_row(rows, id_keyed),
+    return RunOutcome(
+        build_variant_row(rows),
+        build_roster_row(rows, id_keyed),
         strip,
-        count(strip),
+        count_letters(strip),
         checks,
-        as_period(day, strip, checks) if day else None,
+        build_period(day, strip, checks) if day else None,
     )
 
 
-def outcome_row(
-    run_id: str, stretch: Stretch, superseded_at: datetime | None, outcome: Outcome
+def build_outcome_row(
+    run_id: str, revision: Revision, superseded_at: datetime | None, outcome: RunOutcome
 ) -> Row:
     """Return the row of `outcomes`."""
-    run, tests, checks = stretch.rows.run, outcome.tests, outcome.checks
+    run, tests, checks = revision.rows.run, outcome.tests, outcome.checks
     return (
         run_id,
-        stretch.revision,
-        stretch.observed_at,
+        revision.number,
+        revision.observed_at,
         superseded_at,
         outcome.variant[0],
         outcome.roster[0],
@@ -244,16 +245,16 @@ def outcome_row(
         run.started_on,
         run.ended_at,
         run.duration_ms,
-        *(getattr(checks, name) for name in COUNTERS),
-        rates(checks).pass_rate,
-        *(getattr(tests, name) for name in COUNTERS),
+        *checks.in_column_order,
+        compute_rates(checks).pass_rate,
+        *tests.in_column_order,
         len(outcome.strip) - sum(tests),
-        *rates(tests),
+        *compute_rates(tests),
     )
 
 
-class Before(NamedTuple):
-    """What a run was, until a change; `opened_at` is when it was over, for a person to decide."""
+class PreviousState(NamedTuple):
+    """The state of a run before a change; `opened_at` is when it ended and awaited a decision."""
 
     status: str | None
     opened_at: datetime
@@ -261,21 +262,21 @@ class Before(NamedTuple):
     tests: Mapping[int, TestState]
 
 
-def as_before(stretch: Stretch) -> Before:
-    """Return a stretch that is over as `changed_statuses` wants it."""
-    return Before(
-        stretch.rows.run.status,
-        stretch.rows.run.ended_at or stretch.observed_at,
-        stretch.last_seen_at or stretch.observed_at,
-        test_states(stretch.rows),
+def describe_previous(revision: Revision) -> PreviousState:
+    """Return the state of a run in a closed revision."""
+    return PreviousState(
+        revision.rows.run.status,
+        revision.rows.run.ended_at or revision.observed_at,
+        revision.last_seen_at or revision.observed_at,
+        read_test_states(revision.rows),
     )
 
 
-def changed_statuses(run_id: str, old: Before, new: Stretch) -> list[Row]:
-    """Return a row of `status_changes` for the run, and for each of its tests, that has another.
+def find_status_changes(run_id: str, old: PreviousState, new: Revision) -> list[Row]:
+    """Return a row of `status_changes` for the run and each of its tests whose status changed.
 
-    What was unresolved was decided within two bounds: after `last_seen_at`, and at the latest
-    when we saw it (docs/REPORTS.md).
+    An unresolved one was decided between `last_seen_at` and the moment when we saw the change
+    (docs/REPORTS.md).
     """
     before = {0: (None, old.status)} | {
         position: (state[1], state[2]) for position, state in old.tests.items()
@@ -294,7 +295,7 @@ def changed_statuses(run_id: str, old: Before, new: Stretch) -> list[Row]:
             rows.append(
                 (
                     run_id,
-                    new.revision,
+                    new.number,
                     position,
                     new_name,
                     was,

@@ -1,8 +1,8 @@
-"""Find out whether a test's id is the same from run to run, and know tests by it where it is.
+"""Measure whether tests keep their ids from run to run, and identify them by id where they do.
 
-The API does not say. It is measured for each application, in its newest runs: with the first
-answers that tell enough, so that little has to be counted anew, and again at the end of each pass
-that changed something of it. The answer is kept in `identities` (docs/REPORTS.md).
+The API does not say. Each application is measured in its newest runs: once the first answers are
+enough, so that few series have to be recomputed, and again at the end of each pass that changed
+it. The result is stored in `identities` (docs/REPORTS.md).
 """
 
 from collections import Counter
@@ -12,35 +12,36 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Select, and_, select, update
 
-from etl import clock
-from etl.archive import rebuild, store
+from etl.archive.payload_batches import DEFAULT_LIMITS, BatchLimits
+from etl.archive.rekey import rekey_application
 from etl.config.settings import Rules
 from etl.db.bulk import upsert_into
 from etl.db.database import reading, writing
 from etl.db.schema import among, identities, outcomes, plan_variants, runs, tests
-from etl.derived import aggregates
+from etl.derived import refresh
+from etl.derived.identity_rules import lock_identity_exclusive
 from etl.telemetry.log import get_logger
 
-COMPARED_RUNS = 40
-COMPARED_TESTS = 20_000
+MAX_RUNS = 40
+MAX_TESTS = 20_000
 TESTS_AT_ONCE = 1000
-"""So many are read at once: of large runs the newest few tell enough."""
-LEAST_COMPARED = 20
-"""Fewer pairs of the same test in two runs decide nothing."""
+"""The number of tests after which a read ends: of large runs the newest few are enough."""
+MIN_COMPARED = 20
+"""The fewest pairs of the same test in two runs that allow a decision."""
 ENOUGH_COMPARED = 50
-"""More pairs would tell no more."""
-MOSTLY = 0.9
-"""Of so many pairs or more the id is the same: ids repeat."""
-HARDLY = 0.5
-"""Of fewer pairs than that: they do not. In between, what was decided stays."""
-LONGEST_APPLICATION_BYTES = 500
-"""A longer name does not fit in a key; its tests are known by their names."""
+"""The number of pairs after which the comparison stops."""
+REPEATING_SHARE = 0.9
+"""The share of pairs with the same id from which ids repeat."""
+CHANGING_SHARE = 0.5
+"""The share below which they do not. In between, the earlier decision stays."""
+MAX_APPLICATION_BYTES = 500
+"""A longer name does not fit in a key; its tests are identified by name."""
 
 log = get_logger()
 
 
 class ListedTest(NamedTuple):
-    """A test of a run, and the plan that it ran in."""
+    """A test of a run, with the plan of the run."""
 
     plan: str
     name: str | None
@@ -49,7 +50,7 @@ class ListedTest(NamedTuple):
 
 
 class Repeats(NamedTuple):
-    """Of how many pairs of a test in two runs that follow each other the ids are the same."""
+    """Pairs of the same test in two consecutive runs, and those of them with the same id."""
 
     compared: int
     repeated: int
@@ -58,7 +59,7 @@ class Repeats(NamedTuple):
 def count_repeats(newest_first: Iterable[Sequence[ListedTest]]) -> Repeats:
     """Compare the ids of tests with the same plan, name and type, from run to run.
 
-    A test that is in a run more than once, or has no id, tells nothing.
+    Skips tests that occur in a run more than once or have no id.
     """
     compared = repeated = 0
     newer: dict[tuple[str | None, ...], str] = {}
@@ -77,95 +78,107 @@ def count_repeats(newest_first: Iterable[Sequence[ListedTest]]) -> Repeats:
     return Repeats(compared, repeated)
 
 
-def key_kind(found: Repeats, before: str) -> str:
-    """Return 'id' or 'name': by what tests are known; `before` is what was decided before."""
-    if found.compared < LEAST_COMPARED:
+def choose_key_kind(repeats: Repeats, before: str) -> str:
+    """Return 'id' or 'name', by which tests are identified; `before` is the decision so far."""
+    if repeats.compared < MIN_COMPARED:
         return before
-    share = found.repeated / found.compared
-    if share >= MOSTLY:
+    share = repeats.repeated / repeats.compared
+    if share >= REPEATING_SHARE:
         return "id"
-    return "name" if share < HARDLY else before
+    return "name" if share < CHANGING_SHARE else before
 
 
-def settle(engine: Engine, since: datetime, zone: tzinfo, rules: Rules) -> None:
-    """Measure the applications that changed `since` then, and count anew where that tells more."""
+def measure_changed(
+    engine: Engine,
+    started_at: datetime,
+    zone: tzinfo,
+    rules: Rules,
+    limits: BatchLimits = DEFAULT_LIMITS,
+) -> None:
+    """Measure the applications changed since the pass started, and refresh all dirty series."""
     with reading(engine) as connection:
-        applications = _changed(connection, since)
-    _settle(engine, applications, zone)
-    aggregates.count_marked(engine, rules)
+        applications = _find_changed(connection, started_at)
+    _measure_all(engine, applications, started_at)
+    _apply_decisions(engine, zone, limits)
+    refresh.refresh_marked(engine, rules)
 
 
-def settle_new(engine: Engine, applications: Collection[str], zone: tzinfo) -> None:
-    """Measure those of `applications`, of which runs were just stored, that are not decided yet.
+def measure_new(
+    engine: Engine, applications: Collection[str], started_at: datetime, zone: tzinfo
+) -> None:
+    """Measure those of `applications` that are undecided, after the pass has stored runs of them.
 
-    What has to be counted anew is marked: the pass counts it.
+    Series that have to be recomputed are marked as dirty; the pass refreshes them.
     """
     with reading(engine) as connection:
-        undecided = _undecided(connection, applications)
+        undecided = _find_undecided(connection, applications)
     if undecided:
-        _settle(engine, undecided, zone)
+        _measure_all(engine, undecided, started_at)
+        _apply_decisions(engine, zone, DEFAULT_LIMITS)
 
 
-def _settle(engine: Engine, applications: Sequence[str], zone: tzinfo) -> None:
+def _measure_all(engine: Engine, applications: Sequence[str], now: datetime) -> None:
     for application in applications:
         with writing(engine) as connection:
-            _measure(connection, application)
+            _measure_application(connection, application, now)
+
+
+def _apply_decisions(engine: Engine, zone: tzinfo, limits: BatchLimits) -> None:
+    """Rekey the applications whose decision has changed; an interrupted pass may have left some."""
     with reading(engine) as connection:
-        undone = select(identities.c.application).where(identities.c.is_applied.is_(False))
-        unsettled = list(connection.scalars(undone.order_by(identities.c.application)))
-    for application in unsettled:
-        log.debug("tests are known by other keys now: counting anew", application=application)
-        rebuild.rekey_application(engine, application, zone)
+        query = select(identities.c.application).where(identities.c.is_applied.is_(False))
+        applications = list(connection.scalars(query.order_by(identities.c.application)))
+    for application in applications:
+        log.debug("test identity changed: rewriting the keys of tests", application=application)
+        rekey_application(engine, application, zone, limits)
         with writing(engine) as connection:
+            refresh.delete_unused_rosters(connection)
             is_it = identities.c.application == application
-            aggregates.drop_unused_rosters(connection)
             connection.execute(update(identities).where(is_it).values(is_applied=True))
 
 
-def _undecided(connection: Connection, applications: Collection[str]) -> list[str]:
-    """Return those of `applications` of which too little is known, if they have runs."""
+def _find_undecided(connection: Connection, applications: Collection[str]) -> list[str]:
+    """Return those of `applications` that have runs, but not enough pairs for a decision."""
     decided = select(identities.c.application).where(
-        among(identities.c.application, applications), identities.c.compared >= LEAST_COMPARED
+        among(identities.c.application, applications), identities.c.compared >= MIN_COMPARED
     )
     undecided = set(applications).difference(connection.scalars(decided))
     if not undecided:
         return []
     application = plan_variants.c.application
     there = select(application).distinct().where(among(application, undecided))
-    return _short(connection.scalars(there))
+    return _keep_short_names(connection.scalars(there))
 
 
-def _changed(connection: Connection, since: datetime) -> list[str]:
-    """Return the applications that changed since then, or that no pass has measured yet."""
-    query = _runs_with_plan(plan_variants.c.application).where(runs.c.changed_at >= since)
+def _find_changed(connection: Connection, since: datetime) -> list[str]:
+    """Return the applications that changed since then, or were never measured."""
+    query = _select_runs_with_plan(plan_variants.c.application).where(runs.c.changed_at >= since)
     measured = select(identities.c.application)
     unmeasured = select(plan_variants.c.application).where(
         plan_variants.c.application.not_in(measured)
     )
-    return _short(
+    return _keep_short_names(
         [*connection.scalars(query.distinct()), *connection.scalars(unmeasured.distinct())]
     )
 
 
-def _short(applications: Iterable[str]) -> list[str]:
-    """Return the applications whose names fit in a key, each once, in order."""
-    return sorted(
-        {name for name in applications if len(name.encode()) <= LONGEST_APPLICATION_BYTES}
-    )
+def _keep_short_names(applications: Iterable[str]) -> list[str]:
+    """Return the applications whose names fit in a key, sorted, each once."""
+    return sorted({name for name in applications if len(name.encode()) <= MAX_APPLICATION_BYTES})
 
 
-def _measure(connection: Connection, application: str) -> None:
-    store.change_identity(connection, application)
-    found = count_repeats(_newest_tests(connection, application))
+def _measure_application(connection: Connection, application: str, now: datetime) -> None:
+    """Measure an application and store the decision. Locks its rule (`lock_identity_exclusive`)."""
+    lock_identity_exclusive(connection, application)
+    repeats = count_repeats(_read_newest_tests(connection, application))
     is_it = identities.c.application == application
     before = connection.scalar(select(identities.c.key_kind).where(is_it)) or "name"
-    kind = key_kind(found, before)
-    now = clock.now()
+    kind = choose_key_kind(repeats, before)
     measured = {
         "application": application,
-        "compared": found.compared,
-        "repeated": found.repeated,
-        "repeat_share": found.repeated / found.compared if found.compared else None,
+        "compared": repeats.compared,
+        "repeated": repeats.repeated,
+        "repeat_share": repeats.repeated / repeats.compared if repeats.compared else None,
         "measured_at": now,
     }
     decided = {"key_kind": kind, "decided_at": now, "is_applied": kind == before}
@@ -179,20 +192,20 @@ def _measure(connection: Connection, application: str) -> None:
     )
 
 
-def _newest_tests(connection: Connection, application: str) -> Iterator[list[ListedTest]]:
-    """Yield the tests of the newest runs of an application, the newest run first."""
+def _read_newest_tests(connection: Connection, application: str) -> Iterator[list[ListedTest]]:
+    """Yield the tests of the newest runs of an application, newest run first."""
     query = (
-        _runs_with_plan(runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
+        _select_runs_with_plan(runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
         .where(plan_variants.c.application == application, runs.c.started_at.is_not(None))
         .order_by(runs.c.started_at.desc(), runs.c.run_id.desc())
-        .limit(COMPARED_RUNS)
+        .limit(MAX_RUNS)
     )
-    for plans in _portions(connection.execute(query).all()):
-        yield from _tests_of(connection, plans)
+    for plans in _split_runs(connection.execute(query).all()):
+        yield from _read_tests(connection, plans)
 
 
-def _portions(newest: Iterable[Any]) -> Iterator[dict[str, str]]:
-    """Yield the plans of runs by run ID, few at a time, until they have `COMPARED_TESTS` tests."""
+def _split_runs(newest: Iterable[Any]) -> Iterator[dict[str, str]]:
+    """Yield runs with their plans, a few at a time, until they have `MAX_TESTS` tests."""
     part: dict[str, str] = {}
     read = unread = 0
     for run in newest:
@@ -201,14 +214,14 @@ def _portions(newest: Iterable[Any]) -> Iterator[dict[str, str]]:
         if unread >= TESTS_AT_ONCE:
             yield part
             part, read, unread = {}, read + unread, 0
-            if read >= COMPARED_TESTS:
+            if read >= MAX_TESTS:
                 return
     if part:
         yield part
 
 
-def _tests_of(connection: Connection, plans: Mapping[str, str]) -> list[list[ListedTest]]:
-    """Return the tests of runs, given by ID with their plan, in the order of the runs."""
+def _read_tests(connection: Connection, plans: Mapping[str, str]) -> list[list[ListedTest]]:
+    """Return the tests of runs, in the order of `plans` (plans by run ID)."""
     listed: dict[str, list[ListedTest]] = {run_id: [] for run_id in plans}
     columns = (tests.c.run_id, tests.c.name, tests.c.type, tests.c.test_id)
     for run_id, *test in connection.execute(select(*columns).where(among(tests.c.run_id, plans))):
@@ -216,8 +229,8 @@ def _tests_of(connection: Connection, plans: Mapping[str, str]) -> list[list[Lis
     return list(listed.values())
 
 
-def _runs_with_plan(*columns: Any) -> Select[Any]:
-    """Return a query for `columns` of runs and of the plans that they are of now."""
+def _select_runs_with_plan(*columns: Any) -> Select[Any]:
+    """Return the query for `columns` of runs and their current plans."""
     is_current = and_(outcomes.c.run_id == runs.c.run_id, outcomes.c.revision == runs.c.revision)
     return (
         select(*columns)

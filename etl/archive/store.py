@@ -1,201 +1,117 @@
-"""Put answers into the tables, and keep what they replace as history.
+"""Store answers in the tables, and keep the content that they replace as history.
 
-The caller owns the transaction, and holds the runs' leases: of one run, answers come here one
-after another, the later one fetched later.
+The caller owns the transaction and holds the runs' leases, so that the answers of one run are
+stored one after another, in the order in which they were fetched.
 """
 
-import hashlib
-from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Table, and_, delete, select, text, tuple_, update
+from sqlalchemy import Connection, Table, and_, delete, select
 
-from etl.answers.normalize import Drift, Rows
-from etl.answers.outcome import Answer, Reject
+from etl.answers.outcome import Answer
+from etl.answers.rows import COUNTERS, Row, Rows
+from etl.archive.archived_runs import ArchivedRun, read_archived
 from etl.archive.history import (
-    Before,
-    Outcome,
-    Owner,
-    Row,
-    Stretch,
+    LedgerFields,
+    PreviousState,
+    Revision,
+    RunOutcome,
     TestState,
-    changed_statuses,
-    differing_tests,
-    outcome_of,
-    outcome_row,
-    revision_row,
-    run_row,
-    test_states,
-    warning_rows,
+    build_outcome_row,
+    build_revision_row,
+    build_run_row,
+    build_warning_rows,
+    derive_outcome,
+    find_differing_tests,
+    find_status_changes,
+    read_test_states,
 )
+from etl.archive.schema_drift import record_drift
 from etl.db import bulk
 from etl.db.schema import (
-    COUNTERS,
     among,
     counts,
-    drift,
     environments,
-    identities,
     outcomes,
     payloads,
     plan_variants,
-    rejects,
     revisions,
     rosters,
     runs,
     status_changes,
     test_revisions,
     tests,
-    tracked_runs,
     warnings,
 )
-from etl.derived import aggregates
-from etl.derived.metrics import Plan, as_plan
-from etl.ledger.lifecycle import Seen
+from etl.derived import refresh
+from etl.derived.identity_rules import lock_identities_shared, read_id_keyed
+from etl.derived.plans import Plan, build_plan
+from etl.ledger.leases import clear_gone
 
 
-class Archived(NamedTuple):
-    """What the archive has of a run."""
+class StoredAnswer(NamedTuple):
+    """The effect of an answer: a new run, changed content, or neither.
 
-    run_id: str
-    revision: int
-    content_hash: str
-    status: str | None
-    started_at: datetime | None
-    ended_at: datetime | None
-    archived_at: datetime
-    changed_at: datetime
-    gone_at: datetime | None
-    last_fetched_at: datetime | None
-
-    def seen(self, first_tracked_at: datetime) -> Seen:
-        """Return what `lifecycle` decides by."""
-        return _seen(self, first_tracked_at)
-
-
-def _seen(run: Any, first_tracked_at: datetime) -> Seen:
-    """Return what a row of `runs` tells `lifecycle`.
-
-    Times from the answer count only as far as they can be: not after we saw what they tell.
-    """
-    over_since = min(run.ended_at or run.changed_at, run.changed_at)
-    return Seen(
-        run.status,
-        began_at=min(run.started_at or first_tracked_at, run.changed_at),
-        over_since=over_since,
-        changed_at=run.changed_at if run.revision > 1 else over_since,
-    )
-
-
-class Saved(NamedTuple):
-    """How an answer changed the archive: `is_new`, or of another content, or neither.
-
-    `archived` is what the archive has of the run now.
+    `archived` is the state of the run in the archive afterwards.
     """
 
     is_new: bool
     is_changed: bool
-    archived: Archived
+    archived: ArchivedRun
 
 
-def archived(connection: Connection, run_ids: Sequence[str]) -> dict[str, Archived]:
-    """Return what is known of those of `run_ids` that were archived before, by run ID."""
-    query = (
-        select(
-            runs.c.run_id,
-            runs.c.revision,
-            runs.c.content_hash,
-            runs.c.status,
-            runs.c.started_at,
-            runs.c.ended_at,
-            runs.c.archived_at,
-            runs.c.changed_at,
-            runs.c.gone_at,
-            tracked_runs.c.last_fetched_at,
-        )
-        .join(tracked_runs, tracked_runs.c.run_id == runs.c.run_id)
-        .where(among(runs.c.run_id, run_ids))
-    )
-    return {row.run_id: Archived._make(row) for row in connection.execute(query).all()}
+class _Change(NamedTuple):
+    """An answer with new content: the run before it, and the revision that it opens."""
+
+    answer: Answer
+    before: ArchivedRun | None
+    opened: Revision
 
 
-class Known(NamedTuple):
-    """What an answer of an archived run is held against: the newest one's content and bytes."""
+def store_answers(connection: Connection, answers: Sequence[Answer]) -> dict[str, StoredAnswer]:
+    """Store `answers`, at most one a run, and return their effects by run ID.
 
-    seen: Seen
-    fingerprint: str
-    """The sha256 of its payload: the same bytes again are no news."""
+    The same content again is a no-op; other content opens a new revision.
 
-
-def known(connection: Connection, first_tracked_at: Mapping[str, datetime]) -> dict[str, Known]:
-    """Return the newest answers of those of the runs that were archived before, by run ID."""
-    query = (
-        select(
-            runs.c.run_id,
-            runs.c.revision,
-            runs.c.status,
-            runs.c.started_at,
-            runs.c.ended_at,
-            runs.c.changed_at,
-            payloads.c.sha256,
-        )
-        .join(
-            payloads,
-            and_(payloads.c.run_id == runs.c.run_id, payloads.c.revision == runs.c.revision),
-        )
-        .where(among(runs.c.run_id, first_tracked_at))
-    )
-    return {
-        row.run_id: Known(_seen(row, first_tracked_at[row.run_id]), row.sha256)
-        for row in connection.execute(query).all()
-    }
-
-
-def save(connection: Connection, answers: Sequence[Answer]) -> dict[str, Saved]:
-    """Store `answers`, one a run, and return by run ID what that changed.
-
-    The same content again changes nothing; other content opens a new revision.
+    Locks, in this order: the test-identity rules (`lock_identities_shared`), then the plans
+    (`refresh.lock_plans`); the runs' rows in the ledger are locked by the caller before.
     """
-    before = archived(connection, [answer.run_id for answer in answers])
-    new = [answer for answer in answers if answer.run_id not in before]
-    changed = [
-        answer
+    before = read_archived(connection, [answer.run_id for answer in answers])
+    changes = [
+        _Change(answer, known, _open_revision(answer, known))
         for answer in answers
-        if answer.run_id in before and before[answer.run_id].content_hash != answer.content_hash
+        if not (known := before.get(answer.run_id)) or known.content_hash != answer.content_hash
     ]
-    stretches = {
-        answer.run_id: _stretch(answer, before.get(answer.run_id)) for answer in new + changed
-    }
-    closed = aggregates.noted(connection, [answer.run_id for answer in changed])
-    status_rows = _supersede(connection, changed, stretches, before)
-    outcomes_now = _insert_new(connection, [*new, *changed], stretches, before)
+    replaced = [(change.before, change.opened) for change in changes if change.before]
+    closed = refresh.read_contributions(connection, [known.run_id for known, _ in replaced])
+    status_rows = _close_revisions(connection, replaced)
+    opened = _insert_revisions(connection, changes)
     bulk.insert(connection, status_changes, status_rows)
-    _put_drift(connection, new + changed)
-    aggregates.note(connection, [_noted(each) for each in outcomes_now], closed)
+    record_drift(connection, [change.answer for change in changes])
+    refresh.apply_contributions(connection, [_to_contribution(each) for each in opened], closed)
     if back := [run_id for run_id, known in before.items() if known.gone_at]:
-        unmark_gone(connection, back)
+        clear_gone(connection, back)
     unchanged = {
-        run_id: Saved(is_new=False, is_changed=False, archived=known._replace(gone_at=None))
+        run_id: StoredAnswer(is_new=False, is_changed=False, archived=known._replace(gone_at=None))
         for run_id, known in before.items()
-        if run_id not in stretches
     }
     return unchanged | {
-        run_id: Saved(
-            is_new=run_id not in before,
-            is_changed=run_id in before,
-            archived=_archived_now(run_id, opened, before.get(run_id)),
+        change.answer.run_id: StoredAnswer(
+            is_new=change.before is None,
+            is_changed=change.before is not None,
+            archived=_describe_archived(change),
         )
-        for run_id, opened in stretches.items()
+        for change in changes
     }
 
 
-def _archived_now(run_id: str, opened: Stretch, known: Archived | None) -> Archived:
-    """Return what `archived` would, after a stretch was opened."""
-    run = opened.rows.run
-    return Archived(
-        run_id,
-        opened.revision,
+def _describe_archived(change: _Change) -> ArchivedRun:
+    """Return what `read_archived` would return after a change."""
+    known, opened, run = change.before, change.opened, change.opened.rows.run
+    return ArchivedRun(
+        change.answer.run_id,
+        opened.number,
         opened.content_hash,
         run.status,
         run.started_at,
@@ -207,42 +123,39 @@ def _archived_now(run_id: str, opened: Stretch, known: Archived | None) -> Archi
     )
 
 
-def _stretch(answer: Answer, known: Archived | None) -> Stretch:
-    """Return the stretch that an answer opens, as it is while it is the run's current one."""
+def _open_revision(answer: Answer, known: ArchivedRun | None) -> Revision:
+    """Return the revision that an answer opens, while it is the current one."""
     observed_at = answer.fetched_at
     if known is not None and known.last_fetched_at is not None:
-        # Never before the last look, whatever the clock says.
+        # Never before the previous fetch, even if the clock was set back.
         observed_at = max(observed_at, known.last_fetched_at)
     revision = known.revision + 1 if known else 1
-    return Stretch(revision, observed_at, None, answer.content_hash, answer.rows)
+    return Revision(revision, observed_at, None, answer.content_hash, answer.rows)
 
 
-def _supersede(
-    connection: Connection,
-    changed: Sequence[Answer],
-    stretches: Mapping[str, Stretch],
-    before: Mapping[str, Archived],
+def _close_revisions(
+    connection: Connection, replaced: Sequence[tuple[ArchivedRun, Revision]]
 ) -> list[Row]:
-    """End the open stretches, keep the tests that differ, and clear the way for the new rows.
+    """Close the current revisions, keep the tests that differ, and delete the replaced rows.
 
-    Returns rows of `status_changes`, which refer to the revisions that are still to come.
+    Returns the rows of `status_changes`, which refer to revisions that are not inserted yet.
     """
-    if not changed:
+    if not replaced:
         return []
-    run_ids = [answer.run_id for answer in changed]
+    run_ids = [known.run_id for known, _ in replaced]
     ends, last_seen, superseded, kept, status_rows = [], [], [], [], []
-    old_tests = _current_tests(connection, run_ids)
-    for run_id in run_ids:
-        known, opened = before[run_id], stretches[run_id]
+    old_tests = _read_current_tests(connection, run_ids)
+    for known, opened in replaced:
+        run_id = known.run_id
         seen_at = known.last_fetched_at or opened.observed_at
         ends.append((seen_at, opened.observed_at, run_id, known.revision))
         last_seen.append((seen_at, run_id, known.revision))
         superseded.append((opened.observed_at, run_id, known.revision))
-        old, new = old_tests.get(run_id, {}), test_states(opened.rows)
-        kept += differing_tests(run_id, known.revision, old, new)
+        old, new = old_tests.get(run_id, {}), read_test_states(opened.rows)
+        kept += find_differing_tests(run_id, known.revision, old, new)
         opened_at = known.ended_at or known.changed_at
-        before_change = Before(known.status, opened_at, seen_at, old)
-        status_rows += changed_statuses(run_id, before_change, opened)
+        previous = PreviousState(known.status, opened_at, seen_at, old)
+        status_rows += find_status_changes(run_id, previous, opened)
     bulk.update(connection, revisions, ("last_seen_at", "superseded_at"), ends)
     bulk.update(connection, payloads, ("last_seen_at",), last_seen)
     bulk.update(connection, outcomes, ("superseded_at",), superseded)
@@ -252,7 +165,7 @@ def _supersede(
     return status_rows
 
 
-def _current_tests(
+def _read_current_tests(
     connection: Connection, run_ids: Sequence[str]
 ) -> dict[str, dict[int, TestState]]:
     query = (
@@ -276,105 +189,68 @@ def _current_tests(
     return states
 
 
-def _insert_new(
-    connection: Connection,
-    answers: Sequence[Answer],
-    stretches: Mapping[str, Stretch],
-    before: Mapping[str, Archived],
-) -> list[Outcome]:
-    """Write what the answers say now: run, children, the open stretch and its payload."""
-    run_rows = []
-    for answer in answers:
-        opened, known = stretches[answer.run_id], before.get(answer.run_id)
-        archived_at = known.archived_at if known else opened.observed_at
-        run_rows.append(run_row(Owner(answer.run_id, answer.source, None), opened, archived_at))
-    is_known = [row[0] in before for row in run_rows]
-    bulk.insert(
-        connection, runs, [row for row, known in zip(run_rows, is_known, strict=True) if not known]
-    )
-    _update_runs(connection, [row for row, known in zip(run_rows, is_known, strict=True) if known])
-    rows = [answer.rows for answer in answers]
+def _insert_revisions(connection: Connection, changes: Sequence[_Change]) -> list[RunOutcome]:
+    """Insert the new content: run, children, revision, payload and outcome."""
+    bulk.insert(connection, runs, [_build_run_row(each) for each in changes if not each.before])
+    _update_runs(connection, [_build_run_row(each) for each in changes if each.before])
+    rows = [change.answer.rows for change in changes]
     bulk.insert(connection, environments, [row for each in rows for row in each.environments])
     bulk.insert(connection, tests, [row for each in rows for row in each.tests])
     bulk.insert(connection, counts, [row for each in rows for row in each.counts])
-    opened_by = [(answer, stretches[answer.run_id]) for answer in answers]
-    bulk.insert(
-        connection,
-        revisions,
-        [revision_row(answer.run_id, opened, None) for answer, opened in opened_by],
-    )
-    rely_on_identities(connection, {application_of(each) for each in rows})
-    id_keyed = id_keyed_applications(connection)
-    opened_outcomes = [outcome_of(each, id_keyed) for each in rows]
-    _put_names(connection, opened_outcomes)
-    bulk.insert(
-        connection,
-        outcomes,
-        [
-            outcome_row(answer.run_id, opened, None, outcome)
-            for (answer, opened), outcome in zip(opened_by, opened_outcomes, strict=True)
-        ],
-    )
-    bulk.insert(connection, payloads, [_payload_row(*pair) for pair in opened_by])
-    bulk.insert(
-        connection,
-        warnings,
-        [row for answer, opened in opened_by for row in warning_rows(answer.run_id, opened)],
-    )
-    return opened_outcomes
+    opened = [(change.answer.run_id, change.opened) for change in changes]
+    bulk.insert(connection, revisions, [build_revision_row(*each, None) for each in opened])
+    lock_identities_shared(connection, {name_application(each) for each in rows})
+    id_keyed = read_id_keyed(connection)
+    run_outcomes = [derive_outcome(each, id_keyed) for each in rows]
+    _insert_names(connection, run_outcomes)
+    outcome_rows = [
+        build_outcome_row(*each, None, outcome)
+        for each, outcome in zip(opened, run_outcomes, strict=True)
+    ]
+    bulk.insert(connection, outcomes, outcome_rows)
+    bulk.insert(connection, payloads, [_build_payload_row(change) for change in changes])
+    warning_rows = [row for each in opened for row in build_warning_rows(*each)]
+    bulk.insert(connection, warnings, warning_rows)
+    return run_outcomes
 
 
-def _noted(outcome: Outcome) -> aggregates.Noted:
-    variant_id, _, application, plan, _ = outcome.variant
-    return aggregates.Noted(Plan(application, plan), variant_id, outcome.roster[0], outcome.period)
+def _build_run_row(change: _Change) -> Row:
+    fields = LedgerFields(change.answer.run_id, change.answer.source, None)
+    archived_at = change.before.archived_at if change.before else change.opened.observed_at
+    return build_run_row(fields, change.opened, archived_at)
 
 
-def application_of(rows: Rows) -> str:
-    """Return the application of an answer, named as identities and reports name it."""
-    return as_plan(rows.run.application, rows.run.name).application
+def _to_contribution(outcome: RunOutcome) -> refresh.Contribution:
+    variant_id, _, *plan, _ = outcome.variant
+    return refresh.Contribution(Plan(*plan), variant_id, outcome.roster[0], outcome.period)
 
 
-def rely_on_identities(connection: Connection, applications: Collection[str]) -> None:
-    """Have what tests of these applications are known by stay as it is until the commit."""
-    _lock(connection, "pg_advisory_xact_lock_shared", applications)
+def name_application(rows: Rows) -> str:
+    """Return the application of an answer, as identities and reports name it."""
+    return build_plan(rows.run.application, rows.run.name).application
 
 
-def change_identity(connection: Connection, application: str) -> None:
-    """Wait until all is committed that relies on what an application's tests are known by.
+def _insert_names(connection: Connection, run_outcomes: Sequence[RunOutcome]) -> None:
+    """Insert the plan variants and rosters that outcomes refer to."""
+    _insert_missing(connection, plan_variants, [each.variant for each in run_outcomes])
+    _insert_missing(connection, rosters, [each.roster for each in run_outcomes])
 
-    Who stores runs after our commit sees what we decide, and what was stored before it we see.
+
+def _insert_missing(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+    """Insert the rows whose keys do not exist yet.
+
+    Sorted by key: an insert waits for a concurrent one with the same key until that commits, so
+    two transactions that insert several keys in different orders would wait for each other.
     """
-    _lock(connection, "pg_advisory_xact_lock", [application])
-
-
-def _lock(connection: Connection, function: str, applications: Collection[str]) -> None:
-    if connection.dialect.name == "postgresql" and applications:  # SQLite has one writer at a time
-        names = "unnest(CAST(:names AS text[])) AS name"
-        statement = f"SELECT {function}(hashtextextended('identity ' || name, 0)) FROM {names}"  # noqa: S608  our functions
-        connection.execute(text(statement), {"names": sorted(applications)})
-
-
-def id_keyed_applications(connection: Connection) -> frozenset[str]:
-    """Return the applications whose tests keep their ids from run to run."""
-    query = select(identities.c.application).where(identities.c.key_kind == "id")
-    return frozenset(connection.scalars(query))
-
-
-def _put_names(connection: Connection, opened: Sequence[Outcome]) -> None:
-    """Keep what `outcomes` refers to: plans with their environments, and lists of tests."""
-    _add_missing(connection, plan_variants, {each.variant[0]: each.variant for each in opened})
-    _add_missing(connection, rosters, {each.roster[0]: each.roster for each in opened})
-
-
-def _add_missing(connection: Connection, table: Table, rows: Mapping[str, Row]) -> None:
-    """Add the rows whose keys are not there, in an order that lets nobody wait in a circle."""
+    by_key = {row[0]: row for row in rows}
     [key] = table.primary_key.columns
-    known = set(connection.scalars(select(key).where(among(key, rows))).all())
-    bulk.add_missing(connection, table, [rows[found] for found in sorted(rows.keys() - known)])
+    known = set(connection.scalars(select(key).where(among(key, by_key))).all())
+    missing = sorted(by_key.keys() - known)
+    bulk.insert_missing(connection, table, [by_key[key] for key in missing])
 
 
 def _update_runs(connection: Connection, rows: Sequence[Row]) -> None:
-    """Write rows of `runs` over those that are there, but for key, source and archived_at."""
+    """Overwrite rows of `runs`, except their key, source and archived_at."""
     names = [column.name for column in runs.columns]
     kept = {"run_id", "source", "archived_at"}
     chosen = [index for index, name in enumerate(names) if name not in kept]
@@ -382,107 +258,6 @@ def _update_runs(connection: Connection, rows: Sequence[Row]) -> None:
     bulk.update(connection, runs, [names[index] for index in chosen], values)
 
 
-def _payload_row(answer: Answer, opened: Stretch) -> Row:
-    body = answer.body
-    at = opened.observed_at
-    return (
-        answer.run_id,
-        opened.revision,
-        body.compressed,
-        body.encoding,
-        body.size,
-        body.sha256,
-        at,
-        None,
-    )
-
-
-def _put_drift(connection: Connection, answers: Sequence[Answer]) -> None:
-    """Keep for each novelty the earliest sight, by run ID among equals, whatever the order."""
-    first: dict[Drift, tuple[datetime, str]] = {}
-    for answer in answers:
-        for novelty in answer.rows.drift:
-            sight = (answer.fetched_at, answer.run_id)
-            first[novelty] = min(sight, first.get(novelty, sight))
-    if not first:
-        return
-    known = {
-        Drift(row.path, row.json_type): (row.first_seen_at, row.first_run_id)
-        for row in _drift_rows(connection, list(first))
-    }
-    fresh = [
-        {
-            "path": novelty.path,
-            "json_type": novelty.json_type,
-            "first_run_id": run_id,
-            "first_seen_at": seen_at,
-        }
-        for novelty, (seen_at, run_id) in sorted(first.items())
-        if novelty not in known or (seen_at, run_id) < known[novelty]
-    ]
-    if fresh:
-        insert = bulk.upsert_into(connection, drift)
-        given, kept = insert.excluded, drift.c
-        # As Python compares texts; PostgreSQL would go by the language of the database.
-        by_code_point = "C" if connection.dialect.name == "postgresql" else "BINARY"
-        connection.execute(
-            insert.on_conflict_do_update(
-                index_elements=[kept.path, kept.json_type],
-                set_={"first_run_id": given.first_run_id, "first_seen_at": given.first_seen_at},
-                where=tuple_(given.first_seen_at, given.first_run_id.collate(by_code_point))
-                < tuple_(kept.first_seen_at, kept.first_run_id),
-            ),
-            fresh,
-        )
-
-
-def _drift_rows(connection: Connection, novelties: Sequence[Drift]) -> list[Any]:
-    rows: list[Any] = []
-    for start in range(0, len(novelties), 500):
-        paths = {novelty.path for novelty in novelties[start : start + 500]}
-        rows += connection.execute(select(drift).where(drift.c.path.in_(paths)))
-    return rows
-
-
-def mark_gone(connection: Connection, run_ids: Sequence[str], now: datetime) -> None:
-    """Note when the API first denied having runs that are archived; their rows stay."""
-    connection.execute(
-        update(runs)
-        .where(among(runs.c.run_id, run_ids), runs.c.gone_at.is_(None))
-        .values(gone_at=now)
-    )
-
-
-def unmark_gone(connection: Connection, run_ids: Sequence[str]) -> None:
-    """Take the note back for runs that the API has again."""
-    connection.execute(
-        update(runs)
-        .where(among(runs.c.run_id, run_ids), runs.c.gone_at.is_not(None))
-        .values(gone_at=None)
-    )
-
-
-def reject(connection: Connection, rejected: Sequence[Reject]) -> None:
-    """Keep what could not be accepted; the same bad answer of the same run once."""
-    if rejected:
-        connection.execute(
-            bulk.upsert_into(connection, rejects).on_conflict_do_nothing(),
-            [_reject_row(each) for each in rejected],
-        )
-
-
-def _reject_row(rejected: Reject) -> dict[str, Any]:
-    return {
-        "id": _reject_id(rejected),
-        "run_id": rejected.run_id,
-        "fetched_at": rejected.fetched_at,
-        "http_status": rejected.http_status,
-        "reason": rejected.message,
-        "body": rejected.body,
-        "sha256": rejected.sha256,
-    }
-
-
-def _reject_id(rejected: Reject) -> str:
-    key = f"{rejected.run_id}\n{rejected.sha256}\n{rejected.http_status}"
-    return hashlib.sha256(key.encode()).hexdigest()[:32]
+def _build_payload_row(change: _Change) -> Row:
+    run_id, opened = change.answer.run_id, change.opened
+    return (run_id, opened.number, *change.answer.body, opened.observed_at, None)

@@ -35,12 +35,12 @@ def alias() -> None:
 @options.pass_session
 def add(session: "Session", *, old: str, new: str, application: str, plan: str) -> int:
     """Count results under the old name as those of the new one."""
-    from etl.derived import naming
+    from etl.derived import aliases
 
-    renaming = naming.Renaming(application, plan, old, new)
+    renaming = aliases.Alias(application, plan, old, new)
     with session.open_to_write() as archive, archive.writing() as connection:
-        doubt = naming.doubt(connection, renaming)
-        naming.add(connection, renaming, session.now, session.config.rules)
+        doubt = aliases.describe_doubt(connection, renaming)
+        aliases.add_alias(connection, renaming, session.now, session.config.rules)
     display.note(f"{old} counts as {new} now")
     if doubt:
         display.note(doubt)
@@ -54,11 +54,11 @@ def add(session: "Session", *, old: str, new: str, application: str, plan: str) 
 @options.pass_session
 def remove(session: "Session", *, old: str, application: str, plan: str) -> int:
     """Count the old name by itself again."""
-    from etl.derived import naming
+    from etl.derived import aliases
 
-    renaming = naming.Renaming(application, plan, old, "")
+    renaming = aliases.Alias(application, plan, old, "")
     with session.open_to_write() as archive, archive.writing() as connection:
-        naming.remove(connection, renaming, session.now, session.config.rules)
+        aliases.remove_alias(connection, renaming, session.now, session.config.rules)
     display.note(f"{old} counts by itself again")
     return 0
 
@@ -68,12 +68,12 @@ def remove(session: "Session", *, old: str, application: str, plan: str) -> int:
 @options.pass_session
 def list_aliases(session: "Session", *, as_json: bool) -> int:
     """List the aliases in force."""
-    from etl.derived import naming
+    from etl.derived import aliases
 
     with session.open_to_read() as archive, archive.reading() as connection:
-        aliases = naming.standing(connection)
+        in_force = aliases.list_aliases(connection)
     if as_json:
-        display.as_json([each._asdict() for each in aliases])
+        display.as_json([each._asdict() for each in in_force])
     else:
-        display.table([name.replace("_", " ") for name in naming.Renaming._fields], aliases)
+        display.table([name.replace("_", " ") for name in aliases.Alias._fields], in_force)
     return 0

@@ -24,14 +24,14 @@ def upgrade(session: "Session") -> int:
     Then derive the tables that reports need from the archived answers. An interrupted upgrade
     goes on.
     """
-    from etl.archive import rebuild
+    from etl.archive.replay import has_underived_runs, replay_archive
     from etl.db import database
 
     with session.open_to_migrate() as archive:
         database.upgrade(archive.engine)
-        if rebuild.lacks_counts(archive.engine):
+        if has_underived_runs(archive.engine):
             display.note("counting what reports need from the archived answers")
-            for _ in rebuild.replay(
+            for _ in replay_archive(
                 archive.engine, session.config.reporting_zone, session.config.rules
             ):
                 pass
@@ -84,6 +84,6 @@ def grant_reader(session: "Session", *, role: str) -> int:
     from etl.db import database, reader
 
     with session.open_to_migrate() as archive:
-        reader.grant(archive.engine, role)
+        reader.grant_views(archive.engine, role)
         display.note(f"{database.shown_url(archive.engine)}: {role} reads the views in reporting")
     return 0

@@ -15,11 +15,11 @@ from etl.cli import options
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from etl.archive.rebuild import Checked, Difference
+    from etl.archive.differences import BatchFindings, Difference
     from etl.cli.session import Session
     from etl.db.opening import Archive
 
-    Tell = Callable[[Checked], None]
+    Tell = Callable[[BatchFindings], None]
 
 LISTED = 1_000
 """How many differences of a kind are listed as JSON; all are counted."""
@@ -53,7 +53,7 @@ class _Totals:
         self.differing = _Differences()
         self.mismatches = _Differences()
 
-    def add(self, batch: "Checked") -> None:
+    def add(self, batch: "BatchFindings") -> None:
         """Add the results of a batch."""
         self.runs += batch.runs
         self.damage.add(batch.damage)
@@ -98,14 +98,14 @@ def replay(session: "Session", *, dry_run: bool, as_json: bool) -> int:
 
     It needs no key. Damaged payloads are left as they were; the exit code is 1 then.
     """
-    from etl.archive import rebuild
+    from etl.archive.replay import replay_archive
 
     tell = _print_nothing if as_json else _print_wrong
     if dry_run:
         _print_changes(_verify_all(session, tell), "would be changed", as_json=as_json)
         return 0
     with session.open_to_write() as archive:
-        batches = rebuild.replay(
+        batches = replay_archive(
             archive.engine, session.config.reporting_zone, session.config.rules
         )
         found = _work_through(archive, batches, tell)
@@ -114,16 +114,16 @@ def replay(session: "Session", *, dry_run: bool, as_json: bool) -> int:
 
 
 def _verify_all(session: "Session", tell: "Tell") -> _Totals:
-    from etl.archive import rebuild
+    from etl.archive.verify import verify_archive
 
     with session.open_to_read() as archive:
-        batches = rebuild.verify(
+        batches = verify_archive(
             archive.engine, session.config.reporting_zone, session.config.rules
         )
         return _work_through(archive, batches, tell)
 
 
-def _work_through(archive: "Archive", batches: "Iterable[Checked]", tell: "Tell") -> _Totals:
+def _work_through(archive: "Archive", batches: "Iterable[BatchFindings]", tell: "Tell") -> _Totals:
     """Print each batch as it comes, with progress; add them up."""
     from sqlalchemy import func, select
 
@@ -142,16 +142,16 @@ def _work_through(archive: "Archive", batches: "Iterable[Checked]", tell: "Tell"
     return found
 
 
-def _print_nothing(_batch: "Checked") -> None:
+def _print_nothing(_batch: "BatchFindings") -> None:
     """Print no batch: the totals follow as JSON."""
 
 
-def _print_wrong(batch: "Checked") -> None:
+def _print_wrong(batch: "BatchFindings") -> None:
     for difference in [*batch.damage, *batch.differing]:
         display.say(display.safe(difference))
 
 
-def _print_all(batch: "Checked") -> None:
+def _print_all(batch: "BatchFindings") -> None:
     _print_wrong(batch)
     for mismatch in batch.mismatches:
         display.say(f"the API's own: {display.safe(mismatch)}")

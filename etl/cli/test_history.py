@@ -5,7 +5,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from etl import display
-from etl.derived.metrics import WORDS, count, rates
+from etl.derived.metrics import WORDS, compute_rates, count_letters
 from etl.reports.columns import environments_text
 from etl.reports.forms import for_people
 from etl.reports.histories import History
@@ -17,7 +17,7 @@ LISTED_RUNS = 5
 
 def as_dict(history: History) -> dict[str, Any]:
     """Return a history for JSON: all its runs, the newest first."""
-    counts = count(history.strip)
+    counts = count_letters(history.strip)
     return {
         "application": history.variant.application,
         "plan": history.variant.plan,
@@ -26,7 +26,7 @@ def as_dict(history: History) -> dict[str, Any]:
         "type": history.test.type,
         "strip": history.strip,
         "counts": counts._asdict(),
-        **rates(counts)._asdict(),
+        **compute_rates(counts)._asdict(),
         "runs": [
             {
                 "run_id": result.run_id,
@@ -42,8 +42,8 @@ def print_history(history: History, zone: ZoneInfo) -> None:
     """Print a history: its strip and rates, and the newest runs."""
     plan = [history.variant.application or "-", history.variant.plan or "-"]
     environments = environments_text(history.variant.environment_signature)
-    counts = count(history.strip)
-    found = rates(counts)
+    counts = count_letters(history.strip)
+    found = compute_rates(counts)
     rate, share = (
         for_people(each, Kind.RATE, zone) for each in (found.pass_rate, found.decided_share)
     )

@@ -1,7 +1,7 @@
-"""The indexes of some rows only, which belong to the tables of `schema`.
+"""The partial indexes of the tables in `schema`.
 
-Apart, since to declare one loads the dialects of all databases it is for: only the migrations,
-which must agree with it, are to pay for that.
+Apart, since declaring one loads the dialects of all its databases: only the migrations, which
+must agree with these declarations, pay for that.
 """
 
 from typing import Any
@@ -15,14 +15,14 @@ metadata = schema.metadata
 """All tables, with all indexes."""
 
 
-def _partial(condition: ColumnElement[bool], *columns: Column[Any]) -> None:
-    """Index `columns` in the rows for which `condition` holds."""
+def _add_partial_index(condition: ColumnElement[bool], *columns: Column[Any]) -> None:
+    """Index `columns` in the rows that match `condition`."""
     name = "_".join(["ix", columns[0].table.name, *(column.name for column in columns)])
     Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
 
 
-_partial(HAS_FAILED, tracked_runs.c.state)
-_partial(tracked_runs.c.gone_at.is_not(None), tracked_runs.c.gone_at)
-_partial(revisions.c.superseded_at.is_not(None), revisions.c.superseded_at)
-_partial(IS_CURRENT, outcomes.c.variant_id, outcomes.c.started_at, outcomes.c.run_id)
-_partial(IS_OPEN, outcomes.c.ended_at)
+_add_partial_index(HAS_FAILED, tracked_runs.c.state)
+_add_partial_index(tracked_runs.c.gone_at.is_not(None), tracked_runs.c.gone_at)
+_add_partial_index(revisions.c.superseded_at.is_not(None), revisions.c.superseded_at)
+_add_partial_index(IS_CURRENT, outcomes.c.variant_id, outcomes.c.started_at, outcomes.c.run_id)
+_add_partial_index(IS_OPEN, outcomes.c.ended_at)

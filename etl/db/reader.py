@@ -1,4 +1,4 @@
-"""Let a role of PostgreSQL read the views in the schema `reporting`, and nothing else of ours."""
+"""Grant a PostgreSQL role the views in the schema `reporting`, and nothing else of ours."""
 
 from typing import NamedTuple
 
@@ -9,20 +9,20 @@ from etl.db.database import require_archive, shown_url, writing
 from etl.db.schema import metadata
 from etl.errors import DatabaseError, UsageError
 
-MAY_NOT = "42501"
-"""What PostgreSQL calls it when somebody lacks a right."""
+INSUFFICIENT_PRIVILEGE = "42501"
+"""The SQLSTATE of a missing right."""
 SETTINGS = {"TimeZone": "UTC", "default_transaction_read_only": "on"}
-"""What the role's sessions begin with: our times are UTC, and reading is all that it is for."""
+"""The settings of the role's sessions: times are in UTC, and the role only reads."""
 
 
 class _Grant(NamedTuple):
-    """A statement, and how to tell that it has been run."""
+    """A statement, and the condition that holds once it was run."""
 
-    is_there: str
+    is_granted: str
     statement: str
 
 
-def _setting(name: str, value: str) -> _Grant:
+def _build_setting_grant(name: str, value: str) -> _Grant:
     return _Grant(
         "EXISTS (SELECT FROM pg_db_role_setting"
         " JOIN pg_roles ON pg_roles.oid = setrole AND rolname = :role"
@@ -46,7 +46,7 @@ GRANTS = (
         " AND relkind = 'v' AND NOT has_table_privilege(:role, oid, 'SELECT'))",
         "GRANT SELECT ON ALL TABLES IN SCHEMA reporting TO {role}",
     ),
-    # A migration makes the views anew.
+    # A migration drops and creates the views.
     _Grant(
         "EXISTS (SELECT FROM pg_default_acl, aclexplode(defaclacl)"
         " JOIN pg_roles ON pg_roles.oid = grantee AND rolname = :role"
@@ -55,16 +55,16 @@ GRANTS = (
         "ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA reporting"
         " GRANT SELECT ON TABLES TO {role}",
     ),
-    *(_setting(name, value) for name, value in SETTINGS.items()),
+    *(_build_setting_grant(name, value) for name, value in SETTINGS.items()),
 )
 
 
-def grant(engine: Engine, role: str) -> None:
-    """Let `role` read all views, and those that migrations make later; all of it or nothing.
+def grant_views(engine: Engine, role: str) -> None:
+    """Grant `role` all views, and those that migrations create later; all or nothing.
 
     Raises:
-        UsageError: there is no such role, or it can read more than views already.
-        DatabaseError: there is no archive, or we may not do this; says who may, and how.
+        UsageError: the role does not exist, or can already read more than views.
+        DatabaseError: the archive does not exist, or we lack a right; gives the statements to run.
     """
     if engine.dialect.name != "postgresql":
         raise UsageError(
@@ -74,10 +74,10 @@ def grant(engine: Engine, role: str) -> None:
     require_archive(engine)
     with writing(engine) as connection:
         _refuse_unfit(engine, connection, role)
-        missing = [each for each in GRANTS if not _is_there(connection, each, role)]
-        statements = [_spelled(connection, each, role) for each in missing]
-        if not _can_run(connection, statements) or not all(
-            _is_there(connection, each, role) for each in missing
+        missing = [each for each in GRANTS if not _is_granted(connection, each, role)]
+        statements = [_render_statement(connection, each, role) for each in missing]
+        if not _run_statements(connection, statements) or not all(
+            _is_granted(connection, each, role) for each in missing
         ):
             raise DatabaseError(
                 f"{shown_url(engine)}: we may not do all of this",
@@ -91,7 +91,7 @@ def _refuse_unfit(engine: Engine, connection: Connection, role: str) -> None:
     if not connection.scalar(is_known, {"role": role}):
         raise UsageError(
             f"{shown_url(engine)}: there is no role {role!r}; make it first:"
-            f" CREATE ROLE {_quoted(connection, role)} LOGIN PASSWORD '...'"
+            f" CREATE ROLE {_quote_identifier(connection, role)} LOGIN PASSWORD '...'"
         )
     privileges = "SELECT, INSERT, UPDATE, DELETE, TRUNCATE"
     can_use = text(
@@ -106,31 +106,31 @@ def _refuse_unfit(engine: Engine, connection: Connection, role: str) -> None:
             )
 
 
-def _is_there(connection: Connection, each: _Grant, role: str) -> bool:
-    return bool(connection.scalar(text(f"SELECT {each.is_there}"), {"role": role}))
+def _is_granted(connection: Connection, each: _Grant, role: str) -> bool:
+    return bool(connection.scalar(text(f"SELECT {each.is_granted}"), {"role": role}))
 
 
-def _can_run(connection: Connection, statements: list[str]) -> bool:
+def _run_statements(connection: Connection, statements: list[str]) -> bool:
     try:
         for statement in statements:
             with connection.begin_nested():
                 connection.exec_driver_sql(statement.replace("%", "%%"))
     except ProgrammingError as error:
-        if getattr(error.orig, "sqlstate", None) != MAY_NOT:
+        if getattr(error.orig, "sqlstate", None) != INSUFFICIENT_PRIVILEGE:
             raise
         return False
     return True
 
 
-def _spelled(connection: Connection, each: _Grant, role: str) -> str:
+def _render_statement(connection: Connection, each: _Grant, role: str) -> str:
     names = {
         "role": role,
         "database": connection.scalar(text("SELECT current_database()")),
         "owner": connection.scalar(text("SELECT current_user")),
     }
-    quoted = {key: _quoted(connection, str(name)) for key, name in names.items()}
+    quoted = {key: _quote_identifier(connection, str(name)) for key, name in names.items()}
     return each.statement.format(**quoted)
 
 
-def _quoted(connection: Connection, name: str) -> str:
+def _quote_identifier(connection: Connection, name: str) -> str:
     return str(connection.scalar(text("SELECT quote_ident(:name)"), {"name": name}))

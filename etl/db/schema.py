@@ -1,9 +1,9 @@
 """The tables of the archive (described in docs/TABLES.md) and their column types.
 
-Declares only: the tables are created and altered by `migrations/` alone, and a test proves
-that both agree. Indexes of some rows only stand in `indexes`. Times are UTC: aware in Python,
-refused when naive, milliseconds at rest.
-`sqlite_with_rowid=False` keeps a table's rows in the order of its key, with no second copy.
+Only declarations: `migrations/` alone creates and alters tables, and a test proves that both
+agree. Partial indexes are in `indexes`. Times are UTC: aware in Python, refused when naive,
+stored in milliseconds.
+`sqlite_with_rowid=False` stores a table's rows in key order, without a second copy.
 """
 
 import json
@@ -39,9 +39,11 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
+from etl.answers.rows import COUNTERS
+
 
 class SqliteDateTime(UserDefinedType[str]):
-    """Text in a column declared DATETIME, which is what BI clients look for on SQLite."""
+    """Text in a column declared DATETIME, which BI clients expect on SQLite."""
 
     cache_ok = True
 
@@ -51,15 +53,15 @@ class SqliteDateTime(UserDefinedType[str]):
 
 
 def to_milliseconds(moment: datetime) -> datetime:
-    """Return `moment` in UTC, cut to the milliseconds that every database here keeps."""
+    """Return `moment` in UTC, cut to milliseconds, the precision of every database here."""
     moment = _in_utc(moment)
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def to_text(moment: datetime) -> str:
-    """Return how SQLite keeps `moment`: "2023-10-24 13:00:12.463", in UTC.
+    """Return the text of `moment` on SQLite: "2023-10-24 13:00:12.463", in UTC.
 
-    A space and three digits: with a T, or with microseconds, BI clients misread the time.
+    With a space and three digits: BI clients misread a T or microseconds.
     """
     return _in_utc(moment).isoformat(" ", "milliseconds").removesuffix("+00:00")
 
@@ -73,7 +75,7 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 def day_to_text(day: date) -> str:
-    """Return how SQLite keeps `day`: as its midnight, since BI clients read a DATE a day off."""
+    """Return the text of `day` on SQLite: its midnight, since BI clients read a DATE a day off."""
     return f"{day.isoformat()} 00:00:00.000"
 
 
@@ -90,13 +92,13 @@ class Timestamp(TypeDecorator[datetime]):
         return dialect.type_descriptor(DateTime(timezone=True))
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        """Turn a moment into what the driver stores."""
+        """Convert a moment to a raw driver value."""
         if value is None:
             return None
         return to_text(value) if dialect.name == "sqlite" else to_milliseconds(value)
 
     def result_processor(self, dialect: Dialect, _coltype: object) -> Any:
-        """Return what turns the driver's values into moments in UTC, without a detour each."""
+        """Return the function that converts raw driver values to moments in UTC."""
         return _from_text if dialect.name == "sqlite" else _from_moment
 
 
@@ -121,13 +123,13 @@ class Day(TypeDecorator[date]):
         return dialect.type_descriptor(Date())
 
     def process_bind_param(self, value: date | None, dialect: Dialect) -> Any:
-        """Turn a day into what the driver stores."""
+        """Convert a day to a raw driver value."""
         if value is None or dialect.name != "sqlite":
             return value
         return day_to_text(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> date | None:
-        """Turn what the driver returns into a day."""
+        """Convert a raw driver value to a day."""
         if value is None or dialect.name != "sqlite":
             return value  # type: ignore[no-any-return]  # psycopg returns a date
         return datetime.fromisoformat(value).date()
@@ -137,7 +139,7 @@ STATES = ("queued", "running", "watching", "settled", "retrying", "failed")
 
 
 class seconds_between(FunctionElement[float]):  # noqa: N801  a function of SQL
-    """How many seconds lie between two Timestamp columns, spelled as each database has it."""
+    """The seconds between two Timestamp columns, in the SQL of each database."""
 
     type = Double()
     inherit_cache = True
@@ -166,13 +168,13 @@ class TextList(TypeDecorator[Sequence[str]]):
         return dialect.type_descriptor(Text() if dialect.name == "sqlite" else ARRAY(Text()))
 
     def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> Any:
-        """Turn texts into what the driver takes."""
+        """Convert texts to a raw driver value."""
         texts = list(value or ())
         return json.dumps(texts) if dialect.name == "sqlite" else texts
 
 
 class _is_among(FunctionElement[Any]):  # noqa: N801  a function of SQL
-    # Were it declared a boolean, sqlalchemy would add "= 1" on SQLite, which then uses no index.
+    # Not declared a boolean: sqlalchemy would add "= 1" on SQLite, which then uses no index.
     inherit_cache = True
 
 
@@ -189,15 +191,14 @@ def _among_on_postgresql(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 def among(column: ColumnElement[str], texts: Iterable[str]) -> ColumnElement[bool]:
-    """Say that `column` is one of `texts`.
+    """Return the condition that `column` is one of `texts`.
 
-    Unlike `in_` it is the same statement however many there are, and there may be any number.
+    Unlike `in_`, its statement does not depend on their number, which is not limited.
     """
     return _is_among(column, literal(list(texts), TextList))
 
 
 OUTCOMES = ("new", "changed", "unchanged", "waiting", "failed", "rejected")
-COUNTERS = ("failed", "passed", "aborted", "pending", "unresolved")
 
 RATES = ("pass_rate", "pass_rate_strict", "decided_share", "pass_rate_low", "pass_rate_high")
 SERIES_CLASSES = (
@@ -209,12 +210,12 @@ SERIES_CLASSES = (
     "is_recovered",
 )
 
-# An integer key that SQLite counts up by itself has to be declared exactly so there.
+# SQLite increments an integer key by itself only if it is declared exactly like this.
 Identifier = BigInteger().with_variant(Integer(), "sqlite")
-# JSON, not JSONB: it keeps numbers and the order of keys as they came.
+# JSON, not JSONB, which would change numbers and the order of keys.
 Json = JSON(none_as_null=True)
 
-# Keys sort by code point everywhere: by the rules of a language, ties would differ.
+# Keys sort by code point on every database; a language's rules would order ties differently.
 Key = Text().with_variant(Text(collation="C"), "postgresql")
 
 metadata = MetaData(
@@ -239,7 +240,7 @@ def _rates() -> list[Column[float]]:
     return [Column(name, Double) for name in RATES]
 
 
-def _run_of(parent: str) -> ForeignKeyConstraint:
+def _references_run(parent: str) -> ForeignKeyConstraint:
     return ForeignKeyConstraint(["run_id"], [f"{parent}.run_id"], ondelete="CASCADE")
 
 
@@ -260,17 +261,17 @@ tracked_runs = Table(
     Column("lease_owner", Text),
     Column("lease_until", Timestamp),
     Column("read_token", Text),
-    # Kept here as well, since no payload tells it.
+    # The source of truth of `runs.gone_at`, which no payload contains.
     Column("gone_at", Timestamp),
     CheckConstraint(f"state IN {STATES}", name="state"),
     CheckConstraint("(lease_owner IS NULL) = (lease_until IS NULL)", name="lease"),
 )
 Index("ix_tracked_runs_due_at", tracked_runs.c.due_at)
 HAS_FAILED = tracked_runs.c.state == literal_column("'failed'")
-"""What marks a run that was given up. Spelled out, since a parameter finds no partial index."""
+"""The run was given up. A literal, since a parameter would not match the partial index."""
 
-# What reports need of a run, as of any moment: a row for each revision, valid from observed_at
-# until superseded_at. Names and environments are kept once, in plan_variants and rosters.
+# Outcomes: a row for each revision, valid from observed_at until superseded_at, for reports as of
+# any moment. Names and environments are stored once, in plan_variants and rosters.
 plan_variants = Table(
     "plan_variants",
     metadata,
@@ -296,7 +297,7 @@ labels = Table(
     _run_id(),
     Column("name", Key, primary_key=True),
     Column("value", Text, nullable=False),
-    _run_of("tracked_runs"),
+    _references_run("tracked_runs"),
     sqlite_with_rowid=False,
 )
 
@@ -322,7 +323,7 @@ runs = Table(
     Column("changed_at", Timestamp, nullable=False),
     Column("gone_at", Timestamp),
     Column("extra", Json),
-    _run_of("tracked_runs"),
+    _references_run("tracked_runs"),
     CheckConstraint("revision >= 1", name="revision"),
 )
 Index("ix_runs_started_at", runs.c.started_at)
@@ -341,7 +342,7 @@ environments = Table(
     Column("device", Text),
     Column("browser", Text),
     Column("extra", Json),
-    _run_of("runs"),
+    _references_run("runs"),
     CheckConstraint("position >= 1", name="position"),
     sqlite_with_rowid=False,
 )
@@ -358,7 +359,7 @@ tests = Table(
     Column("sitemap", Text),
     Column("results_url", Text),
     Column("extra", Json),
-    _run_of("runs"),
+    _references_run("runs"),
     CheckConstraint("position >= 1", name="position"),
     sqlite_with_rowid=False,
 )
@@ -372,7 +373,7 @@ counts = Table(
     *[Column(name, BigInteger) for name in COUNTERS],
     Column("other", Json),
     Column("total", BigInteger),
-    _run_of("runs"),
+    _references_run("runs"),
     CheckConstraint(
         "(test_position = 0 AND scope = 'run') OR (test_position > 0 AND scope = 'test')",
         name="scope",
@@ -393,7 +394,7 @@ revisions = Table(
     Column("duration_ms", BigInteger),
     *_counters(),
     Column("content_hash", Text, nullable=False),
-    _run_of("runs"),
+    _references_run("runs"),
     CheckConstraint("revision >= 1", name="revision"),
     CheckConstraint("(last_seen_at IS NULL) = (superseded_at IS NULL)", name="stretch"),
     sqlite_with_rowid=False,
@@ -447,9 +448,9 @@ outcomes = Table(
     sqlite_with_rowid=False,
 )
 IS_CURRENT = outcomes.c.superseded_at.is_(None)
-"""What marks what a run says now."""
+"""The row of a run's current revision."""
 IS_OPEN = and_(IS_CURRENT, outcomes.c.tests_unresolved > literal_column("0"))
-"""What marks a run that waits for a person now."""
+"""The row of a run that waits for a person's decision now."""
 
 status_changes = Table(
     "status_changes",
@@ -485,9 +486,9 @@ payloads = Table(
     Column("size", BigInteger, nullable=False),
     Column("sha256", Text, nullable=False),
     Column("fetched_at", Timestamp, nullable=False),
-    # With it, all of `revisions` follows from this table.
+    # Stored here too, so that all of `revisions` follows from this table.
     Column("last_seen_at", Timestamp),
-    _run_of("tracked_runs"),
+    _references_run("tracked_runs"),
 )
 
 warnings = Table(
@@ -519,7 +520,7 @@ drift = Table(
 series = Table(
     "series",
     metadata,
-    # The rows of a variant lie together: they are written together.
+    # The variant first: its rows are written together, so they are stored together.
     Column("variant_id", Key, primary_key=True),
     Column("series_id", Key, primary_key=True),
     Column("test_key", Text, nullable=False),
@@ -544,7 +545,7 @@ series = Table(
     sqlite_with_rowid=False,
 )
 
-# Marks: series and durations of these are not up to date with `outcomes` yet.
+# Dirty marks: series and durations of these are behind `outcomes`.
 uncounted = Table(
     "uncounted",
     metadata,
@@ -655,7 +656,7 @@ data_dictionary = Table(
 rejects = Table(
     "rejects",
     metadata,
-    # Made from run_id and sha256, so that the same bad answer is kept once, by whoever saw it.
+    # A hash of run_id, sha256 and http_status, so that the same bad answer is stored once.
     Column("id", Key, primary_key=True),
     Column("run_id", Key, nullable=False),
     Column("fetched_at", Timestamp, nullable=False),
@@ -663,7 +664,7 @@ rejects = Table(
     Column("reason", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("sha256", Text, nullable=False),
-    _run_of("tracked_runs"),
+    _references_run("tracked_runs"),
 )
 Index("ix_rejects_run_id", rejects.c.run_id)
 

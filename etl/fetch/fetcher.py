@@ -13,7 +13,7 @@ from typing import NamedTuple
 from msgspec import Raw, msgpack
 
 from etl.answers.compression import compress
-from etl.answers.normalize import ECHO_WARNING, Rows, normalize
+from etl.answers.normalize import normalize
 from etl.answers.outcome import (
     Answer,
     Deferred,
@@ -28,6 +28,7 @@ from etl.answers.outcome import (
     Unchanged,
 )
 from etl.answers.payload import Payload, PayloadError, decode
+from etl.answers.rows import ECHO_WARNING, Rows
 from etl.config.settings import Config
 from etl.errors import ConfigError, KeyRefusedError
 from etl.fetch.breaker import Signal

@@ -12,7 +12,8 @@ from etl.config.settings import DEFAULT_SOURCE
 from etl.db import database
 from etl.db.database import writing
 from etl.db.schema import ingests
-from etl.derived import aggregates
+from etl.derived import refresh
+from etl.derived.outcome_reader import COMMIT_LABEL
 from etl.ingest.context import IngestContext
 from etl.ingest.tally import Tally
 from etl.intake import lists
@@ -77,11 +78,11 @@ def _track(ingest: IngestContext, given: Given, then: Then) -> Tracked:
 
 def _track_batch(connection: Connection, ingest: IngestContext, entries: list[Entry]) -> Tracked:
     """Track a batch; the commit label of an archived run may confirm that a test is flaky."""
-    label = aggregates.COMMIT_LABEL
+    label = COMMIT_LABEL
     commits = {each.run_id: each.labels[label] for each in entries if label in each.labels}
-    plans = aggregates.recommitted(connection, commits)
+    plans = refresh.find_recommitted_plans(connection, commits)
     added = tracking.track(connection, entries, ingest.now())
-    aggregates.refresh_plans(connection, plans, ingest.config.rules)
+    refresh.refresh_plans(connection, plans, ingest.config.rules)
     return added
 
 

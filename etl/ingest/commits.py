@@ -23,11 +23,11 @@ from etl.answers.outcome import (
     Reject,
     Unchanged,
 )
-from etl.archive import identity, store
-from etl.archive.store import Saved
+from etl.archive import identity, rejects, store
+from etl.archive.store import StoredAnswer
 from etl.db import database
 from etl.db.database import writing
-from etl.derived import aggregates
+from etl.derived import refresh
 from etl.errors import DatabaseError
 from etl.fetch.door import FetchedBatch
 from etl.ingest.context import IngestContext
@@ -52,7 +52,7 @@ class Committed(NamedTuple):
     """A committed batch: how its runs ended, and how its answers changed the archive."""
 
     ends: Sequence[RunEnd]
-    saved: Collection[Saved]
+    saved: Collection[StoredAnswer]
     applications: set[str]
 
 
@@ -62,6 +62,7 @@ class BatchStore:
     def __init__(self, ingest: IngestContext, held: HeldRuns) -> None:
         self._ingest = ingest
         self._held = held
+        self.started_at = held.started_at
         self._unacknowledged: dict[str, RunEnd] = {}
         """The ends of runs in a transaction whose commit is not acknowledged yet."""
 
@@ -94,8 +95,8 @@ class BatchStore:
             held = leases.lock_held(connection, self._held.owner, run_ids)
             ours = [outcome for outcome in outcomes if outcome.run_id in held]
             answers = [each for each in ours if isinstance(each, Answer)]
-            saved = store.save(connection, answers)
-            store.reject(connection, _rejects(ours))
+            saved = store.store_answers(connection, answers)
+            rejects.keep_rejects(connection, _rejects(ours))
             _mark_absence(connection, ours, claims)
             ends = [self._judge(each, claims[each.run_id], saved) for each in ours]
             leases.record(connection, [end.recorded for end in ends])
@@ -104,10 +105,10 @@ class BatchStore:
         # its lease expired and is another owner's: then it has no end here.
         known = [self._unacknowledged.pop(run_id, None) for run_id in run_ids]
         self._held.drop(run_ids)
-        applications = {store.application_of(answer.rows) for answer in answers}
+        applications = {store.name_application(answer.rows) for answer in answers}
         return Committed([end for end in known if end], saved.values(), applications)
 
-    def _judge(self, outcome: Outcome, claim: Claim, saved: Mapping[str, Saved]) -> RunEnd:
+    def _judge(self, outcome: Outcome, claim: Claim, saved: Mapping[str, StoredAnswer]) -> RunEnd:
         seen = claim.seen
         if outcome.run_id in saved:
             seen = saved[outcome.run_id].archived.seen(claim.first_tracked_at)
@@ -146,13 +147,11 @@ def _mark_absence(
     for outcome in outcomes:
         claim = claims[outcome.run_id]
         if isinstance(outcome, Missing) and claim.seen and not claim.gone_at:
-            for table in (leases, store):
-                table.mark_gone(connection, [outcome.run_id], outcome.fetched_at)
+            leases.mark_gone(connection, [outcome.run_id], outcome.fetched_at)
         elif isinstance(outcome, Answer | Unchanged) and claim.gone_at:
             back.append(outcome.run_id)
     if back:
         leases.clear_gone(connection, back)
-        store.unmark_gone(connection, back)
 
 
 class Commits:
@@ -217,8 +216,9 @@ class Commits:
         for each in committed:
             self._count(each)
             if each.applications:
-                learn = partial(identity.settle_new, zone=self._ingest.config.reporting_zone)
-                self._patience.run(partial(learn, self._ingest.engine, each.applications))
+                started_at, zone = self._batches.started_at, self._ingest.config.reporting_zone
+                measure = partial(identity.measure_new, self._ingest.engine, each.applications)
+                self._patience.run(partial(measure, started_at, zone))
         batch.done()
 
     def _is_refresh_due(self) -> bool:
@@ -242,7 +242,7 @@ class Commits:
 
 def refresh_marked(ingest: IngestContext) -> None:
     """Recompute the series and durations that this pass or another one has marked."""
-    aggregates.count_marked(ingest.engine, ingest.config.rules)
+    refresh.refresh_marked(ingest.engine, ingest.config.rules)
 
 
 def _log_end(end: RunEnd) -> None:

@@ -11,7 +11,7 @@ from datetime import datetime
 from sqlalchemy import Engine, and_, func, select
 
 from etl.answers.outcome import Target
-from etl.archive import store
+from etl.archive import archived_runs
 from etl.config.settings import Polling
 from etl.db.database import reading, writing
 from etl.db.schema import tracked_runs
@@ -61,7 +61,7 @@ class HeldRuns:
             claims = leases.claim(connection, lease, chosen, limit)
             archived = [each for each in claims if each.last_fetched_at]
             tracked_at = {each.run_id: each.first_tracked_at for each in archived}
-            known = store.known(connection, tracked_at)
+            known = archived_runs.read_newest_answers(connection, tracked_at)
         claims = [
             claim._replace(**known[claim.run_id]._asdict()) if claim.run_id in known else claim
             for claim in claims

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from etl.answers.outcome import Answer, Deferred, Denied, Missing, Outcome, Postponed, Reject
-from etl.archive.store import Saved
+from etl.archive.store import StoredAnswer
 from etl.db.schema import OUTCOMES
 from etl.fetch.breaker import Halt
 from etl.ledger.lifecycle import State
@@ -65,7 +65,7 @@ class Tally:
             self.failed += 1
 
 
-def kind_of(outcome: Outcome, saved: Mapping[str, Saved], recorded: Recorded) -> str:
+def kind_of(outcome: Outcome, saved: Mapping[str, StoredAnswer], recorded: Recorded) -> str:
     """Return the field of `Tally` that counts an outcome."""
     match outcome:
         case Answer():

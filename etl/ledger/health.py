@@ -20,11 +20,10 @@ from etl.db.schema import (
     seconds_between,
     tracked_runs,
 )
-from etl.derived.metrics import rank
+from etl.derived.metrics import MILLISECOND, rank
 
 GAPS_OF = timedelta(days=30)
 NEW_FIELDS_OF = timedelta(days=7)
-MILLISECOND = timedelta(milliseconds=1)
 BEGINNING = datetime.min.replace(tzinfo=UTC)
 """Before all that is due: SQLite finds by index what comes after it, but not what is not NULL."""
 

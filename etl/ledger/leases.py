@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, and_, case, func, literal, or_
 
 from etl.answers.outcome import Reason
 from etl.db import bulk
-from etl.db.schema import Timestamp, among, seconds_between, tracked_runs
+from etl.db.schema import Timestamp, among, runs, seconds_between, tracked_runs
 from etl.ledger.lifecycle import Standing, State
 from etl.ledger.verdicts import Claim, Recorded
 
@@ -159,21 +159,20 @@ def _standing_row(standing: Standing) -> tuple[Any, ...]:
 
 
 def mark_gone(connection: Connection, run_ids: Sequence[str], now: datetime) -> None:
-    """Set gone_at, where it is not set, for runs that the API answers with 404."""
-    connection.execute(
-        update(tracked_runs)
-        .where(among(tracked_runs.c.run_id, run_ids), tracked_runs.c.gone_at.is_(None))
-        .values(gone_at=now)
-    )
+    """Set gone_at, where it is not set, for runs that the API answers with 404.
+
+    In the ledger, its source of truth, and in `runs`, which has a copy.
+    """
+    for table in (tracked_runs, runs):
+        is_new = and_(among(table.c.run_id, run_ids), table.c.gone_at.is_(None))
+        connection.execute(update(table).where(is_new).values(gone_at=now))
 
 
 def clear_gone(connection: Connection, run_ids: Sequence[str]) -> None:
-    """Clear gone_at of runs that the API has again."""
-    connection.execute(
-        update(tracked_runs)
-        .where(among(tracked_runs.c.run_id, run_ids), tracked_runs.c.gone_at.is_not(None))
-        .values(gone_at=None)
-    )
+    """Clear gone_at of runs that the API has again, in the ledger and in `runs`."""
+    for table in (tracked_runs, runs):
+        is_gone = and_(among(table.c.run_id, run_ids), table.c.gone_at.is_not(None))
+        connection.execute(update(table).where(is_gone).values(gone_at=None))
 
 
 def renew(connection: Connection, lease: Lease) -> None:

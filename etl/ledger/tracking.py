@@ -20,6 +20,7 @@ from sqlalchemy import (
     update,
 )
 
+from etl.answers.rows import Row
 from etl.db import bulk
 from etl.db.bulk import upsert_into
 from etl.db.schema import among, labels, tracked_runs
@@ -73,7 +74,7 @@ def _lock_untracked(connection: Connection, run_ids: Sequence[str]) -> list[str]
 _EMPTY_ROW = dict.fromkeys(column.name for column in tracked_runs.columns)
 
 
-def _tracked_row(entry: Entry, now: datetime) -> bulk.Row:
+def _tracked_row(entry: Entry, now: datetime) -> Row:
     values = {
         "run_id": entry.run_id,
         "source": entry.source or "default",

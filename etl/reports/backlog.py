@@ -8,14 +8,14 @@ from typing import NamedTuple
 from sqlalchemy import Connection, func, select
 
 from etl.db.schema import IS_OPEN, outcomes, plan_variants
-from etl.derived.aggregates import RosterBook
-from etl.derived.metrics import Plan
+from etl.derived.metrics import MILLISECOND
+from etl.derived.outcome_reader import RosterCache
+from etl.derived.plans import Plan
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID
 from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row
 from etl.reports.source import PAGE_ROWS, Places, Shelf, is_valid, of_filters, within
 from etl.reports.spans import asked, told
 
-MILLISECOND = timedelta(milliseconds=1)
 AGES = (
     ("under_1_day", "under 1 day", timedelta(days=1)),
     ("days_1_to_3", "1 to 3 days", timedelta(days=3)),
@@ -74,7 +74,7 @@ def _open_run(row: Row) -> OpenRun:
     return OpenRun(Plan(application, plan), *rest)
 
 
-def _narrowed(row: Row, book: RosterBook, places: Places) -> OpenRun:
+def _narrowed(row: Row, book: RosterCache, places: Places) -> OpenRun:
     """Return a run with no other test counted than those at `places`."""
     *_, strip, roster_id = row
     tests = sum(strip[place] == "U" for place in places.of(book[roster_id]))

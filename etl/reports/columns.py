@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 
-from etl.db.schema import COUNTERS
+from etl.answers.rows import COUNTERS
 from etl.reports.model import Column, Kind
 
 APPLICATION = Column("application", Kind.TEXT, "The application's name")

@@ -5,7 +5,8 @@ from enum import StrEnum
 from itertools import zip_longest
 from typing import NamedTuple
 
-from etl.derived.metrics import WORDS, Roster
+from etl.derived.metrics import WORDS
+from etl.derived.plans import Roster
 
 
 class Class(StrEnum):

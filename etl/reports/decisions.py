@@ -9,7 +9,8 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, select
 
 from etl.answers.payload import OPEN_STATUS
 from etl.db.schema import outcomes, plan_variants, status_changes
-from etl.derived.metrics import Plan, percentile
+from etl.derived.metrics import percentile
+from etl.derived.plans import Plan
 from etl.reports.backlog import open_runs
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID, TEST
 from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row

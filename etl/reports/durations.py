@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, select
 
 from etl.db.schema import durations, plan_variants
-from etl.derived.aggregates import Variant
-from etl.derived.metrics import durations_of
+from etl.derived.duration_metrics import compute_durations
+from etl.derived.outcome_reader import Variant
 from etl.reports.columns import APPLICATION, ENVIRONMENTS, PLAN, environments_text
 from etl.reports.model import OF_RUNS, Answer, Column, Definition, Filter, Kind, Request, Row
 from etl.reports.source import is_kept, of_variant, variants, within
@@ -48,7 +48,7 @@ def _durations(connection: Connection, request: Request) -> Answer:
 
 def _streamed(connection: Connection, request: Request) -> Iterator[tuple[Variant, Row]]:
     for variant, runs in variants(connection, request, *within(asked(request))):
-        found = durations_of(runs, request.rules)
+        found = compute_durations(runs, request.rules)
         if found:
             yield variant, found
 

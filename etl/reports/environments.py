@@ -8,8 +8,9 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from etl.db.schema import COUNTERS
-from etl.derived.metrics import Counts, PlanRun, count, rates, total
+from etl.answers.rows import COUNTERS
+from etl.derived.metrics import MILLISECOND, Counts, add_counts, compute_rates, count_letters
+from etl.derived.plans import PlanRun
 from etl.reports.columns import APPLICATION, COUNTS, RATES, environment_text
 from etl.reports.model import OF_RUNS, Answer, Column, Definition, Kind, Request, Row
 from etl.reports.source import FINISHED, variants, within
@@ -18,7 +19,6 @@ from etl.reports.spans import Span, asked_or_last, told
 NOTHING = Counts()
 EXPECTED_DAYS = 90
 """An environment is expected when it was seen within so many days."""
-MILLISECOND = timedelta(milliseconds=1)
 Identity = tuple[str, str | None, str | None, str | None, str | None]
 """Application, OS, browser, device, viewport."""
 
@@ -38,7 +38,7 @@ class _Environment:
         self.last_ended_at = max(ended_at, self.last_ended_at or ended_at)
         if is_in_window and is_alone:
             self.alone += 1
-            self.counts = total([self.counts, count(run.outcomes)])
+            self.counts = add_counts([self.counts, count_letters(run.outcomes)])
         elif is_in_window:
             self.shared += 1
 
@@ -93,7 +93,7 @@ def _row(identity: Identity, found: _Environment, now: datetime) -> Row:
         found.alone,
         found.shared,
         *(getattr(found.counts, name) for name in COUNTERS),
-        *rates(found.counts),
+        *compute_rates(found.counts),
         found.last_ended_at,
         None if staleness is None else staleness // MILLISECOND,
     )

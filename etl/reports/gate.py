@@ -7,7 +7,9 @@ from typing import NamedTuple
 from sqlalchemy import Connection
 
 from etl.db.schema import outcomes
-from etl.derived.metrics import PlanRun, count, rates, series_of
+from etl.derived.metrics import compute_rates, count_letters
+from etl.derived.plans import PlanRun
+from etl.derived.series_metrics import compute_series
 from etl.reports.model import Request
 from etl.reports.source import FoundRun, variants
 
@@ -36,8 +38,8 @@ class Measured(NamedTuple):
 
 def measure(connection: Connection, request: Request, run: FoundRun) -> Measured:
     """Return what `run` has."""
-    counts = count(run.outcomes)
-    found = rates(counts)
+    counts = count_letters(run.outcomes)
+    found = compute_rates(counts)
     return Measured(
         found.pass_rate,
         found.decided_share,
@@ -62,7 +64,7 @@ def _new_failures(connection: Connection, request: Request, run: FoundRun) -> in
     failing = {
         series.test_key
         for _, runs in variants(connection, request, *earlier)
-        for series in series_of(_before(runs, run), request.rules, frozenset(failed))
+        for series in compute_series(_before(runs, run), request.rules, frozenset(failed))
         if series.fail_streak
     }
     return sum(key not in failing for key in failed)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-from etl.derived.aggregates import Variant
-from etl.derived.metrics import NamedTest
+from etl.derived.outcome_reader import Variant
+from etl.derived.plans import NamedTest
 from etl.reports.model import Request
 from etl.reports.source import Places, variants, within
 from etl.reports.spans import asked

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from etl.db.schema import COUNTERS
-from etl.derived.metrics import LEAST_DECIDED, Counts, Period, rates, total
+from etl.answers.rows import COUNTERS
+from etl.derived.metrics import Counts, add_counts, compute_rates
+from etl.derived.period_metrics import Period
+from etl.derived.series_metrics import MIN_DECIDED
 from etl.reports import series, trends
 from etl.reports.backlog import open_runs
 from etl.reports.columns import APPLICATION, COUNTS, RATES, UNKNOWN
@@ -35,20 +37,20 @@ def _overview(connection: Connection, request: Request) -> Answer:
         for application in applications
     )
     note = (
-        f"flaky and open count at any time; a test is judged with {LEAST_DECIDED} decided results"
+        f"flaky and open count at any time; a test is judged with {MIN_DECIDED} decided results"
         f" or more among its last {request.rules.window_results}"
     )
     return Answer(rows, told("runs", window, request.zone), (note,))
 
 
 def _summed(periods: Sequence[Period]) -> Row:
-    counts = total([Counts(), *[period.counts for period in periods]])
+    counts = add_counts([Counts(), *[period.counts for period in periods]])
     return (
         sum(period.runs for period in periods),
         sum(period.tests for period in periods),
         *(getattr(counts, name) for name in COUNTERS),
         sum(period.unknown for period in periods),
-        *rates(counts),
+        *compute_rates(counts),
     )
 
 
@@ -58,7 +60,7 @@ def _series(connection: Connection, request: Request) -> tuple[Counter[str], Cou
     flaky: Counter[str] = Counter()
     for row in series.rows(connection, request):
         application = row[0]
-        judged[application] += row[series.PLACES["decided"]] >= LEAST_DECIDED
+        judged[application] += row[series.PLACES["decided"]] >= MIN_DECIDED
         flaky[application] += row[series.PLACES["is_flaky"]]
     return judged, flaky
 

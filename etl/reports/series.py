@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, select
 
 from etl.db.schema import plan_variants, series
-from etl.derived.aggregates import Variant, series_row
-from etl.derived.metrics import series_of
+from etl.derived.aggregates import build_series_row
+from etl.derived.outcome_reader import Variant
+from etl.derived.series_metrics import compute_series
 from etl.reports.columns import (
     APPLICATION,
     COUNTS,
@@ -106,8 +107,8 @@ def rows(connection: Connection, request: Request) -> Iterator[Row]:
 
 def _streamed(connection: Connection, request: Request) -> Iterator[Row]:
     for variant, runs in variants(connection, request, *within(asked(request))):
-        for found in series_of(runs, request.rules):
-            row = _row(variant, series_row(variant.variant_id, found))
+        for found in compute_series(runs, request.rules):
+            row = _row(variant, build_series_row(variant.variant_id, found))
             yield _without_labels(row) if request.as_of else row
 
 

@@ -10,17 +10,12 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, TextClause, and_, exists, or_, select, text
 
 from etl.answers.payload import FINAL_STATUSES, OPEN_STATUS
-from etl.db.schema import labels, outcomes, plan_variants
-from etl.derived.aggregates import (
-    IS_CURRENT,
-    Namings,
-    RosterBook,
-    Variant,
-    as_plan_run,
-    has_uncounted,
-    plan_runs,
-)
-from etl.derived.metrics import Counts, Naming, Plan, PlanRun, Roster
+from etl.db.schema import IS_CURRENT, labels, outcomes, plan_variants
+from etl.derived.identity_rules import IdentityRules
+from etl.derived.metrics import Counts
+from etl.derived.outcome_reader import RosterCache, Variant, read_plan_run, select_plan_runs
+from etl.derived.plans import IdentityRule, Plan, PlanRun, Roster
+from etl.derived.refresh import has_dirty_marks
 from etl.reports.model import Filter, Filters, Request
 from etl.reports.spans import Span
 
@@ -53,7 +48,7 @@ def variants(
     columns = (outcomes.c.variant_id, outcomes.c.started_at, outcomes.c.run_id)
     chosen = and_(is_valid(request), *of_filters(request.filters), *conditions)
     statement = (
-        plan_runs(chosen)
+        select_plan_runs(chosen)
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
         .order_by(*[column.desc() for column in columns])
         .execution_options(yield_per=PAGE_ROWS)
@@ -68,7 +63,7 @@ def _as_plan_runs(rows: Iterator[Any], variant: Variant, shelf: "Shelf") -> Iter
     while batch := list(islice(rows, BATCH_ROWS)):
         book = shelf.learned(Plan(variant.application, variant.plan), batch)
         for row in batch:
-            run = as_plan_run(row, book)
+            run = read_plan_run(row, book)
             yield run if shelf.has_labels else run._replace(commit=None)
 
 
@@ -81,19 +76,19 @@ class Shelf:
     def __init__(self, connection: Connection, request: Request) -> None:
         self.has_labels = request.as_of is None
         self._connection = connection
-        self._namings = Namings(connection, request.as_of)
+        self._namings = IdentityRules(connection, request.as_of)
         self._plan: Plan | None = None
         self._held: set[str] = set()
-        self._book = RosterBook(connection, Naming())
+        self._book = RosterCache(connection, IdentityRule())
 
-    def learned(self, plan: Plan, rows: Iterable[Any]) -> RosterBook:
+    def learned(self, plan: Plan, rows: Iterable[Any]) -> RosterCache:
         """Return a book that has the lists of tests of `rows`, which are of `plan`."""
         wanted = {row.roster_id for row in rows}
         if plan != self._plan or len(self._held | wanted) > MOST_ROSTERS:
-            self._book = RosterBook(self._connection, self._namings.of(plan))
+            self._book = RosterCache(self._connection, self._namings.for_plan(plan))
             self._plan, self._held = plan, set()
         self._held |= wanted
-        self._book.learn(wanted)
+        self._book.load(wanted)
         return self._book
 
 
@@ -103,7 +98,7 @@ def is_kept(connection: Connection, request: Request, filters: Collection[Filter
     Not while a pass has yet to count what it stored.
     """
     is_now = request.as_of is None and request.filters.used <= set(filters)
-    return is_now and not has_uncounted(connection)
+    return is_now and not has_dirty_marks(connection)
 
 
 def is_valid(request: Request) -> ColumnElement[bool]:

@@ -7,8 +7,10 @@ from datetime import timedelta
 from sqlalchemy import Connection, Table, select
 
 from etl.db.schema import daily_results, weekly_results
-from etl.derived.aggregates import period_row
-from etl.derived.metrics import Counts, Period, Plan, days_of, monday, summed, weeks_of
+from etl.derived.aggregates import build_period_row
+from etl.derived.metrics import Counts
+from etl.derived.period_metrics import Period, sum_days, sum_periods, sum_weeks, week_start
+from etl.derived.plans import Plan
 from etl.reports.columns import APPLICATION, CHECK_PASS_RATE, CHECKS, COUNTS, PLAN, RATES, UNKNOWN
 from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Filter, Kind, Request, Row
 from etl.reports.source import Places, narrowed, variants, within
@@ -48,7 +50,7 @@ def _trend(connection: Connection, request: Request) -> Answer:
 def _weekly(connection: Connection, request: Request) -> Answer:
     span = asked(request)
     if span == ALWAYS:
-        this_week = monday(request.now.astimezone(request.zone).date())
+        this_week = week_start(request.now.astimezone(request.zone).date())
         first, after = this_week - timedelta(weeks=WEEKS - 1), this_week + timedelta(weeks=1)
         span = Span(midnight(first, request.zone), midnight(after, request.zone))
     days = whole_days(span, request.zone)
@@ -57,7 +59,7 @@ def _weekly(connection: Connection, request: Request) -> Answer:
         found = _stored(connection, request, weekly_results, days)
     else:
         streamed = _streamed(connection, request, span).items()
-        found = ((plan, week) for plan, periods in streamed for week in weeks_of(periods))
+        found = ((plan, week) for plan, periods in streamed for week in sum_weeks(periods))
     rows = (_row(request, *each) for each in found)
     return Answer(rows, told("runs", span, request.zone))
 
@@ -111,12 +113,12 @@ def _streamed(connection: Connection, request: Request, span: Span) -> dict[Plan
     places = None if request.filters.test is None else Places(request.filters.test)
     for variant, runs in variants(connection, request, *within(span)):
         chosen = narrowed(runs, places) if places else runs
-        found[Plan(variant.application, variant.plan)] += days_of(chosen)
-    return {plan: summed(days) for plan, days in found.items()}
+        found[Plan(variant.application, variant.plan)] += sum_days(chosen)
+    return {plan: sum_periods(days) for plan, days in found.items()}
 
 
 def _row(request: Request, plan: Plan, period: Period) -> Row:
-    _, *row = period_row(plan, period)
+    _, *row = build_period_row(plan, period)
     if request.filters.test is not None:  # checks are those of runs
         row[-len(CHECKS) - 1 :] = [None] * (len(CHECKS) + 1)
     return row

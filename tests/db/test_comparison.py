@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from etl.db.database import writing
-from etl.derived.metrics import NamedTest, Naming, Roster, as_roster
+from etl.derived.plans import IdentityRule, NamedTest, Roster, build_roster
 from etl.ledger import tracking
 from etl.ledger.tracking import Entry
 from etl.reports.comparison import Class, classify, compare
@@ -73,7 +73,7 @@ def test_each_test_of_both_runs_is_in_one_class(
 
 
 def side(tests: list[tuple[str, str]]) -> tuple[Roster, str]:
-    roster = as_roster("r", [NamedTest(name, "e2e") for name, _ in tests], Naming())
+    roster = build_roster("r", [NamedTest(name, "e2e") for name, _ in tests], IdentityRule())
     return roster, "".join(letter for _, letter in tests)
 
 

@@ -27,10 +27,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError, StatementError
 
+from etl.answers.rows import COUNTERS
 from etl.db import database
 from etl.db.database import HEAD, connect, prepare, reading, shown_url, snapshot, writing
 from etl.db.schema import (
-    COUNTERS,
     SERIES_CLASSES,
     counts,
     drift,

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import Engine
 
-from etl.archive import rebuild
-from etl.config.settings import Rules
+from etl.archive.verify import verify_archive
+from etl.config.settings import DEFAULT_RULES, Rules
 from etl.db.database import connect, prepare, writing
 from etl.db.schema import (
     daily_results,
@@ -24,8 +24,8 @@ from etl.db.schema import (
     status_changes,
     weekly_results,
 )
-from etl.derived import aggregates
-from etl.derived.metrics import Plan
+from etl.derived import refresh
+from etl.derived.plans import Plan
 from tests.support.dump import Row
 from tests.support.histories import (
     BERLIN,
@@ -51,7 +51,7 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine = connect(database_url)
     prepare(engine)
     yield engine
-    found = list(rebuild.verify(engine, BERLIN))
+    found = list(verify_archive(engine, BERLIN, DEFAULT_RULES))
     engine.dispose()
     assert [each for batch in found for each in (*batch.damage, *batch.differing)] == []
 
@@ -797,7 +797,7 @@ def test_a_run_that_is_stored_while_another_counts_is_counted_later(postgresql_u
     store("run-1", 1, "P")
     storing = threading.Thread(target=store, args=("run-2", 2, "F"))
     with writing(engine) as connection:
-        aggregates.hold(connection, [Plan("shop", "nightly").plan_id])
+        refresh.lock_plans(connection, [Plan("shop", "nightly").plan_id])
         storing.start()
         storing.join(timeout=2)
         count_all(connection)

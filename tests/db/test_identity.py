@@ -1,23 +1,29 @@
 """Whether ids repeat is measured, and decides by what a test is known from run to run."""
 
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, insert, select
 
-from etl.archive import identity, rebuild
-from etl.archive.identity import ListedTest, Repeats, count_repeats, key_kind
+from etl.archive import identity
+from etl.archive.identity import ListedTest, Repeats, choose_key_kind, count_repeats
+from etl.archive.payload_batches import BatchLimits
+from etl.config.settings import DEFAULT_RULES
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import identities, rosters, series
-from etl.derived import aggregates
+from etl.derived import refresh
+from etl.errors import DatabaseError
 from tests.support.dump import dump
 from tests.support.fake_api import FakeApi, result
 from tests.support.histories import BERLIN, keep
 from tests.support.program import Program
 
+AT = datetime(2024, 5, 1, tzinfo=UTC)
 RUN_IDS = [f"r-{number}" for number in range(1, 13)]
 
 
@@ -52,7 +58,7 @@ def test_the_same_name_in_another_plan_is_another_test() -> None:
 def test_what_was_decided_stays_until_there_is_reason_enough(
     found: Repeats, before: str, kind: str
 ) -> None:
-    assert key_kind(found, before) == kind
+    assert choose_key_kind(found, before) == kind
 
 
 def runs_of(ids_by_run: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -121,10 +127,10 @@ def test_a_list_that_somebody_is_about_to_refer_to_stays(postgresql_url: str) ->
     with writing(engine) as storing, writing(engine) as connection:
         # As the check of a foreign key does.
         storing.execute(select(rosters).with_for_update(read=True, key_share=True))
-        aggregates.drop_unused_rosters(connection)
+        refresh.delete_unused_rosters(connection)
         assert len(connection.execute(select(rosters)).all()) == 1
     with writing(engine) as connection:
-        aggregates.drop_unused_rosters(connection)
+        refresh.delete_unused_rosters(connection)
         assert connection.execute(select(rosters)).all() == []
     engine.dispose()
 
@@ -139,12 +145,12 @@ def test_a_test_whose_id_is_made_up_anew_is_known_by_its_name(
 
 
 def test_counting_anew_that_was_interrupted_is_made_up_for(
-    api: FakeApi, archiver: Program, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    api: FakeApi, archiver: Program, engine: Engine
 ) -> None:
     api.answers = runs_of([("id of a", "id of b")] * 12)
-    with monkeypatch.context() as patched:
-        patched.setattr(rebuild, "rekey_application", _stop)
-        archiver.call("ingest", *RUN_IDS)
+    store_all(engine, api)
+    with refused_update(engine, RUN_IDS[6]), pytest.raises(DatabaseError, match="interrupted"):
+        identity.measure_changed(engine, AT, UTC, DEFAULT_RULES, BatchLimits(runs=2))
     assert measured(engine) == [("Shop", 21, 21, "id", False)]
     archiver.call("ingest", RUN_IDS[-1], "--refresh")  # which changes nothing
     assert measured(engine) == [("Shop", 21, 21, "id", True)]
@@ -156,20 +162,49 @@ def test_counting_anew_that_was_interrupted_is_made_up_for(
 
 
 def test_what_a_killed_pass_did_not_measure_is_measured_by_the_next(
-    api: FakeApi, archiver: Program, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    api: FakeApi, archiver: Program, engine: Engine
 ) -> None:
     api.answers = runs_of([("id of a", "id of b")] * 12)
-    with monkeypatch.context() as patched:
-        patched.setattr(identity, "settle_new", lambda *_, **__: None)
-        patched.setattr(identity, "settle", _stop)
-        archiver.call("ingest", *RUN_IDS)
+    store_all(engine, api)
     assert measured(engine) == []
     archiver.call("ingest")
     assert measured(engine) == [("Shop", 21, 21, "id", True)]
 
 
-def _stop(*_arguments: Any) -> None:
-    raise KeyboardInterrupt
+def store_all(engine: Engine, api: FakeApi) -> None:
+    """Store all answers as a pass that was killed before it measured anything."""
+    prepare(engine)
+    seen = {run_id: json.loads(first.body)["result"] for run_id, [first] in api.answers.items()}
+    with writing(engine) as connection:
+        keep(connection, AT, seen, UTC)
+
+
+@contextmanager
+def refused_update(engine: Engine, run_id: str) -> Iterator[None]:
+    """Let the database refuse to change the outcomes of a run."""
+    when = f"BEFORE UPDATE ON outcomes FOR EACH ROW WHEN (old.run_id = '{run_id}')"
+    if engine.dialect.name == "sqlite":
+        execute(
+            engine,
+            f"CREATE TRIGGER refused {when} BEGIN SELECT RAISE(ABORT, 'interrupted'); END",
+        )
+        yield
+        execute(engine, "DROP TRIGGER refused")
+    else:
+        execute(
+            engine,
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql"
+            " AS $$ BEGIN RAISE 'interrupted'; END $$",
+            f"CREATE TRIGGER refused {when} EXECUTE FUNCTION refuse()",
+        )
+        yield
+        execute(engine, "DROP TRIGGER refused ON outcomes", "DROP FUNCTION refuse")
+
+
+def execute(engine: Engine, *statements: str) -> None:
+    with writing(engine) as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
 
 
 def test_what_is_decided_while_runs_are_stored_holds_for_them_too(postgresql_url: str) -> None:
@@ -178,17 +213,16 @@ def test_what_is_decided_while_runs_are_stored_holds_for_them_too(postgresql_url
     prepare(engine)
     tests = [{"id": f"id of {name}", "name": name, "status": "passed"} for name in "ab"]
     run = {"application": "Shop", "name": "Nightly", "status": "passed", "tests": tests}
-    at = datetime(2024, 5, 1, tzinfo=UTC)
     seen = {
         run_id: run | {"started_at": f"2024-05-{number:02}T09:00:00.000Z"}
         for number, run_id in enumerate(RUN_IDS, start=1)
     }
     with writing(engine) as connection:
-        keep(connection, at, {run_id: seen[run_id] for run_id in RUN_IDS[1:]})
+        keep(connection, AT, {run_id: seen[run_id] for run_id in RUN_IDS[1:]})
     with ThreadPoolExecutor() as executor:
         with writing(engine) as storing:
-            keep(storing, at, {RUN_IDS[0]: seen[RUN_IDS[0]]})
-            deciding = executor.submit(identity.settle_new, engine, {"Shop"}, BERLIN)
+            keep(storing, AT, {RUN_IDS[0]: seen[RUN_IDS[0]]})
+            deciding = executor.submit(identity.measure_new, engine, {"Shop"}, AT, BERLIN)
             with pytest.raises(TimeoutError):
                 deciding.result(timeout=1)
         deciding.result(timeout=20)

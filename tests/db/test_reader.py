@@ -53,7 +53,7 @@ def granted(archive: Engine, role: str, postgresql: Server) -> Engine:
             admin.execute(
                 alter.format(sql.Identifier(role), sql.Identifier(archive.url.database or ""))
             )
-    reader.grant(archive, role)
+    reader.grant_views(archive, role)
     return archive
 
 
@@ -152,7 +152,7 @@ def test_granting_again_changes_nothing(granted: Engine, role: str) -> None:
             return sorted(connection.execute(query).all())
 
     before = rights()
-    reader.grant(granted, role)
+    reader.grant_views(granted, role)
     assert rights() == before
 
 
@@ -168,7 +168,7 @@ def test_a_reader_can_be_taken_back_as_the_document_says(
 def complaint(kind: type[ArchiverError], engine: Engine, role: str) -> str:
     """Return the one line that granting ends with."""
     with pytest.raises(kind) as caught:
-        reader.grant(engine, role)
+        reader.grant_views(engine, role)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
@@ -183,7 +183,7 @@ def test_what_only_an_administrator_may_do_is_told_and_then_enough(
     assert told.endswith("we may not do all of this; have an administrator of the server")
     with postgresql.administer(archive.url.database or "") as admin:
         admin.execute(statements.encode())
-    reader.grant(archive, role)
+    reader.grant_views(archive, role)
     with logged_in(archive, role) as connection:
         assert count(connection, "run_results") == 1
 

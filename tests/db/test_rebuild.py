@@ -25,20 +25,24 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, Table, delete, event, insert, select, update
 
 from etl.answers.compression import ENCODING, compress, decompress
-from etl.answers.normalize import ECHO_WARNING, normalize
+from etl.answers.normalize import normalize
 from etl.answers.outcome import Answer
 from etl.answers.payload import (
     COUNTER_FIELDS,
-    COUNTERS,
     ENVIRONMENT_FIELDS,
     RUN_FIELDS,
     TEST_FIELDS,
     Payload,
     decode,
 )
-from etl.archive import history, rebuild, store
-from etl.archive.rebuild import Checked, Difference
+from etl.answers.rows import COUNTERS, ECHO_WARNING
+from etl.archive import archived_runs, history, payload_batches, store
+from etl.archive.differences import BatchFindings, Difference
+from etl.archive.payload_batches import DEFAULT_LIMITS, BatchLimits
+from etl.archive.replay import replay_archive
+from etl.archive.verify import verify_archive
 from etl.cli import rebuild_commands
+from etl.config.settings import DEFAULT_RULES
 from etl.db import bulk, database
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import (
@@ -70,8 +74,8 @@ from tests.support.program import COMMAND, Program, bare_program, program
 
 START = datetime(2024, 3, 1, 18, 0, 0, 123000, UTC)
 RUN_IDS = ("run-1", "run-2", "run-3", "run-4")
-DERIVED = [metadata.tables[name] for name in history.DERIVED]
-SHARED = [*aggregates.AGGREGATES, *rebuild.NAMES]
+DERIVED = [metadata.tables[name] for name in history.DERIVED_TABLES]
+SHARED = [*aggregates.AGGREGATES, *payload_batches.NAME_TABLES]
 """The tables whose rows follow from payloads of more than one run."""
 
 
@@ -114,19 +118,19 @@ def everything(engine: Engine) -> dict[str, list[Any]]:
         }
 
 
-def verified(engine: Engine) -> Checked:
+def verified(engine: Engine, limits: BatchLimits = DEFAULT_LIMITS) -> BatchFindings:
     """Return all that `verify` finds."""
-    return summed(rebuild.verify(engine, UTC))
+    return summed(verify_archive(engine, UTC, DEFAULT_RULES, limits))
 
 
-def replayed(engine: Engine) -> Checked:
+def replayed(engine: Engine, limits: BatchLimits = DEFAULT_LIMITS) -> BatchFindings:
     """Return all that `replay` finds."""
-    return summed(rebuild.replay(engine, UTC))
+    return summed(replay_archive(engine, UTC, DEFAULT_RULES, limits))
 
 
-def summed(batches: Iterator[Checked]) -> Checked:
+def summed(batches: Iterator[BatchFindings]) -> BatchFindings:
     found = list(batches)
-    return Checked(
+    return BatchFindings(
         sum(batch.runs for batch in found),
         [each for batch in found for each in batch.damage],
         [each for batch in found for each in batch.differing],
@@ -134,8 +138,8 @@ def summed(batches: Iterator[Checked]) -> Checked:
     )
 
 
-def wrong(engine: Engine) -> list[Difference]:
-    found = verified(engine)
+def wrong(engine: Engine, limits: BatchLimits = DEFAULT_LIMITS) -> list[Difference]:
+    found = verified(engine, limits)
     return [*found.damage, *found.differing]
 
 
@@ -150,16 +154,14 @@ def received(run_id: str, body: bytes, at: datetime) -> Answer:
 def look(connection: Connection, at: datetime, seen: Mapping[str, bytes | None]) -> None:
     """Store what a pass sees of runs, None for a run that is gone, as `keeper` does."""
     answers = [received(run_id, body, at) for run_id, body in seen.items() if body is not None]
-    store.save(connection, answers)
+    store.store_answers(connection, answers)
     count_all(connection)
     answered = [answer.run_id for answer in answers]
     standing = Standing(State.SETTLED, None)
     leases.record(connection, [Recorded(run_id, standing, at) for run_id in answered])
-    gone = store.archived(connection, [run_id for run_id in seen if run_id not in answered])
-    for room in (leases, store):
-        room.mark_gone(connection, list(gone), at)
+    gone = archived_runs.read_archived(connection, [each for each in seen if each not in answered])
+    leases.mark_gone(connection, list(gone), at)
     leases.clear_gone(connection, answered)
-    store.unmark_gone(connection, answered)
 
 
 # --- answers, odd ones too ------------------------------------------------------------------
@@ -413,19 +415,17 @@ def empty_derived_tables(engine: Engine) -> None:
         assert not [row for table in DERIVED for row in rows_of(connection, table)]
 
 
-def test_replay_makes_lost_tables_anew_as_they_were(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rebuild, "BATCH_RUNS", 2)
+def test_replay_makes_lost_tables_anew_as_they_were(engine: Engine) -> None:
+    limits = BatchLimits(runs=2)
 
     @examples(engine, on_sqlite=25, on_postgresql=6)
     @given(histories)
     def holds(history: list[Pass]) -> None:
         live_through(engine, history)
         before = everything(engine)
-        assert wrong(engine) == []
+        assert wrong(engine, limits) == []
         empty_derived_tables(engine)
-        assert replayed(engine).damage == []
+        assert replayed(engine, limits).damage == []
         assert everything(engine) == before
 
     holds()
@@ -463,7 +463,7 @@ def archive(engine: Engine) -> Engine:
 
 def test_replay_of_an_intact_archive_changes_nothing(archive: Engine) -> None:
     before = everything(archive)
-    assert replayed(archive) == Checked(3, [], [], [])
+    assert replayed(archive) == BatchFindings(3, [], [], [])
     assert everything(archive) == before
 
 
@@ -478,17 +478,15 @@ def spoilt(engine: Engine) -> set[str]:
         return set(connection.scalars(select(runs.c.run_id).where(runs.c.name == "spoilt")))
 
 
-def test_an_interrupted_replay_goes_on_at_the_next_call(
-    archive: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_replay_goes_on_at_the_next_call(archive: Engine) -> None:
     before = everything(archive)
-    monkeypatch.setattr(rebuild, "BATCH_RUNS", 1)
+    limits = BatchLimits(runs=1)
     spoil(archive, RUN_IDS)
-    interrupted = rebuild.replay(archive, UTC)
+    interrupted = replay_archive(archive, UTC, DEFAULT_RULES, limits)
     assert [each.run_id for each in next(interrupted).differing] == ["run-1"]
     del interrupted
     assert spoilt(archive) == {"run-2", "run-3"}
-    assert [each.run_id for each in replayed(archive).differing] == ["run-2", "run-3"]
+    assert [each.run_id for each in replayed(archive, limits).differing] == ["run-2", "run-3"]
     assert everything(archive) == before
 
 
@@ -552,10 +550,8 @@ def test_verify_sees_the_archive_at_one_moment_while_answers_are_stored(archive:
     assert found == []
 
 
-def test_no_more_than_a_batch_is_in_memory(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rebuild, "BATCH_BYTES", 600_000)
+def test_no_more_than_a_batch_is_in_memory(sqlite_url: str) -> None:
+    limits = BatchLimits(bytes=600_000)
     engine = connect(sqlite_url)
     prepare(engine)
     run_ids = [f"run-{number}" for number in range(60)]
@@ -563,9 +559,9 @@ def test_no_more_than_a_batch_is_in_memory(
         tracking.track(connection, [Entry(run_id, None, None, {}) for run_id in run_ids], START)
         for run_id in run_ids:
             look(connection, START, {run_id: ended(new=os.urandom(60_000).hex())})
-    wrong(engine)
+    wrong(engine, limits)
     tracemalloc.start()
-    assert wrong(engine) == []
+    assert wrong(engine, limits) == []
     _now, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     engine.dispose()
@@ -893,7 +889,7 @@ def test_verify_names_a_row_that_no_driver_can_read_and_replay_mends_it(
     assert everything(archive) == before
 
 
-@pytest.mark.parametrize("table", aggregates.NAMED_BY_PLAN, ids=str)
+@pytest.mark.parametrize("table", aggregates.KEYED_BY_PLAN, ids=str)
 def test_verify_names_a_plan_whose_id_is_no_text(
     sqlite_archive: Engine, sqlite_vandal: Vandal, table: Table
 ) -> None:
@@ -973,7 +969,7 @@ def test_an_answer_in_which_a_secret_was_masked_is_no_damage(sqlite_archive: Eng
     echo = replace(whole, body=whole.body._replace(sha256=hashlib.sha256(b"key").hexdigest()))
     echo.rows.warnings.append(ECHO_WARNING)
     with writing(sqlite_archive) as connection:
-        store.save(connection, [echo])
+        store.store_answers(connection, [echo])
         count_all(connection)
         standing = Standing(State.SETTLED, None)
         leases.record(connection, [Recorded("run-4", standing, after(9))])
@@ -997,6 +993,14 @@ def opened(database_url: str) -> Iterator[Engine]:
     engine = connect(database_url)
     yield engine
     engine.dispose()
+
+
+def store_alike(database_url: str, numbers: Sequence[int]) -> None:
+    """Archive more runs that are like r-1 to r-5."""
+    run_ids = [f"r-{number}" for number in numbers]
+    with opened(database_url) as engine, writing(engine) as connection:
+        tracking.track(connection, [Entry(run_id, None, None, {}) for run_id in run_ids], START)
+        look(connection, START, dict.fromkeys(run_ids, SAMPLE))
 
 
 def spoil_all(database_url: str) -> None:
@@ -1063,7 +1067,7 @@ def test_an_upgrade_that_was_interrupted_goes_on(
     assert archiver.call("db", "downgrade", "0002").exit_code == 0
     with opened(database_url) as engine:
         database.upgrade(engine)
-        for _ in islice(rebuild.replay(engine, UTC), steps):
+        for _ in islice(replay_archive(engine, UTC, DEFAULT_RULES), steps):
             pass
     assert archiver.call("verify").exit_code == 1
     assert archiver.call("db", "upgrade").exit_code == 0
@@ -1107,8 +1111,8 @@ def test_what_replay_says_is_done_by_then(
     on_sqlite: Program, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It tells of each batch as it comes: nothing piles up, however much there is to tell."""
+    store_alike(sqlite_url, range(6, DEFAULT_LIMITS.runs + 4))
     spoil_all(sqlite_url)
-    monkeypatch.setattr(rebuild, "BATCH_RUNS", 2)
     monkeypatch.setenv("RESULT_ARCHIVER__DATABASE__URL", sqlite_url)
     with redirect_stdout(Pipe(lines=1)) as pipe, pytest.raises(click.Abort):
         rebuild_commands.replay([], standalone_mode=False)
@@ -1130,23 +1134,24 @@ class Pipe(StringIO):
 
 
 def test_json_has_the_first_differences_and_how_many_there_are(
-    on_sqlite: Program, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    on_sqlite: Program, sqlite_url: str
 ) -> None:
+    store_alike(sqlite_url, range(6, 1003))
     spoil_all(sqlite_url)
-    monkeypatch.setattr(rebuild, "BATCH_RUNS", 1)
-    monkeypatch.setattr(rebuild_commands, "LISTED", 2)
     problem = {"table": "runs", "row": "", "problem": "name is 'spoilt', should be ' plan'"}
-    listed = {"count": 5, "first": [{"run_id": f"r-{n}"} | problem for n in (1, 2)]}
+    first = sorted(f"r-{number}" for number in range(1, 1003))[:1000]
+    listed = {"count": 1002, "first": [{"run_id": run_id} | problem for run_id in first]}
     none = {"count": 0, "first": []}
     verify = on_sqlite.call("verify", "--json")
     assert (verify.exit_code, verify.json()) == (
         1,
-        {"runs": 5, "damage": none, "differing": listed, "mismatches_of_the_api": none},
+        {"runs": 1002, "damage": none, "differing": listed, "mismatches_of_the_api": none},
     )
     for arguments in (["replay", "--dry-run", "--json"], ["replay", "--json"]):
         done = on_sqlite.call(*arguments)
-        assert (done.exit_code, done.json()) == (0, {"runs": 5, "changes": listed, "damage": none})
-    assert on_sqlite.call("verify") == (0, INTACT, "")
+        changes = {"runs": 1002, "changes": listed, "damage": none}
+        assert (done.exit_code, done.json()) == (0, changes)
+    assert on_sqlite.call("verify") == (0, INTACT.replace("5 runs", "1002 runs"), "")
 
 
 def test_beside_a_progress_bar_the_differences_still_go_to_stdout(

@@ -12,7 +12,7 @@ from etl.archive import identity
 from etl.config.settings import DEFAULT_RULES
 from etl.db.database import reading, snapshot, writing
 from etl.db.schema import health, ingests, series
-from etl.derived.aggregates import has_uncounted
+from etl.derived.refresh import has_dirty_marks
 from etl.reports import catalog
 from etl.reports.model import Filter, Filters, Report, Request
 from tests.support.histories import BERLIN, CHROME, SAFARI, a_run, label, see
@@ -70,7 +70,7 @@ def test_what_is_kept_in_tables_and_what_history_says_are_the_same(engine: Engin
     label(engine, {f"run-{number}": "c1" for number in range(130)})
     note_health(engine, NOW)
     with reading(engine) as connection:
-        assert not has_uncounted(connection)  # else the tables would not be asked
+        assert not has_dirty_marks(connection)  # else the tables would not be asked
     of_commit = Filters(labels=(("commit", "c1"),))
     no_history = "is_confirmed_flaky"
     for name, definition in catalog.REPORTS.items():
@@ -185,6 +185,6 @@ def test_that_test_ids_stay_the_same_is_not_known_before_it_was_found_out(engine
         see(engine, MARCH + number * DAY, {f"run-{number}": run})
     before = rows(ask(engine, "series", as_of=NOW))
     assert [row["test_id"] for row in before] == [None, None]
-    identity.settle(engine, MARCH, BERLIN, DEFAULT_RULES)
+    identity.measure_changed(engine, MARCH, BERLIN, DEFAULT_RULES)
     assert {row["test_id"] for row in rows(ask(engine, "series"))} == {"id of login", "id of pay"}
     assert rows(ask(engine, "series", as_of=NOW)) == before

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from etl.archive import rebuild
+from etl.archive.verify import verify_archive
 from etl.config.settings import Rules
 from etl.db import bulk
 from etl.db.database import connect, prepare, reading
@@ -218,11 +218,11 @@ def test_what_came_before_is_joined_to_what_comes(engine: Engine) -> None:
 
 def assert_kept_as_computed_anew(engine: Engine, rules: Rules) -> None:
     with reading(engine) as connection:
-        for plan_id in aggregates.plan_ids(connection):
-            expected = aggregates.expected(connection, plan_id, rules)
+        for plan_id in aggregates.list_plan_ids(connection):
+            expected = aggregates.compute_plan_rows(connection, plan_id, rules)
             for table in aggregates.AGGREGATES:
-                stored = aggregates.stored(connection, plan_id, table)
-                storable = bulk.storable(connection, table.columns, expected[table.name])
+                stored = aggregates.read_plan_rows(connection, plan_id, table)
+                storable = bulk.to_driver_values(connection, table.columns, expected[table.name])
                 assert sorted(storable) == sorted(stored), table.name
-    found = list(rebuild.verify(engine, BERLIN, rules))
+    found = list(verify_archive(engine, BERLIN, rules))
     assert [each for batch in found for each in (*batch.damage, *batch.differing)] == []

@@ -17,9 +17,12 @@ from sqlalchemy import Column, Connection, Engine, and_, insert, literal, select
 from etl.answers.compression import compress, decompress
 from etl.answers.normalize import normalize
 from etl.answers.outcome import Answer, Reason, Reject
-from etl.answers.payload import COUNTERS, decode
+from etl.answers.payload import decode
+from etl.answers.rows import COUNTERS
 from etl.archive import store
-from etl.archive.store import Archived, Known, Saved
+from etl.archive.archived_runs import ArchivedRun, NewestAnswer, read_archived, read_newest_answers
+from etl.archive.rejects import keep_rejects
+from etl.archive.store import StoredAnswer
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import (
     Day,
@@ -93,9 +96,9 @@ def answer(result: Mapping[str, Any], minutes: int = 0, run_id: str = "run-1") -
     return received(json.dumps({"result": result}).encode(), after(minutes), run_id)
 
 
-def look(connection: Connection, *answers: Answer) -> dict[str, Saved]:
+def look(connection: Connection, *answers: Answer) -> dict[str, StoredAnswer]:
     """Store answers, and note in the ledger when they came, as a pass does."""
-    saved = store.save(connection, answers)
+    saved = store.store_answers(connection, answers)
     standing = Standing(State.SETTLED, None)
     leases.record(
         connection, [Recorded(each.run_id, standing, each.fetched_at) for each in answers]
@@ -331,9 +334,8 @@ def fill_every_column_that_has_times(connection: Connection) -> None:
     first = {"started_at": START.isoformat(), "status": "failed", "duration": 877}
     look(connection, answer(first))
     look(connection, answer(first | {"new": 1}))
-    store.mark_gone(connection, ["run-1"], START)
     leases.mark_gone(connection, ["run-1"], START)
-    store.reject(connection, [unreadable("run-1", "is no JSON", b"<")])
+    keep_rejects(connection, [unreadable("run-1", "is no JSON", b"<")])
     finished_at = START.replace(microsecond=0)
     run = {"trigger": "test", "started_at": START, "finished_at": finished_at}
     run["wait_until"] = START
@@ -572,10 +574,10 @@ def test_more_novelties_than_one_statement_can_name_are_kept(connection: Connect
 
 def test_the_same_bad_answer_is_rejected_once(connection: Connection) -> None:
     bad = unreadable("run-1", "the answer is empty", b"")
-    store.reject(connection, [bad])
+    keep_rejects(connection, [bad])
     once = rows_of(connection, rejects)
-    store.reject(connection, [replace(bad, fetched_at=after(1))])
-    store.reject(connection, [])
+    keep_rejects(connection, [replace(bad, fetched_at=after(1))])
+    keep_rejects(connection, [])
     assert rows_of(connection, rejects) == once
     [row] = once
     kept = [
@@ -591,7 +593,7 @@ def test_another_bad_answer_is_another_reject(connection: Connection) -> None:
         replace(bad, sha256="deca"),
         replace(bad, http_status=500),
     ]
-    store.reject(connection, [bad, *others])
+    keep_rejects(connection, [bad, *others])
     assert len(rows_of(connection, rejects)) == 4
 
 
@@ -604,15 +606,15 @@ def gone_at(connection: Connection) -> dict[str, datetime | None]:
 
 def test_a_run_is_gone_since_it_was_first_missed(connection: Connection) -> None:
     look(connection, answer({}), answer({}, run_id="run-2"))
-    store.mark_gone(connection, ["run-1", "run-3"], after(1))
-    store.mark_gone(connection, ["run-1"], after(2))
+    leases.mark_gone(connection, ["run-1", "run-3"], after(1))
+    leases.mark_gone(connection, ["run-1"], after(2))
     assert gone_at(connection) == {"run-1": after(1), "run-2": None}
 
 
 @pytest.mark.parametrize("result", [{"status": "passed"}, {"status": "failed"}])
 def test_a_run_that_is_back_is_gone_no_more(connection: Connection, result: dict[str, Any]) -> None:
     look(connection, answer({"status": "passed"}), answer({}, run_id="run-2"))
-    store.mark_gone(connection, ["run-1", "run-2"], after(1))
+    leases.mark_gone(connection, ["run-1", "run-2"], after(1))
     saved = look(connection, answer(result, minutes=2))["run-1"]
     assert gone_at(connection) == {"run-1": None, "run-2": after(1)}
     assert saved.archived.gone_at is None
@@ -621,8 +623,8 @@ def test_a_run_that_is_back_is_gone_no_more(connection: Connection, result: dict
 def test_a_run_that_answers_with_the_same_bytes_is_gone_no_more(connection: Connection) -> None:
     look(connection, answer({}))
     once = dump(connection)
-    store.mark_gone(connection, ["run-1"], after(1))
-    store.unmark_gone(connection, ["run-1", "run-2"])
+    leases.mark_gone(connection, ["run-1"], after(1))
+    leases.clear_gone(connection, ["run-1", "run-2"])
     assert dump(connection) == once
 
 
@@ -632,12 +634,12 @@ def test_a_run_that_answers_with_the_same_bytes_is_gone_no_more(connection: Conn
 def test_saving_tells_new_from_changed_from_unchanged(connection: Connection) -> None:
     look(connection, answer({"name": "a"}), answer({"name": "b"}, run_id="run-2"))
     changed, new = answer({"name": "c"}, 1, "run-2"), answer({"name": "d"}, 1, "run-3")
-    saved = store.save(connection, [answer({"name": "a"}, 1), changed, new])
-    known = store.archived(connection, RUN_IDS)
+    saved = store.store_answers(connection, [answer({"name": "a"}, 1), changed, new])
+    known = read_archived(connection, RUN_IDS)
     assert saved == {
-        "run-1": Saved(is_new=False, is_changed=False, archived=known["run-1"]),
-        "run-2": Saved(is_new=False, is_changed=True, archived=known["run-2"]),
-        "run-3": Saved(is_new=True, is_changed=False, archived=known["run-3"]),
+        "run-1": StoredAnswer(is_new=False, is_changed=False, archived=known["run-1"]),
+        "run-2": StoredAnswer(is_new=False, is_changed=True, archived=known["run-2"]),
+        "run-3": StoredAnswer(is_new=True, is_changed=False, archived=known["run-3"]),
     }
 
 
@@ -645,8 +647,8 @@ def test_the_archive_tells_what_it_has_of_a_run(connection: Connection) -> None:
     result = {"status": "passed", "started_at": "2024-03-01T11:00:00Z", "duration": 60_000}
     look(connection, answer(result, minutes=5))
     started_at = datetime(2024, 3, 1, 11, 0, 0, 0, UTC)
-    assert store.archived(connection, ["run-1", "run-2"]) == {
-        "run-1": Archived(
+    assert read_archived(connection, ["run-1", "run-2"]) == {
+        "run-1": ArchivedRun(
             run_id="run-1",
             revision=1,
             content_hash=answer(result).content_hash,
@@ -673,7 +675,7 @@ def test_the_archive_tells_what_it_has_of_a_run(connection: Connection) -> None:
 def test_what_polling_decides_by_is_known_as_well_as_can_be(
     changes: dict[str, Any], seen: Seen
 ) -> None:
-    known = Archived(
+    known = ArchivedRun(
         run_id="run-1",
         revision=1,
         content_hash="c0ffee",
@@ -692,9 +694,9 @@ def test_a_run_is_known_by_the_bytes_of_its_newest_payload(connection: Connectio
     newest = answer({"name": "b"}, minutes=1)
     look(connection, answer({"name": "a"}))
     look(connection, newest)
-    seen = store.archived(connection, ["run-1"])["run-1"].seen(START)
-    assert store.known(connection, dict.fromkeys(["run-1", "run-2"], START)) == {
-        "run-1": Known(seen, newest.body.sha256)
+    seen = read_archived(connection, ["run-1"])["run-1"].seen(START)
+    assert read_newest_answers(connection, dict.fromkeys(["run-1", "run-2"], START)) == {
+        "run-1": NewestAnswer(seen, newest.body.sha256)
     }
 
 
@@ -731,11 +733,8 @@ def store_a_batch_that_breaks(engine: Engine) -> None:
     environment = {"environments": [{"os": "Linux"}]}
     with writing(engine) as connection:
         tracking.track(connection, [Entry("run-4", None, None, {"branch": "main"})], after(1))
-        store.mark_gone(connection, ["run-2"], after(1))
-        store.reject(
-            connection,
-            [unreadable("run-3", "is no JSON", b"<")],
-        )
+        leases.mark_gone(connection, ["run-2"], after(1))
+        keep_rejects(connection, [unreadable("run-3", "is no JSON", b"<")])
         changed = answer({"name": "b", "tests": [a_test("a", failed=1)]}, 1)
         look(connection, changed, broken(answer(environment, 1, "run-3")))
 

@@ -19,7 +19,7 @@ from etl.config.loading import load
 from etl.config.settings import DEFAULT_RULES, Rules
 from etl.db.database import reading, writing
 from etl.db.schema import metadata, plan_variants
-from etl.derived import aggregates
+from etl.derived import refresh
 from etl.ingest import begin
 from etl.ingest.context import IngestContext
 from etl.intake.formats import ListedRun
@@ -75,7 +75,7 @@ def see(
 
 def count_all(connection: Connection, rules: Rules = DEFAULT_RULES) -> None:
     """Bring all series and durations up to date that are marked."""
-    while aggregates.count_some(connection, rules):
+    while refresh.refresh_some(connection, rules):
         pass
 
 
@@ -89,7 +89,7 @@ def keep(
     answers = [_received(run_id, answer, at, zone) for run_id, answer in seen.items()]
     standing = Standing(State.SETTLED, None)
     tracking.track(connection, [Entry(run_id, None, None, {}) for run_id in seen], at)
-    store.save(connection, answers)
+    store.store_answers(connection, answers)
     leases.record(connection, [Recorded(run_id, standing, at) for run_id in seen])
 
 

@@ -52,6 +52,6 @@ def look(engine: Engine, run_id: str, at: datetime, *tests: Mapping[str, Any], *
     )
     with writing(engine) as connection:
         tracking.track(connection, [Entry(run_id, None, None, {})], at)
-        store.save(connection, [answer])
+        store.store_answers(connection, [answer])
         count_all(connection)
         leases.record(connection, [Recorded(run_id, Standing(State.WATCHING, at), at)])

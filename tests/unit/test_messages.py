@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw, ValidationError, msgpack
 
-from etl.answers.normalize import Rows, normalize
+from etl.answers.normalize import normalize
 from etl.answers.outcome import (
     Answer,
     Body,
@@ -24,6 +24,7 @@ from etl.answers.outcome import (
     Unchanged,
 )
 from etl.answers.payload import decode
+from etl.answers.rows import Rows
 from etl.config.settings import Config, Source
 from etl.fetch.breaker import Halt, RequestLimits
 from etl.fetch.fetcher import pack

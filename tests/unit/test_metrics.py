@@ -6,40 +6,37 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 
 from etl.config.settings import Rules
+from etl.derived.duration_metrics import compute_durations
 from etl.derived.metrics import (
-    LONGEST_WINDOW,
     Counts,
-    NamedTest,
-    Naming,
-    Period,
-    PlanRun,
     Rates,
-    as_plan,
-    as_roster,
-    checks_of,
-    count,
-    days_of,
-    durations_of,
-    monday,
-    negative,
+    compute_rates,
+    count_letters,
+    encode_strip,
     percentile,
-    rates,
-    series_of,
-    strip_of,
-    summed,
-    weeks_of,
+    read_checks,
 )
+from etl.derived.period_metrics import (
+    Period,
+    negate_period,
+    sum_days,
+    sum_periods,
+    sum_weeks,
+    week_start,
+)
+from etl.derived.plans import IdentityRule, NamedTest, PlanRun, build_plan, build_roster
+from etl.derived.series_metrics import MAX_WINDOW, compute_series
 
 START = datetime(2024, 3, 1, 12, tzinfo=UTC)
 HOME = NamedTest("home", "e2e")
-[KEY] = as_roster("", [HOME], Naming()).keys
+[KEY] = build_roster("", [HOME], IdentityRule()).keys
 
 
 def a_run(number: int, letters: str, tests: Sequence[NamedTest] = (HOME,)) -> PlanRun:
     """Return the run of a day; it has a test for each letter."""
     started_at = START + timedelta(days=number)
     checks = Counts(passed=number)
-    named = as_roster("".join(str(each) for each in tests), tests, Naming())
+    named = build_roster("".join(str(each) for each in tests), tests, IdentityRule())
     return PlanRun(
         f"run-{number:03}", "v", "passed", started_at, started_at.date(), 1000, checks, letters,
         named, None,
@@ -66,9 +63,9 @@ def test_a_status_is_a_letter_and_any_other_word_a_question_mark() -> None:
         "",
         None,
     ]
-    assert strip_of(words) == "PFAUN????"
-    assert count("PPPFFAUUUUN????") == Counts(3, 2, 1, 4, 1)
-    assert count("") == Counts()
+    assert encode_strip(words) == "PFAUN????"
+    assert count_letters("PPPFFAUUUUN????") == Counts(3, 2, 1, 4, 1)
+    assert count_letters("") == Counts()
 
 
 @pytest.mark.parametrize(
@@ -83,20 +80,25 @@ def test_a_status_is_a_letter_and_any_other_word_a_question_mark() -> None:
     ],
 )
 def test_rates_are_shares_of_what_can_be_known(counts: Counts, expected: Rates) -> None:
-    assert rates(counts) == pytest.approx(expected)
+    assert compute_rates(counts) == pytest.approx(expected)
 
 
 def test_counters_that_can_be_no_count_are_left_out() -> None:
     most = 10**12
     told = {"passed": most, "failed": most + 1, "aborted": -1, "unresolved": None, "other": 5}
-    assert checks_of(told) == Counts(passed=most)
+    assert read_checks(told) == Counts(passed=most)
 
 
 def test_plans_are_known_by_their_names_without_blanks_at_the_ends() -> None:
-    assert as_plan(" shop\n", "nightly run ") == ("shop", "nightly run")
-    assert as_plan(None, None) == ("", "")
-    assert as_plan("a", "b").plan_id == as_plan("a ", " b").plan_id
-    different = [as_plan("a", "b"), as_plan("ab", ""), as_plan("", "ab"), as_plan("b", "a")]
+    assert build_plan(" shop\n", "nightly run ") == ("shop", "nightly run")
+    assert build_plan(None, None) == ("", "")
+    assert build_plan("a", "b").plan_id == build_plan("a ", " b").plan_id
+    different = [
+        build_plan("a", "b"),
+        build_plan("ab", ""),
+        build_plan("", "ab"),
+        build_plan("b", "a"),
+    ]
     assert len({plan.plan_id for plan in different}) == 4
 
 
@@ -111,38 +113,38 @@ def test_only_what_is_wanted_is_read_and_only_as_far_as_it_matters() -> None:
             read.append(run.run_id)
             yield run
 
-    [found] = series_of(reading(), Rules(window_results=3), {KEY})
+    [found] = compute_series(reading(), Rules(window_results=3), {KEY})
     assert (found.recent, found.window_starts_at) == ("FPF", START + timedelta(days=13))
     assert len(read) < 8
-    assert series_of(reading(), Rules(), {"another key"}) == []
+    assert compute_series(reading(), Rules(), {"another key"}) == []
 
 
 def test_a_window_ends_after_so_many_results_though_nothing_is_decided() -> None:
-    [found] = series_of(newest_first("P" + "U" * LONGEST_WINDOW), Rules())
-    assert found.recent == "U" * LONGEST_WINDOW
+    [found] = compute_series(newest_first("P" + "U" * MAX_WINDOW), Rules())
+    assert found.recent == "U" * MAX_WINDOW
 
 
 @pytest.mark.parametrize("failures", [1, 9, 10, 11, 500])
 def test_a_streak_is_counted_beyond_the_window(failures: int) -> None:
-    [found] = series_of(newest_first("FP" + "F" * failures), Rules())
+    [found] = compute_series(newest_first("FP" + "F" * failures), Rules())
     assert (found.fail_streak, found.streak_since) == (failures, START + timedelta(days=2))
     assert found.is_always_failing == (failures >= 10)
 
 
 def test_tests_are_known_by_ids_only_where_ids_repeat() -> None:
     tests = [NamedTest("home", "e2e", "id 1"), NamedTest("new home", "e2e", "id 1"), HOME]
-    by_id = as_roster("r", tests, Naming(by_id=True)).keys
+    by_id = build_roster("r", tests, IdentityRule(by_id=True)).keys
     assert by_id[0] == by_id[1] != by_id[2]
-    by_name = as_roster("r", tests, Naming()).keys
+    by_name = build_roster("r", tests, IdentityRule()).keys
     assert by_name[0] == by_name[2] != by_name[1]
 
 
 def test_a_series_bears_the_name_that_its_test_has_now() -> None:
-    naming = Naming(by_id=True)
-    old = as_roster("old", [NamedTest("home", "e2e", "id 1")], naming)
-    new = as_roster("new", [NamedTest("start", "e2e", "id 1")], naming)
+    naming = IdentityRule(by_id=True)
+    old = build_roster("old", [NamedTest("home", "e2e", "id 1")], naming)
+    new = build_roster("new", [NamedTest("start", "e2e", "id 1")], naming)
     runs = [a_run(1, "F")._replace(roster=new), a_run(0, "P")._replace(roster=old)]
-    [found] = series_of(runs, Rules())
+    [found] = compute_series(runs, Rules())
     assert (found.test.name, found.recent) == ("start", "PF")
 
 
@@ -160,18 +162,20 @@ def test_a_series_bears_the_name_that_its_test_has_now() -> None:
     ],
 )
 def test_weeks_begin_on_monday(day: date, expected: date) -> None:
-    assert monday(day) == expected
+    assert week_start(day) == expected
 
 
 def test_days_are_summed_in_their_order_and_undone_by_their_negatives() -> None:
     runs = [a_run(1, "P"), a_run(0, "F?", [HOME, HOME]), a_run(1, "U")]
-    first, second = days = days_of(runs)
+    first, second = days = sum_days(runs)
     assert first == Period(date(2024, 3, 1), 1, 2, Counts(failed=1), Counts())
     assert first.unknown == 1
     assert second == Period(date(2024, 3, 2), 2, 2, Counts(1, 0, 0, 1), Counts(passed=2))
-    assert summed([*days, negative(first)]) == [second]
-    assert weeks_of(days) == [Period(date(2024, 2, 26), 3, 4, Counts(1, 1, 0, 1), Counts(passed=2))]
-    assert days_of([a_run(0, "P")._replace(started_on=None)]) == []
+    assert sum_periods([*days, negate_period(first)]) == [second]
+    assert sum_weeks(days) == [
+        Period(date(2024, 2, 26), 3, 4, Counts(1, 1, 0, 1), Counts(passed=2))
+    ]
+    assert sum_days([a_run(0, "P")._replace(started_on=None)]) == []
 
 
 # --- durations ------------------------------------------------------------------------------
@@ -205,15 +209,15 @@ def test_no_values_have_no_percentile() -> None:
 def test_only_runs_that_were_over_by_themselves_are_measured() -> None:
     words = ["passed", "failed", "unresolved", "aborted", "pending", "completed", "", None]
     runs = [a_run(number, "PP")._replace(status=word) for number, word in enumerate(words)][::-1]
-    found = durations_of(runs, Rules())
+    found = compute_durations(runs, Rules())
     assert found
     assert (found.measured, found.last_run_id, found.p50_per_test_ms) == (3, "run-002", 500)
-    assert durations_of([run._replace(duration_ms=None) for run in runs], Rules()) is None
+    assert compute_durations([run._replace(duration_ms=None) for run in runs], Rules()) is None
 
 
 def test_a_run_like_those_before_it_is_not_slow() -> None:
-    found = durations_of(newest_first("P" * 9), Rules())
+    found = compute_durations(newest_first("P" * 9), Rules())
     assert found
     assert (found.p50_ms, found.change, found.p95_before_last_ms) == (1000, 0, 1000)
     assert not found.is_slow
-    assert durations_of([], Rules()) is None
+    assert compute_durations([], Rules()) is None

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl.answers.normalize import CountRow, Drift, EnvironmentRow, Rows, RunRow, Warned, normalize
-from etl.answers.normalize import TestRow as RowOfTest  # pytest collects what is named Test...
+from etl.answers.normalize import normalize
 from etl.answers.payload import PayloadError, decode
+from etl.answers.rows import CountRow, Drift, EnvironmentRow, LeafWarning, Rows, RunRow
+from etl.answers.rows import TestRow as RowOfTest  # pytest collects what is named Test...
 
 SAMPLE = (Path(__file__).parents[1] / "samples" / "result.json").read_bytes()
 REPLACED = "\N{REPLACEMENT CHARACTER}"
@@ -342,7 +343,7 @@ def test_what_no_database_keeps_in_a_text_is_replaced_and_warned_of(character: s
     rows = rows_of(placed(("name",), f"a{character}b"))
     assert rows.run.name == f"a{REPLACED}b"
     assert rows.warnings == [
-        Warned(
+        LeafWarning(
             "result.name",
             json.dumps(f"a{character}b"),
             "has a NUL or a lone surrogate, kept as U+FFFD",
@@ -361,8 +362,8 @@ def test_an_element_that_is_no_object_keeps_its_position() -> None:
     assert rows.environments == [EnvironmentRow("run-1", 1, *[None] * 8)]
     assert (rows.run.test_count, rows.run.environment_count) == (2, 1)
     assert rows.warnings == [
-        Warned("result.environments[0]", "null", "is no object"),
-        Warned("result.tests[0]", "5", "is no object"),
+        LeafWarning("result.environments[0]", "null", "is no object"),
+        LeafWarning("result.tests[0]", "5", "is no object"),
     ]
 
 
@@ -560,8 +561,8 @@ def test_an_unknown_field_is_cleaned_to_its_depths() -> None:
     assert json.loads(rows.run.extra or "") == {"new": {"a": [f"b{REPLACED}"], f"c{REPLACED}": 1}}
     reason = "has a NUL or a lone surrogate, kept as U+FFFD"
     assert rows.warnings == [
-        Warned("result.new.a[0]", json.dumps("b\0"), reason),
-        Warned(f"result.new.c{REPLACED}", json.dumps("c\ud800"), reason),
+        LeafWarning("result.new.a[0]", json.dumps("b\0"), reason),
+        LeafWarning(f"result.new.c{REPLACED}", json.dumps("c\ud800"), reason),
     ]
 
 
@@ -694,7 +695,7 @@ def test_a_start_is_read_in_utc_to_the_millisecond(text: str, moment: datetime) 
 def test_a_start_that_cannot_be_read_is_null_and_warned_of(text: str, reason: str) -> None:
     rows = rows_of(placed(("started_at",), text))
     assert (rows.run.started_at, rows.run.started_on, rows.run.ended_at) == (None, None, None)
-    assert rows.warnings == [Warned("result.started_at", json.dumps(text), reason)]
+    assert rows.warnings == [LeafWarning("result.started_at", json.dumps(text), reason)]
 
 
 @pytest.mark.parametrize("text", ["2023-10-24\x0013:00:12Z", "2023-10-24\ud80013:00:12Z"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl.answers.payload import PayloadError, canonical, decode
+from etl.answers.payload import PayloadError, decode, encode_canonical
 
 SAMPLE = (Path(__file__).parents[1] / "samples" / "result.json").read_bytes()
 
@@ -238,4 +238,4 @@ def test_an_exponent_beyond_all_measure_is_no_broken_frame(text: str) -> None:
 
 def test_the_canonical_text_is_compact_and_sorted() -> None:
     document = decode(b'{"result":{"b":[1.0,1e9999,0.5,null],"a":"\xc3\xa9"}}').document
-    assert canonical(document) == '{"result":{"a":"é","b":[1,1E+9999,0.5,null]}}'
+    assert encode_canonical(document) == '{"result":{"a":"é","b":[1,1E+9999,0.5,null]}}'

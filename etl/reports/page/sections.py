@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any, NamedTuple
 
-from etl.derived.metrics import Counts, rates, total
+from etl.derived.metrics import Counts, add_counts, compute_rates
 from etl.reports.backlog import AGES
 from etl.reports.model import Definition, Report
 from etl.reports.page import cells, charts
@@ -86,7 +86,7 @@ def _numbered(rows: Iterable[Row], *names: str) -> list[dict[str, Any]]:
 
 
 def _counts(rows: Iterable[Row]) -> Counts:
-    return total(Counts(*[row[name] for name in Counts._fields]) for row in rows)
+    return add_counts(Counts(*[row[name] for name in Counts._fields]) for row in rows)
 
 
 def _rated(rows: Iterable[Row]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _rated(rows: Iterable[Row]) -> dict[str, Any]:
     found = list(rows)
     counts = _counts(found)
     unknown = sum(row["unknown"] for row in found)
-    return {**counts._asdict(), "unknown": unknown, **rates(counts)._asdict()}
+    return {**counts._asdict(), "unknown": unknown, **compute_rates(counts)._asdict()}
 
 
 def _overview(rows: Sequence[Row]) -> list[Figure]:
@@ -107,7 +107,7 @@ def _overview(rows: Sequence[Row]) -> list[Figure]:
 def _tiles(rows: Sequence[Row]) -> list[Tile]:
     if not rows:
         return []
-    summed = rates(_counts(rows))
+    summed = compute_rates(_counts(rows))
     flaky, judged = _sum(rows, "flaky_series"), _sum(rows, "judged_series")
     between = f"{cells.rate(summed.pass_rate_low)} to {cells.rate(summed.pass_rate_high)}"
     return [

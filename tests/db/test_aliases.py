@@ -11,9 +11,9 @@ from sqlalchemy import Engine, select, text
 from etl.config.settings import DEFAULT_RULES
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import aliases, plan_variants, series
-from etl.derived import aggregates, naming
-from etl.derived.metrics import Plan
-from etl.derived.naming import Renaming
+from etl.derived import refresh
+from etl.derived.aliases import Alias, add_alias
+from etl.derived.plans import Plan
 from tests.support.dump import rows_of
 from tests.support.fake_api import FakeApi, result
 from tests.support.histories import a_run, see
@@ -160,16 +160,16 @@ def test_an_alias_and_a_pass_never_wait_for_each_other_in_a_circle(postgresql_ur
 
     def add() -> None:
         with writing(engine) as connection:
-            naming.add(connection, Renaming("shop", "", "a", "b"), at, DEFAULT_RULES)
+            add_alias(connection, Alias("shop", "", "a", "b"), at, DEFAULT_RULES)
 
     with ThreadPoolExecutor(1) as executor:
         with writing(engine) as connection:
-            aggregates.hold(connection, [first])
+            refresh.lock_plans(connection, [first])
             adding = executor.submit(add)
             is_waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
             while not (adding.done() or connection.scalar(text(is_waiting))):
                 time.sleep(0.01)
-            aggregates.hold(connection, others)
+            refresh.lock_plans(connection, others)
         adding.result()
     assert histories(engine) == [(plan.plan, "b", "P") for plan in plans]
     engine.dispose()

@@ -1,0 +1,128 @@
+"""Rebuild the derived tables from the payloads, where they differ.
+
+Each batch of runs has a transaction of its own. After an interruption the next call continues,
+since rows that agree are not touched.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import tzinfo
+
+from sqlalchemy import Connection, Engine, delete, exists, select
+
+from etl.archive.differences import BatchFindings
+from etl.archive.payload_batches import (
+    DEFAULT_LIMITS,
+    NAME_TABLES,
+    RUN_TABLES,
+    BatchLimits,
+    PayloadBatch,
+    derive_batch,
+    iterate_batches,
+)
+from etl.archive.verify import (
+    compare_names,
+    compare_plan,
+    compare_runs,
+    find_loose_ends,
+    read_names,
+    read_plan_ids,
+)
+from etl.config.settings import Rules
+from etl.db import bulk
+from etl.db.database import reading, writing
+from etl.db.schema import IS_CURRENT, daily_results, outcomes, plan_variants, runs, tracked_runs
+from etl.derived import aggregates
+from etl.derived.refresh import lock_plans
+
+
+def replay_archive(
+    engine: Engine, zone: tzinfo, rules: Rules, limits: BatchLimits = DEFAULT_LIMITS
+) -> Iterator[BatchFindings]:
+    """Rebuild the runs that differ from their payloads, then the aggregates of each plan.
+
+    Yields the differences of each batch after its commit. Does not touch runs with damaged
+    payloads, nor rows without a payload.
+    """
+    for run_ids in iterate_batches(engine, limits):
+        yield _repair_runs(engine, run_ids, zone)
+    for plan_id in read_plan_ids(engine):
+        yield _repair_plan(engine, plan_id, rules)
+    yield find_loose_ends(engine)
+
+
+def has_underived_runs(engine: Engine) -> bool:
+    """Return whether runs have no outcomes, or plans no aggregates.
+
+    An archive from before those tables has such runs until a whole `replay_archive` is over.
+    """
+    has_outcome = exists().where(outcomes.c.run_id == runs.c.run_id)
+    plans_without_days = (
+        select(plan_variants.c.plan_id)
+        .join(outcomes, outcomes.c.variant_id == plan_variants.c.variant_id)
+        .where(IS_CURRENT, outcomes.c.started_on.is_not(None))
+        .where(plan_variants.c.plan_id.not_in(select(daily_results.c.plan_id)))
+    )
+    with reading(engine) as connection:
+        return any(
+            connection.execute(query.limit(1)).first()
+            for query in (select(runs.c.run_id).where(~has_outcome), plans_without_days)
+        )
+
+
+def _repair_runs(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> BatchFindings:
+    """Rebuild those runs that differ, in one transaction. Locks the runs (`lock_runs`)."""
+    with writing(engine) as connection:
+        lock_runs(connection, run_ids)
+        batch = derive_batch(connection, run_ids, zone)
+        misnamed = compare_names(connection, batch)
+        write_names(connection, batch)
+        differing = compare_runs(connection, batch)
+        _replace_rows(connection, batch, {difference.run_id for difference in differing})
+    return BatchFindings(len(run_ids), batch.damage, [*differing, *misnamed], [])
+
+
+def _repair_plan(engine: Engine, plan_id: str, rules: Rules) -> BatchFindings:
+    """Recompute the aggregates of a plan, if they differ or are dirty. Locks the plan."""
+    with writing(engine) as connection:
+        lock_plans(connection, [plan_id])
+        differing = compare_plan(connection, plan_id, rules)
+        if differing or aggregates.read_dirty_variants(connection, plan_id):
+            computed = aggregates.compute_plan_rows(connection, plan_id, rules)
+            aggregates.replace_plan_rows(connection, plan_id, computed)
+    return BatchFindings(0, [], differing, [])
+
+
+def write_names(connection: Connection, batch: PayloadBatch) -> None:
+    """Write those plan variants and rosters of a batch that are missing or differ."""
+    for table in NAME_TABLES:
+        stored = read_names(connection, table, batch)
+        columns = [column.name for column in table.columns]
+        differing = [
+            dict(zip(columns, row, strict=True))
+            for key, row in sorted(batch.names[table.name].items())
+            if stored.get(key) != row
+        ]
+        if differing:
+            insert = bulk.upsert_into(connection, table)
+            [key_column] = table.primary_key.columns
+            changes = {name: insert.excluded[name] for name in columns if name != key_column.name}
+            connection.execute(
+                insert.on_conflict_do_update(index_elements=[key_column], set_=changes), differing
+            )
+
+
+def lock_runs(connection: Connection, run_ids: Sequence[str]) -> None:
+    """Lock the ledger rows of these runs until commit, so that nobody else stores their answers.
+
+    In the order of run IDs, like `ledger.held`; before test-identity and plan locks.
+    """
+    query = select(tracked_runs.c.run_id).where(tracked_runs.c.run_id.in_(run_ids))
+    connection.execute(query.order_by(tracked_runs.c.run_id).with_for_update())
+
+
+def _replace_rows(connection: Connection, batch: PayloadBatch, run_ids: set[str]) -> None:
+    for table in reversed(RUN_TABLES):
+        connection.execute(delete(table).where(table.c.run_id.in_(run_ids)))
+    for table in RUN_TABLES:
+        rows = [row for row in batch.rows[table.name] if row[0] in run_ids]
+        bulk.insert(connection, table, rows)

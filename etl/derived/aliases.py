@@ -1,0 +1,100 @@
+"""Aliases: join the history of a renamed test, and undo that.
+
+An alias changes no answer and no run, only the tests that a series comprises. `aliases` keeps
+each alias with its times, so that a report as of an earlier moment stays as it was.
+"""
+
+import difflib
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, and_, insert, select, update
+
+from etl.config.settings import Rules
+from etl.db.schema import aliases, plan_variants, series
+from etl.derived.plans import Plan
+from etl.derived.refresh import refresh_plans
+from etl.errors import UsageError
+
+
+class Alias(NamedTuple):
+    """A test's old and new name; `plan` "" means every plan of the application."""
+
+    application: str
+    plan: str
+    old_name: str
+    new_name: str
+
+
+def add_alias(connection: Connection, alias: Alias, now: datetime, rules: Rules) -> None:
+    """Count the results under the old name as those of the new one.
+
+    Raises:
+        UsageError: both names are the same, the plan does not exist, or the old name has an alias.
+    """
+    if alias.old_name == alias.new_name:
+        raise UsageError(f"alias: {alias.old_name!r} and its new name are the same")
+    plans = _find_plans(connection, alias)
+    if not plans:
+        where = ", plan ".join(filter(None, [alias.application, alias.plan]))
+        raise UsageError(
+            f"alias: application {where} is in no archived run; `report overview` lists them"
+        )
+    current = connection.scalar(select(aliases.c.new_name).where(_is_current(alias)))
+    if current is not None:
+        raise UsageError(
+            f"alias: {alias.old_name!r} is an alias of {current!r} already; take that back"
+            " first: alias remove"
+        )
+    connection.execute(insert(aliases).values(**alias._asdict(), added_at=now))
+    refresh_plans(connection, plans, rules)
+
+
+def describe_doubt(connection: Connection, alias: Alias) -> str:
+    """Return a warning if no test has the old name, which may be misspelt; "" otherwise."""
+    query = (
+        select(series.c.test)
+        .distinct()
+        .join(plan_variants, plan_variants.c.variant_id == series.c.variant_id)
+        .where(plan_variants.c.application == alias.application, series.c.test.is_not(None))
+    )
+    if alias.plan:
+        query = query.where(plan_variants.c.plan == alias.plan)
+    names = list(connection.scalars(query))
+    if alias.old_name in names:
+        return ""
+    close = difflib.get_close_matches(alias.old_name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"no test there is called {alias.old_name!r} so far; {hint}alias remove takes it back"
+
+
+def remove_alias(connection: Connection, alias: Alias, now: datetime, rules: Rules) -> None:
+    """Count the old name by itself again. Raises UsageError: it has no such alias."""
+    removed = connection.execute(update(aliases).where(_is_current(alias)).values(removed_at=now))
+    if not removed.rowcount:
+        raise UsageError(f"alias: {alias.old_name!r} has none there; `alias list` has them all")
+    refresh_plans(connection, _find_plans(connection, alias), rules)
+
+
+def list_aliases(connection: Connection) -> list[Alias]:
+    """Return the aliases that were not removed, sorted by name."""
+    columns = (aliases.c.application, aliases.c.plan, aliases.c.old_name, aliases.c.new_name)
+    query = select(*columns).where(aliases.c.removed_at.is_(None)).order_by(*columns)
+    return [Alias._make(row) for row in connection.execute(query)]
+
+
+def _is_current(alias: Alias) -> ColumnElement[bool]:
+    return and_(
+        aliases.c.application == alias.application,
+        aliases.c.plan == alias.plan,
+        aliases.c.old_name == alias.old_name,
+        aliases.c.removed_at.is_(None),
+    )
+
+
+def _find_plans(connection: Connection, alias: Alias) -> list[Plan]:
+    names = (plan_variants.c.application, plan_variants.c.plan)
+    query = select(*names).distinct().where(plan_variants.c.application == alias.application)
+    if alias.plan:
+        query = query.where(plan_variants.c.plan == alias.plan)
+    return [Plan._make(row) for row in connection.execute(query)]

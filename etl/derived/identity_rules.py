@@ -1,0 +1,85 @@
+"""Read the rules that identify tests from run to run, and lock them.
+
+An application's tests are identified by id or by name (`identities`), and renamed tests by their
+aliases.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Connection, and_, or_, select, text
+
+from etl.db.schema import aliases, identities
+from etl.derived.plans import IdentityRule, Plan
+
+
+class IdentityRules:
+    """The identity rule of each plan, now or as of a moment."""
+
+    def __init__(self, connection: Connection, as_of: datetime | None = None) -> None:
+        self._id_keyed = read_id_keyed(connection, as_of)
+        self._renamed: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        query = select(aliases).where(_is_valid_alias(as_of)).order_by(aliases.c.added_at)
+        for row in connection.execute(query):
+            self._renamed[row.application, row.plan][row.old_name] = row.new_name
+
+    def for_plan(self, plan: Plan) -> IdentityRule:
+        """Return the rule of `plan`."""
+        renamed = {
+            **self._renamed.get((plan.application, ""), {}),
+            **self._renamed.get((plan.application, plan.plan), {}),
+        }
+        return IdentityRule(plan.application in self._id_keyed, _resolve_renames(renamed))
+
+
+def read_id_keyed(connection: Connection, as_of: datetime | None = None) -> frozenset[str]:
+    """Return the applications whose tests keep their ids from run to run, now or as of a moment."""
+    query = select(identities.c.application).where(identities.c.key_kind == "id")
+    if as_of is not None:
+        query = query.where(identities.c.decided_at <= as_of)
+    return frozenset(connection.scalars(query))
+
+
+def _is_valid_alias(as_of: datetime | None) -> ColumnElement[bool]:
+    if as_of is None:
+        return aliases.c.removed_at.is_(None)
+    is_removed_later = or_(aliases.c.removed_at.is_(None), aliases.c.removed_at > as_of)
+    return and_(aliases.c.added_at <= as_of, is_removed_later)
+
+
+def _resolve_renames(renamed: Mapping[str, str]) -> dict[str, str]:
+    """Map each old name to its newest one: a test can be renamed repeatedly, and even back."""
+    newest = {}
+    for old in renamed:
+        name, seen = old, {old}
+        while (following := renamed.get(name)) is not None and following not in seen:
+            name = following
+            seen.add(name)
+        newest[old] = name
+    return newest
+
+
+def lock_identities_shared(connection: Connection, applications: Collection[str]) -> None:
+    """Hold a shared lock on each application's test-identity rule until commit.
+
+    The outcomes that we store depend on the rule, so it must not change before they are visible.
+    Taken after the runs' rows in the ledger and before `refresh.lock_plans`; in name order.
+    """
+    _lock_identities(connection, "pg_advisory_xact_lock_shared", applications)
+
+
+def lock_identity_exclusive(connection: Connection, application: str) -> None:
+    """Hold an exclusive lock on an application's test-identity rule until commit.
+
+    Waits for every transaction that stores outcomes under the old rule, so that we see them;
+    those that start later see the new rule. The first lock of its transaction.
+    """
+    _lock_identities(connection, "pg_advisory_xact_lock", [application])
+
+
+def _lock_identities(connection: Connection, function: str, applications: Collection[str]) -> None:
+    if connection.dialect.name == "postgresql" and applications:  # SQLite has one writer at a time
+        names = "unnest(CAST(:names AS text[])) AS name"
+        statement = f"SELECT {function}(hashtextextended('identity ' || name, 0)) FROM {names}"  # noqa: S608  our functions
+        connection.execute(text(statement), {"names": sorted(applications)})

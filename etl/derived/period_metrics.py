@@ -1,0 +1,84 @@
+"""Results by day and by week, from the outcomes of a plan's runs. Definitions: docs/REPORTS.md."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import date, timedelta
+from typing import NamedTuple
+
+from etl.derived.metrics import Counts, add_counts, count_letters
+from etl.derived.plans import PlanRun
+
+
+class Period(NamedTuple):
+    """The results of a plan in a day or a week; `first_day` is the day or the week's Monday."""
+
+    first_day: date
+    runs: int
+    tests: int
+    counts: Counts
+    checks: Counts
+
+    @property
+    def unknown(self) -> int:
+        """The number of results with an undocumented status."""
+        return self.tests - sum(self.counts)
+
+
+def build_period(day: date, outcomes: str, checks: Counts) -> Period:
+    """Return the contribution of one run to its day."""
+    return Period(day, 1, len(outcomes), count_letters(outcomes), checks)
+
+
+def sum_weeks(days: Iterable[Period]) -> list[Period]:
+    """Add up days by ISO 8601 week."""
+    return sum_periods(day._replace(first_day=week_start(day.first_day)) for day in days)
+
+
+def week_start(day: date) -> date:
+    """Return the first day of the ISO 8601 week of `day`."""
+    return day - timedelta(days=min(day.weekday(), day.toordinal() - 1))
+
+
+def negate_period(period: Period) -> Period:
+    """Return the period that subtracts `period` when it is added."""
+    return Period(
+        period.first_day,
+        -period.runs,
+        -period.tests,
+        Counts(*[-number for number in period.counts]),
+        Counts(*[-number for number in period.checks]),
+    )
+
+
+def sum_days(runs: Iterable[PlanRun]) -> list[Period]:
+    """Return the results of each day of `runs`, except of runs without a day."""
+    return sum_periods(
+        build_period(run.started_on, run.outcomes, run.checks)
+        for run in runs
+        if run.started_on is not None
+    )
+
+
+def sum_periods(periods: Iterable[Period]) -> list[Period]:
+    """Add up periods with the same first day, in day order; drop sums that are all zero."""
+    by_first_day: defaultdict[date, list[Period]] = defaultdict(list)
+    for period in periods:
+        by_first_day[period.first_day].append(period)
+    sums = [_add_periods(by_first_day[first_day]) for first_day in sorted(by_first_day)]
+    return [period for period in sums if any(_numbers(period))]
+
+
+def _numbers(period: Period) -> tuple[int, ...]:
+    return (period.runs, period.tests, *period.counts, *period.checks)
+
+
+def _add_periods(periods: Sequence[Period]) -> Period:
+    if len(periods) == 1:
+        return periods[0]
+    return Period(
+        periods[0].first_day,
+        sum(period.runs for period in periods),
+        sum(period.tests for period in periods),
+        add_counts(period.counts for period in periods),
+        add_counts(period.checks for period in periods),
+    )

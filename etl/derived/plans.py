@@ -1,0 +1,109 @@
+"""Plans, their tests, and the keys that identify both from run to run.
+
+Pure: reads no clock, file, network or database.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime
+from functools import lru_cache
+from types import MappingProxyType
+from typing import NamedTuple
+
+from etl.answers.payload import encode_canonical
+from etl.derived.metrics import Counts
+
+
+class Plan(NamedTuple):
+    """A plan of an application; both names are stripped, and "" if missing."""
+
+    application: str
+    plan: str
+
+    @property
+    def plan_id(self) -> str:
+        """The key of the plan in the tables."""
+        return _compute_plan_id(self)
+
+
+class NamedTest(NamedTuple):
+    """A test in a roster; `test_id` is set only where ids repeat from run to run."""
+
+    name: str | None
+    type: str | None
+    test_id: str | None = None
+
+
+class IdentityRule(NamedTuple):
+    """The rule that identifies the tests of a plan from run to run.
+
+    By id where the application's ids repeat (`by_id`), else by name and type. `renamed` maps old
+    names to new ones.
+    """
+
+    by_id: bool = False
+    renamed: Mapping[str, str] = MappingProxyType({})
+
+
+class Roster(NamedTuple):
+    """The tests of a run, in their order; the same test has the same key in every run.
+
+    A key can occur more than once.
+    """
+
+    roster_id: str
+    keys: tuple[str, ...]
+    tests: tuple[NamedTest, ...]
+
+
+def build_roster(roster_id: str, tests: Iterable[NamedTest], rule: IdentityRule) -> Roster:
+    """Return a list of tests with their keys under an identity rule."""
+    named = tuple(_apply_rule(test, rule) for test in tests)
+    return Roster(roster_id, tuple(_test_key(test, rule) for test in named), named)
+
+
+def _apply_rule(test: NamedTest, rule: IdentityRule) -> NamedTest:
+    """Return a test under its newest name, without its id unless ids repeat."""
+    name = rule.renamed.get(test.name, test.name) if test.name else test.name
+    return NamedTest(name, test.type, test.test_id if rule.by_id else None)
+
+
+def _test_key(test: NamedTest, rule: IdentityRule) -> str:
+    if rule.by_id and test.test_id:
+        return test.test_id
+    return encode_canonical([test.name, test.type])
+
+
+class PlanRun(NamedTuple):
+    """A run according to one of its revisions; `outcomes` has a letter for each test."""
+
+    run_id: str
+    variant_id: str
+    status: str | None
+    started_at: datetime
+    started_on: date | None
+    duration_ms: int | None
+    checks: Counts
+    outcomes: str
+    roster: Roster
+    commit: str | None
+
+
+def hash_parts(parts: Sequence[str | None]) -> str:
+    """Return a key of 32 hexadecimal digits for `parts`."""
+    return hash_text(encode_canonical(parts))
+
+
+@lru_cache(maxsize=1024)  # plans recur
+def _compute_plan_id(plan: Plan) -> str:
+    return hash_parts([plan.application, plan.plan])
+
+
+def hash_text(text: str) -> str:
+    """Return a hash of `text`, in 32 hexadecimal digits."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def build_plan(application: str | None, name: str | None) -> Plan:
+    """Return the plan of a run. The API sends names with blanks at their ends."""
+    return Plan((application or "").strip(), (name or "").strip())

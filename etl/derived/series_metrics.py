@@ -1,0 +1,219 @@
+"""The last results of each test: flips, streaks and classes. Definitions: docs/REPORTS.md."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import datetime
+from functools import lru_cache
+from itertools import chain, groupby, islice, pairwise
+from typing import NamedTuple
+
+from etl.config.settings import Rules
+from etl.derived.metrics import DECIDED, WORDS, Counts, count_letters
+from etl.derived.plans import NamedTest, PlanRun, Roster
+
+MIN_DECIDED = 5
+"""The fewest decided results in a window that can make a failure new, or a test always failing."""
+MAX_WINDOW = 1000
+"""The longest window, however few of its results are decided."""
+
+
+class Series(NamedTuple):
+    """The last results of one test of a variant.
+
+    Counts and flips are those of the window: the last `Rules.window_results` decided results and
+    the results between them. `recent` has the window's letters, oldest first.
+    """
+
+    test_key: str
+    test: NamedTest
+    counts: Counts
+    flips: int
+    flip_rate: float | None
+    health: float | None
+    is_flaky: bool
+    is_confirmed_flaky: bool
+    is_regression: bool
+    is_new_failure: bool
+    is_always_failing: bool
+    is_recovered: bool
+    fail_streak: int
+    streak_since: datetime | None
+    recent: str
+    last_status: str | None
+    last_run_id: str
+    last_started_at: datetime
+    window_starts_at: datetime
+
+
+class WindowVerdict(NamedTuple):
+    """The judgement of a window of results, independent of their runs."""
+
+    counts: Counts
+    flips: int
+    flip_rate: float | None
+    health: float | None
+    is_flaky: bool
+    is_regression: bool
+    is_new_failure: bool
+    is_always_failing: bool
+    is_recovered: bool
+
+
+@lru_cache(maxsize=4096)  # most windows are alike: all passed
+def judge_window(recent: str, rules: Rules) -> WindowVerdict:
+    """Judge a window of results, oldest first (docs/REPORTS.md)."""
+    counts = count_letters(recent)
+    decided = [letter for letter in recent if letter in DECIDED]
+    flips = sum(before != after for before, after in pairwise(decided))
+    flip_rate = flips / (len(decided) - 1) if len(decided) > 1 else None
+    last, before = [*reversed(decided), "", ""][:2]
+    is_regression = (before, last) == ("P", "F")
+    is_judged = len(decided) >= MIN_DECIDED
+    return WindowVerdict(
+        counts,
+        flips,
+        flip_rate,
+        health=None if flip_rate is None else counts.passed / len(decided) * (1 - flip_rate),
+        is_flaky=flip_rate is not None
+        and len(decided) >= rules.flaky_min_results
+        and flips >= rules.flaky_min_flips
+        and flip_rate >= rules.flaky_min_flip_rate,
+        is_regression=is_regression,
+        is_new_failure=is_regression and is_judged and counts.failed == 1,
+        is_always_failing=is_judged and counts.passed == 0,
+        is_recovered=(before, last) == ("F", "P"),
+    )
+
+
+class _RunBlock(NamedTuple):
+    """Consecutive runs, newest first, each with the same number of results of a test."""
+
+    runs: Sequence[PlanRun]
+    results: int
+
+
+class _SeriesTail:
+    """The newest results of a series, collected backwards in time until the series is decided."""
+
+    __slots__ = ("blocks", "letters", "test")
+
+    def __init__(self, test: NamedTest) -> None:
+        self.test = test
+        self.letters = ""
+        self.blocks: list[_RunBlock] = []
+
+    def run_at(self, index: int) -> PlanRun:
+        """Return the run of a result; the newest result has index 0."""
+        for block in self.blocks:
+            size = len(block.runs) * block.results
+            if index < size:
+                return block.runs[index // block.results]
+            index -= size
+        raise IndexError(index)
+
+
+@lru_cache(maxsize=4096)
+def _window_size(letters: str, results: int) -> int | None:
+    """Return the length of the window in the newest `letters`, None if it needs older ones too."""
+    decided = 0
+    for index, letter in enumerate(letters[:MAX_WINDOW], start=1):
+        decided += letter in DECIDED
+        if decided == results or index == MAX_WINDOW:
+            return index
+    return None
+
+
+def compute_series(
+    runs: Iterable[PlanRun], rules: Rules, wanted: Collection[str] | None = None
+) -> list[Series]:
+    """Return the series of one variant: those of the `wanted` test keys, or all.
+
+    `runs` are those of the variant, newest (by started_at, then run_id) first; stops reading
+    them as soon as older runs no longer matter.
+    """
+    tails: dict[str, _SeriesTail] = {}
+    done: set[str] = set()
+    open_places: dict[str, dict[str, list[int]]] = {}
+    for part in _split_by_roster(runs, rules.window_results + 2):
+        roster = part[0].roster
+        if roster.roster_id not in open_places:
+            open_places[roster.roster_id] = _find_positions(roster, wanted)
+        places = open_places[roster.roster_id]
+        columns = list(zip(*[run.outcomes for run in part], strict=True))
+        for key in [key for key in places if key in done]:
+            del places[key]
+        for key, positions in places.items():
+            tail = tails.get(key)
+            if tail is None:
+                tail = tails[key] = _SeriesTail(roster.tests[positions[0]])
+            tail.letters += _interleave([columns[position] for position in positions])
+            tail.blocks.append(_RunBlock(part, len(positions)))
+            # Failures older than the last pass do not belong to the streak.
+            if "P" in tail.letters and _window_size(tail.letters, rules.window_results) is not None:
+                done.add(key)
+        if wanted is not None and len(done) == len(wanted):
+            break
+    return [_build_series(key, tail, rules) for key, tail in tails.items()]
+
+
+def _split_by_roster(runs: Iterable[PlanRun], size: int) -> Iterator[list[PlanRun]]:
+    """Yield blocks of consecutive runs with the same roster, in growing sizes."""
+    for _, group in groupby(runs, key=lambda run: run.roster.roster_id):
+        while part := list(islice(group, size)):
+            yield part
+            size = min(2 * size, 1000)
+
+
+def _find_positions(roster: Roster, wanted: Collection[str] | None) -> dict[str, list[int]]:
+    """Return the positions of each wanted test in a roster, the last one first."""
+    places: dict[str, list[int]] = {}
+    for index, key in enumerate(roster.keys):
+        if wanted is None or key in wanted:
+            places.setdefault(key, []).insert(0, index)
+    return places
+
+
+def _interleave(columns: Sequence[Sequence[str]]) -> str:
+    """Join the results of a test that occurs `len(columns)` times in each run."""
+    if len(columns) == 1:
+        return "".join(columns[0])
+    return "".join(chain.from_iterable(zip(*columns, strict=True)))
+
+
+def _build_series(key: str, tail: _SeriesTail, rules: Rules) -> Series:
+    recent = tail.letters[: _window_size(tail.letters, rules.window_results)][::-1]
+    verdict = judge_window(recent, rules)
+    since_pass = tail.letters.partition("P")[0]
+    first_failed = since_pass.rfind("F")
+    newest = tail.run_at(0)
+    return Series(
+        key,
+        tail.test,
+        verdict.counts,
+        verdict.flips,
+        verdict.flip_rate,
+        verdict.health,
+        verdict.is_flaky,
+        verdict.flips > 0 and _is_confirmed(tail, len(recent)),
+        verdict.is_regression,
+        verdict.is_new_failure,
+        verdict.is_always_failing,
+        verdict.is_recovered,
+        since_pass.count("F"),
+        tail.run_at(first_failed).started_at if first_failed >= 0 else None,
+        recent,
+        WORDS.get(recent[-1]),
+        newest.run_id,
+        newest.started_at,
+        tail.run_at(len(recent) - 1).started_at,
+    )
+
+
+def _is_confirmed(tail: _SeriesTail, window: int) -> bool:
+    """Return whether one commit both passed and failed, which no change of code explains."""
+    seen: defaultdict[str, set[str]] = defaultdict(set)
+    for index, letter in enumerate(tail.letters[:window]):
+        commit = tail.run_at(index).commit
+        if commit is not None and letter in DECIDED:
+            seen[commit].add(letter)
+    return any(letters == DECIDED for letters in seen.values())
