@@ -7,11 +7,12 @@ from etl.runtime import look_for_cycles_seldom
 
 look_for_cycles_seldom()
 
-from etl.cli import command_line  # noqa: E402  imports alone make hundreds of thousands of objects
+from etl.cli import command_line, streams  # noqa: E402  imports alone make hundreds of thousands of objects
 
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    streams.protect_output()
     exit_code = command_line.main()
     gc.freeze()  # spares the last collections all objects of the process
     sys.exit(exit_code)

@@ -40,17 +40,17 @@ def _visible(character: str) -> str:
 
 def say(text: str = "") -> None:
     """Print one line of an answer."""
-    click.echo(text)
+    click.echo(text, sys.stdout)  # by itself Click sends UTF-8 to an ASCII terminal
 
 
 def say_raw(text: str) -> None:
     """Print one line unescaped, for programs."""
-    click.echo(text, color=True)  # else Click removes colour sequences
+    click.echo(text, sys.stdout, color=True)  # else Click removes colour sequences
 
 
 def note(text: str) -> None:
     """Print one line to stderr: it is not part of the answer."""
-    click.echo(safe(text), err=True)
+    click.echo(safe(text), sys.stderr)
 
 
 class Heading(NamedTuple):
@@ -131,7 +131,7 @@ def _on_terminal() -> bool:
 
 def as_json(value: Any) -> None:
     """Print `value` as JSON, in ASCII, so that no name steers a terminal; times are ISO 8601."""
-    click.echo(json.dumps(value, default=_json_default, indent=2))
+    click.echo(json.dumps(value, default=_json_default, indent=2), sys.stdout)
 
 
 def _json_default(value: Any) -> Any:

@@ -4,7 +4,9 @@ The module of a command is loaded when it is asked for, and libraries that take 
 it is called: `--help` and completion are there at once.
 """
 
+import os
 import signal
+import sys
 import traceback
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +16,7 @@ import click
 
 from etl import __version__, display
 from etl.cli import options
-from etl.errors import ArchiverError
+from etl.errors import ArchiverError, UsageError
 
 if TYPE_CHECKING:
     from etl.cli.session import Wiring
@@ -79,19 +81,32 @@ def app() -> None:
 def main(commands: click.Command = app, wiring: "Wiring | None" = None) -> int:
     """Run the command line; return the process's exit code."""
     try:
+        _refuse_undecodable(sys.argv)
         code: int | None = commands(prog_name="result-archiver", standalone_mode=False, obj=wiring)
+        sys.stdout.flush()
     except click.ClickException as error:
         return _report_misuse(error)
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    except SystemExit:  # Click and rich end so when the reader of stdout has closed the pipe
-        return 0
+    except SystemExit as end:  # shell completion
+        return end.code if isinstance(end.code, int) else 0
     except ArchiverError as error:
         return _report_error(str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001  a bug must not spill a traceback with secrets in it
         return _report_error(_describe_bug(error), 1)
     else:
         return code or 0
+
+
+def _refuse_undecodable(arguments: list[str]) -> None:
+    """Raise UsageError for an argument that is no text in the locale's encoding."""
+    for argument in arguments:
+        if not argument.isascii() and any("\ud800" <= each <= "\udfff" for each in argument):
+            raise UsageError(
+                f"the argument {os.fsencode(argument)!r} is not text in"
+                f" {sys.getfilesystemencoding().upper()}, the encoding of this locale",
+                "give it in this encoding; rename a file that has such a name",
+            )
 
 
 def _report_misuse(error: click.ClickException) -> int:
