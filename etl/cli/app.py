@@ -92,7 +92,7 @@ def _misused(error: click.ClickException) -> int:
 
 def _complain(message: str, exit_code: int) -> int:
     from etl.display import note
-    from etl.secrets import mask
+    from etl.secrets.masking import mask
 
     for line in message.splitlines():
         note(f"error: {mask(line)}")

@@ -13,7 +13,6 @@ from sqlalchemy import Connection, Engine
 from etl import clock, display
 from etl.config.settings import (
     DEFAULT_RULES,
-    DEFAULT_SOURCE,
     Api,
     Config,
     Database,
@@ -37,6 +36,7 @@ from etl.sandbox.app import READ_KEY
 from etl.sandbox.clock import Clock
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
+from etl.secrets.keys import DEFAULT_SOURCE
 from etl.telemetry import log
 
 # The made-up world stands still, so that the demo shows the same whenever it is run.

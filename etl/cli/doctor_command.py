@@ -16,7 +16,9 @@ from etl.db.faults import UNREACHABLE_REMEDY
 from etl.db.schema import runs
 from etl.errors import ArchiverError
 from etl.fetch.client import Client, Probe, RunRefusedError, UnavailableError
-from etl.secrets import Secret, api_key, open_vault
+from etl.secrets.keys import api_key
+from etl.secrets.masking import Secret
+from etl.secrets.vault import open_vault
 
 ALLOWED_SKEW = timedelta(minutes=1)
 UNKNOWN_RUN = "result-archiver-doctor"
@@ -76,7 +78,7 @@ def _told(subject: str, error: ArchiverError, remedy: str) -> Finding:
 def _vault(config: Config) -> Finding:
     """Try the key of the read tokens, which is only made when there is a token to keep."""
     try:
-        vault = open_vault(config)
+        vault = open_vault(config.security.token_key_file)
         if not Path(config.security.token_key_file).expanduser().exists():
             return Finding("token key", "not needed yet; the first read token makes it", "", 0)
         vault.encrypt(Secret("doctor"))

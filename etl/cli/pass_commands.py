@@ -9,7 +9,6 @@ from sqlalchemy import Engine
 
 from etl import clock, display
 from etl.cli.session import open_session
-from etl.config.settings import DEFAULT_SOURCE
 from etl.db import database
 from etl.errors import UsageError
 from etl.fetch.breaker import Halt
@@ -22,7 +21,7 @@ from etl.intake import arguments, lists
 from etl.intake.arguments import Wanted
 from etl.ledger import standings, tracking
 from etl.runtime import tune_heap
-from etl.secrets import require_keys
+from etl.secrets.keys import DEFAULT_SOURCE, require_keys
 
 
 def track(path: Path | None, wanted: Wanted, *, as_json: bool) -> int:
@@ -44,7 +43,8 @@ def ingest(path: Path | None, wanted: Wanted, *, wait: bool, as_json: bool) -> i
     tune_heap()
     session = open_session(path)
     given = arguments.read(wanted, session.config)
-    require_keys(session.config, {wanted.source or DEFAULT_SOURCE} if wanted.run_ids else set())
+    named = {wanted.source or DEFAULT_SOURCE} if wanted.run_ids else set()
+    require_keys(session.config.sources, named)
     setting = IngestContext(*session, clock.now)
     if wanted.refresh:
         begin.track_and_make_due(setting, given)
@@ -66,7 +66,7 @@ def schedule(path: Path | None) -> int:
 
     tune_heap()
     session = open_session(path)
-    require_keys(session.config, set(session.config.sources))
+    require_keys(session.config.sources, set(session.config.sources))
     with Interrupt().listening() as interrupt:
         scheduler.serve(IngestContext(*session, clock.now), interrupt)
     return 0

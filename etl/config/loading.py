@@ -19,8 +19,6 @@ import msgspec
 from msgspec import Meta, Struct
 
 from etl.config.settings import (
-    API_KEY_ENV,
-    DEFAULT_SOURCE,
     SECTIONS,
     Api,
     Config,
@@ -35,6 +33,8 @@ from etl.config.settings import (
     Telemetry,
 )
 from etl.errors import ConfigError
+from etl.secrets.keys import DEFAULT_SOURCE
+from etl.secrets.masking import API_KEY_ENV, mask_url_password
 
 DEFAULT_PATH = Path("config.toml")
 ENV_PREFIX = "RESULT_ARCHIVER__"
@@ -327,13 +327,6 @@ def parse_duration(value: object) -> timedelta:
     if not parts or re.sub(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*", "", text):
         raise ValueError("not a duration")
     return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
-
-
-def mask_url_password(text: str) -> str:
-    """Hide the password of a URL, and anything else in it that works as one."""
-    start = text.find("://") + 3 if "://" in text else 0
-    rest = re.sub(r":.*@", ":***@", text[start:], flags=re.DOTALL)
-    return text[:start] + re.sub(r"(?i)(password|api_?key|token|key)=[^&]+", r"\1=***", rest)
 
 
 def _expected(kind: Any) -> str:

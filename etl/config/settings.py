@@ -10,8 +10,6 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Meta, Struct
 
-API_KEY_ENV = "APPLITOOLS_API_KEY"
-DEFAULT_SOURCE = "default"
 VENDOR_URL = "https://autonomous.applitools.com"
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]

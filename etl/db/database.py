@@ -13,12 +13,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from etl.config.loading import mask_url_password
 from etl.db import faults
 from etl.db.read_only import open_read_only
 from etl.errors import DatabaseError, Fault
 from etl.runtime import without
-from etl.secrets import hide
+from etl.secrets.masking import hide, mask_url_password
 
 HEAD = "0004"
 """The newest migration; a test holds it against `migrations/`. Known here to spare an import."""

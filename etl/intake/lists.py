@@ -14,7 +14,8 @@ from etl.config.settings import Config
 from etl.errors import UsageError
 from etl.intake.formats import BadLine, ListedRun, read_entries
 from etl.ledger.tracking import Entry
-from etl.secrets import Secret, TokenVault
+from etl.secrets.masking import Secret
+from etl.secrets.vault import TokenVault
 
 
 class Given:

@@ -7,7 +7,7 @@ from typing import Any
 
 from etl.config.settings import Log
 from etl.runtime import without
-from etl.secrets import mask
+from etl.secrets.masking import mask
 
 with without("rich"):  # a tenth of the start, for tracebacks that nobody is shown
     import structlog

@@ -3,8 +3,8 @@
 import queue
 import threading
 
-from etl import secrets
 from etl.config.settings import Telemetry
+from etl.secrets.masking import hide
 from etl.telemetry.log import get_logger
 
 log = get_logger()
@@ -18,7 +18,7 @@ def ping(settings: Telemetry, ending: str) -> None:
     """
     if settings.ping_url is None:
         return
-    secrets.hide(settings.ping_url)
+    hide(settings.ping_url)
     url = settings.ping_url.rstrip("/") + ending
     answers: queue.SimpleQueue[str] = queue.SimpleQueue()
     # Only another thread can be left alone in time: the timeout of requests is for each byte.

@@ -19,11 +19,11 @@ import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import inspect, text
 
-from etl import secrets
 from etl.answers.compression import decompress
 from etl.cli import app
 from etl.db import database
 from etl.fetch import dispatch
+from etl.secrets import masking
 from tests.support import faulty
 from tests.support.fake_api import SAMPLE
 from tests.support.faulty import Faulty, reply, send
@@ -313,7 +313,7 @@ def use(archiver: Program, start: int = 0) -> Iterator[tuple[tuple[str, ...], Do
 
 def fresh(archiver: Program, *words: str | Path) -> Done:
     """Run a command as if in a process of its own, which knows no secret from an earlier one."""
-    with mock.patch.object(secrets, "_known", set()):
+    with mock.patch.object(masking, "_known", set()):
         return archiver.call(*words)
 
 

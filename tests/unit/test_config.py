@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import FieldInfo
 
-from etl.config.loading import load, mask_url_password, parse_duration
-from etl.config.settings import API_KEY_ENV, SECTIONS, VENDOR_URL, Config, Source
+from etl.config.loading import load, parse_duration
+from etl.config.settings import SECTIONS, VENDOR_URL, Config, Source
 from etl.errors import ConfigError
+from etl.secrets.masking import API_KEY_ENV, mask_url_password
 
 EXAMPLE = (Path(__file__).parents[2] / "config.example.toml").read_text()
 SWITCHED_ON = re.sub(r"(?m)^#(?=[\w\[])", "", EXAMPLE)

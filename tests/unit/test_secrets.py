@@ -14,10 +14,12 @@ from cryptography.fernet import Fernet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl import secrets
-from etl.config.settings import API_KEY_ENV, VENDOR_URL, Config, Security, Source
+from etl.config.settings import VENDOR_URL, Source
 from etl.errors import ConfigError
-from etl.secrets import Secret, TokenVault, api_key, hide, mask, mask_body, open_vault
+from etl.secrets import masking
+from etl.secrets.keys import api_key
+from etl.secrets.masking import API_KEY_ENV, Secret, hide, mask, mask_body
+from etl.secrets.vault import TokenVault, open_vault
 
 KEY = 'k3y/with+signs="of=1'
 PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1)
@@ -26,7 +28,7 @@ PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size
 @pytest.fixture(autouse=True)
 def nothing_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test hides is seen again by the next one."""
-    monkeypatch.setattr(secrets, "_known", set())
+    monkeypatch.setattr(masking, "_known", set())
 
 
 @pytest.fixture
@@ -172,7 +174,7 @@ def test_a_hidden_secret_is_masked_in_every_spelling(shown: str) -> None:
 
 @given(PRINTABLE.filter(lambda secret: "*" not in secret))
 def test_nothing_of_a_hidden_secret_is_left(secret: str) -> None:
-    secrets._known.clear()
+    masking._known.clear()
     hide(secret)
     for shown in (secret, quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1]):
         assert mask(shown) == "***"
@@ -248,7 +250,7 @@ def test_the_first_token_makes_a_key_for_its_owner_alone(vault_file: Path) -> No
 
 
 def test_a_vault_that_keeps_nothing_makes_no_key(vault_file: Path) -> None:
-    open_vault(Config(sources={}, security=Security(str(vault_file))))
+    open_vault(str(vault_file))
     assert not vault_file.exists()
 
 
@@ -335,7 +337,7 @@ def test_a_key_file_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError) as caught:
-        open_vault(Config(sources={}, security=Security("~nobody-here/token.key")))
+        open_vault("~nobody-here/token.key")
     assert str(caught.value) == (
         "security.token_key_file: ~nobody-here/token.key is in a home folder, and this user has"
         " none; set HOME, or give another path"
