@@ -16,9 +16,15 @@ from hypothesis import strategies as st
 
 from etl.config.settings import VENDOR_URL, Source
 from etl.errors import ConfigError
-from etl.secrets import masking
 from etl.secrets.keys import api_key
-from etl.secrets.masking import API_KEY_ENV, Secret, hide, mask, mask_body
+from etl.secrets.masking import (
+    API_KEY_ENV,
+    Secret,
+    forget_secrets,
+    hide,
+    mask,
+    mask_body,
+)
 from etl.secrets.vault import TokenVault, open_vault
 
 KEY = 'k3y/with+signs="of=1'
@@ -26,9 +32,9 @@ PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size
 
 
 @pytest.fixture(autouse=True)
-def nothing_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test hides is seen again by the next one."""
-    monkeypatch.setattr(masking, "_known", set())
+def nothing_hidden() -> None:
+    """Each test begins as a new process does."""
+    forget_secrets()
 
 
 @pytest.fixture
@@ -174,7 +180,7 @@ def test_a_hidden_secret_is_masked_in_every_spelling(shown: str) -> None:
 
 @given(PRINTABLE.filter(lambda secret: "*" not in secret))
 def test_nothing_of_a_hidden_secret_is_left(secret: str) -> None:
-    masking._known.clear()
+    forget_secrets()
     hide(secret)
     for shown in (secret, quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1]):
         assert mask(shown) == "***"
