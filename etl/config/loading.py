@@ -5,14 +5,15 @@ setting that is wrong.
 """
 
 import difflib
+import glob
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from zoneinfo import available_timezones
 
 import msgspec
@@ -34,7 +35,7 @@ from etl.config.settings import (
 )
 from etl.errors import ConfigError
 from etl.secrets.keys import DEFAULT_SOURCE
-from etl.secrets.masking import API_KEY_ENV, mask_url_password
+from etl.secrets.masking import API_KEY_ENV, MASK, mask_url_password
 
 DEFAULT_PATH = Path("config.toml")
 ENV_PREFIX = "RESULT_ARCHIVER__"
@@ -206,17 +207,21 @@ def _anchored(setting: Setting, value: Any) -> Any:
     if setting.name in {"key_file", "token_key_file", "metrics_file"}:
         return _resolved(value, setting.folder)
     if setting.key == "runs.sources":
-        return [_resolved(pattern, setting.folder) for pattern in value]
+        return [_resolved(pattern, setting.folder, glob.escape) for pattern in value]
     if setting.key == "database.url":
         return _database_url(value, setting.folder)
     return value
 
 
-def _resolved(path: str, folder: Path) -> str:
+def _resolved(path: str, folder: Path, escape: Callable[[str], str] = str) -> str:
+    """Resolve `path` against `folder`, or a home folder, whose own name `escape` spells."""
     if not path:
         raise ValueError("is empty; give the path of a file, or leave it out")
+    if not path.startswith("~"):
+        return str(Path(escape(str(folder))) / path)
+    home, _, rest = path.partition("/")
     try:
-        return str(folder / Path(path).expanduser())
+        return str(Path(escape(str(Path(home).expanduser()))) / rest.lstrip("/"))
     except RuntimeError:
         raise ValueError(f"is {path!r}; there is no such home folder, give a whole path") from None
 
@@ -225,15 +230,30 @@ def _database_url(url: str, folder: Path) -> str:
     """Name the driver we ship, and anchor an SQLite file. Raises ValueError for other databases."""
     scheme, separator, rest = url.partition("://")
     if separator and scheme in {"postgresql", "postgres", "postgresql+psycopg"}:
+        if _has_raw_at(rest):
+            raise ValueError(
+                f"is {mask_url_password(url)!r}; write an @ of the user's name or password as %40"
+            )
         return f"postgresql+psycopg://{rest}"
     if separator and scheme in {"sqlite", "sqlite+pysqlite"} and rest.startswith("/"):
         path = rest[1:].partition("?")[0]
         if path and path != ":memory:":
-            return f"sqlite:///{_resolved(path, folder)}{rest[1 + len(path) :]}"
+            return f"sqlite:///{_resolved(path, folder, quote)}{rest[1 + len(path) :]}"
     raise ValueError(
         f"is {mask_url_password(url)!r}; give sqlite:///FILE or"
         " postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     )
+
+
+def _has_raw_at(rest: str) -> bool:
+    """Tell whether a URL has an `@` before the one that ends the password.
+
+    The driver would end the password at the first one, and print what follows as the host.
+    """
+    authority, _, query = rest.partition("?")
+    if "@" not in authority and re.match("[^:/]+:", authority):  # the ? is one of the password
+        authority += query
+    return authority.count("@") > 1
 
 
 def _assembled(values: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -260,7 +280,7 @@ def _clashes(config: Config) -> Iterator[tuple[str, str, str]]:
     """Yield (section, name, problem) for what takes more than a type to see."""
     for name, source in config.sources.items():
         section = "api" if name == DEFAULT_SOURCE else f"sources.{name}"
-        if problem := _url_problem(source.base_url):
+        if problem := _base_url_problem(source.base_url):
             yield section, "base_url", problem
         if name != DEFAULT_SOURCE and (source.key_env is None) == (source.key_file is None):
             yield section, "key_env", "or key_file must say where the key is: give exactly one"
@@ -285,22 +305,27 @@ def _clashes(config: Config) -> Iterator[tuple[str, str, str]]:
         yield "polling", "watch_for", "is shorter than polling.watch_every; make it longer"
 
 
-def _url_problem(url: str) -> str | None:
+def _base_url_problem(url: str) -> str | None:
+    shown = f"is {_masked_base_url(url)!r}"
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
         _ = parts.port
     except ValueError:
-        return "is no URL; give https://HOST"
-    if re.search(r"[\s?#@]", url):  # an @ would part off a user's name or password
-        return "has more than scheme, host and path; give https://HOST"
-    if parts.scheme == "https" and host:
-        return None
-    if parts.scheme == "http" and is_loopback(host):
-        return None
-    if parts.scheme == "http" and host:
-        return f"is {url!r}; plain http would show the key to the network, give https://{host}"
-    return f"is {_shown(url)}; give https://HOST"
+        return f"{shown}, which is no URL; give https://HOST"
+    if re.search(r"[\s?#@]", url):  # an @ ends a user's name or password
+        return f"{shown}, which has more than scheme, host and path; give https://HOST"
+    if re.search(r"/api/(result|plan)\b", parts.path):
+        return f"{shown}, which is the address of a call; leave out the path from /api on"
+    if parts.scheme == "http" and host and not is_loopback(host):
+        return f"{shown}; plain http would show the key to the network, give https://{host}"
+    return None if parts.scheme in {"http", "https"} and host else f"{shown}; give https://HOST"
+
+
+def _masked_base_url(url: str) -> str:
+    """Mask all that could be a secret: a user's name, too, and each parameter."""
+    shown = re.sub(r"(?s)^([a-z+.-]*://)?.*@", rf"\1{MASK}@", url)
+    return re.sub(r"(?s)([?#]).+", rf"\1{MASK}", shown)
 
 
 def is_loopback(host: str) -> bool:

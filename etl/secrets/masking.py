@@ -50,7 +50,7 @@ def hide_password(password: str, names: Iterable[str]) -> None:
     than 8 characters, or a word or number of fewer than 16, or part of one of `names` (the URL's
     user, host and database), or has fewer than five different characters.
     """
-    plain = re.sub(r"[\W_]", "", password)
+    plain = re.sub("[-_. ]", "", password)
     is_word = (plain.isalpha() or plain.isdigit()) and len(password) < _MIN_WORD
     is_name = any(password.casefold() in name.casefold() for name in names)
     if len(password) >= _MIN_PASSWORD and len(set(password)) >= 5 and not is_word and not is_name:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.config.settings import VENDOR_URL, Source
+from etl.db.database import connect
 from etl.errors import ConfigError
 from etl.secrets.keys import api_key
 from etl.secrets.masking import (
@@ -206,6 +207,45 @@ def test_a_secret_that_begins_another_does_not_uncover_it() -> None:
 )
 def test_secret_parameters_of_a_url_are_masked_unasked(text: str, masked: str) -> None:
     assert mask(text) == masked
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("at postgresql://ann:Pw@x/y:z@db:5432/a, no", "at postgresql://ann:***@db:5432/a, no"),
+        ("['http://:pw@proxy:3128']", "['http://:***@proxy:3128']"),
+        ('{"a": "x://u:p@h", "b": "c@d"}', '{"a": "x://u:***@h", "b": "c@d"}'),
+        ("https://h:8080/a and mail@h", "https://h:8080/a and mail@h"),
+        ("postgresql://ann@db:5432/a", "postgresql://ann@db:5432/a"),
+    ],
+)
+def test_the_password_of_a_url_is_masked_unasked(text: str, masked: str) -> None:
+    assert mask(text) == masked
+
+
+MESSAGE = "results.db: the archive of app 2026 was tested; ingest makes one, for ann at db-server"
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["a", "e", "test", "archive", "2026", "password", "results.db", "20261128", "........", "ann"],
+)
+def test_a_short_or_common_password_blots_out_no_words(password: str) -> None:
+    connect(f"postgresql://ann:{quote(password, safe='')}@db-server/results.db")
+    assert mask(MESSAGE) == MESSAGE
+    assert mask(f"postgresql://ann:{password}@db-server/a") == "postgresql://ann:***@db-server/a"
+    assert mask(f"sslmode=require password={password}") == "sslmode=require password=***"
+
+
+@pytest.mark.parametrize(
+    "password", ["s3cr3t-w0rd", "Pw@x:y/z?", "correcthorsebattery", "ann-2026-x", "k3y+k3y="]
+)
+def test_a_password_that_is_no_word_is_masked_wherever_it_stands(password: str) -> None:
+    connect(f"postgresql://ann:{quote(password, safe='')}@db-server/a")
+    assert mask(f"not <{password}>, nor {quote(password)}!") == "not <***>, nor ***!"
+    forget_secrets()
+    connect(f"postgresql://db-server/a?password={quote(password, safe='')}")
+    assert mask(f"not <{password}>") == "not <***>"
 
 
 def test_an_empty_secret_masks_nothing() -> None:
