@@ -18,7 +18,7 @@ from etl.errors import ArchiverError
 from etl.fetch.client import Client, Probe, RunRefusedError, UnavailableError
 from etl.secrets.keys import api_key
 from etl.secrets.masking import Secret
-from etl.secrets.vault import open_vault
+from etl.secrets.vault import TokenVault
 
 ALLOWED_SKEW = timedelta(minutes=1)
 UNKNOWN_RUN = "result-archiver-doctor"
@@ -78,8 +78,8 @@ def _told(subject: str, error: ArchiverError, remedy: str) -> Finding:
 def _vault(config: Config) -> Finding:
     """Try the key of the read tokens, which is only made when there is a token to keep."""
     try:
-        vault = open_vault(config.security.token_key_file)
-        if not Path(config.security.token_key_file).expanduser().exists():
+        vault = TokenVault(config.security.token_key_file)
+        if not vault.has_key_file():
             return Finding("token key", "not needed yet; the first read token makes it", "", 0)
         vault.encrypt(Secret("doctor"))
     except ArchiverError as error:

@@ -34,7 +34,7 @@ from etl.fetch.breaker import Signal
 from etl.fetch.client import BusyError, Client, Response, RunRefusedError, UnavailableError
 from etl.secrets.keys import api_key
 from etl.secrets.masking import mask
-from etl.secrets.vault import open_vault
+from etl.secrets.vault import TokenVault
 
 
 class Attempt(NamedTuple):
@@ -92,7 +92,7 @@ class RunFetcher:
 
     def __init__(self, config: Config, now: Callable[[], datetime]) -> None:
         self._clients = Clients(config, now)
-        self._vault = open_vault(config.security.token_key_file)
+        self._vault = TokenVault(config.security.token_key_file)
         self._zone = config.reporting_zone
         self._now = now
         self._decoding = threading.Lock()

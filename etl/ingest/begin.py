@@ -20,7 +20,7 @@ from etl.ledger import leases, standings, tracking
 from etl.ledger.leases import Lease
 from etl.ledger.tracking import Entry, Tracked
 from etl.secrets.keys import DEFAULT_SOURCE
-from etl.secrets.vault import open_vault
+from etl.secrets.vault import TokenVault
 from etl.telemetry.log import get_logger
 
 ENTRIES_AT_ONCE = 500
@@ -57,7 +57,7 @@ def track_and_make_due(ingest: IngestContext, given: Given) -> Tracked:
 def _track(ingest: IngestContext, given: Given, then: Then) -> Tracked:
     """Track runs, a batch at a time, so that memory does not grow with the list."""
     database.prepare(ingest.engine)
-    vault = open_vault(ingest.config.security.token_key_file)
+    vault = TokenVault(ingest.config.security.token_key_file)
     tracked = Tracked(0, 0)
     without_token: Counter[str] = Counter()
     runs = given.runs

@@ -16,21 +16,22 @@ if TYPE_CHECKING:  # a tenth of what a process takes without it, and most have n
 class TokenVault:
     """Encrypts read tokens for the ledger, and decrypts them for the request.
 
-    The key file has a Fernet key a line: the first encrypts, all decrypt. It is made, readable
-    by its owner alone, when the first token has to be kept.
+    The key file has a Fernet key a line: the first encrypts, all decrypt. The first token that
+    has to be stored creates the file, readable by its owner alone. Until a token is there, the
+    file is not looked for: a user without a home folder can work without tokens.
     """
 
-    def __init__(self, key_file: Path) -> None:
+    def __init__(self, key_file: str) -> None:
         self._key_file = key_file
         self._fernet: MultiFernet | None = None
 
     def encrypt(self, token: Secret) -> str:
-        """Return `token` as a text that is safe to keep."""
+        """Return `token` as a text that is safe to store. Raises ConfigError as `decrypt` does."""
         if self._fernet is None:
-            _ensure_key_file(self._key_file)
+            _ensure_key_file(self._path)
         return self._opened().encrypt(token.reveal().encode()).decode()
 
-    def decrypt(self, kept: str) -> Secret:
+    def decrypt(self, stored: str) -> Secret:
         """Return the token that `encrypt` was given.
 
         Raises:
@@ -39,7 +40,7 @@ class TokenVault:
         from cryptography.fernet import InvalidToken  # noqa: PLC0415
 
         try:
-            return Secret(self._opened().decrypt(kept.encode()).decode())
+            return Secret(self._opened().decrypt(stored.encode()).decode())
         except InvalidToken:
             raise ConfigError(
                 f"its read token cannot be decrypted: {self._key_file} has another key than the"
@@ -47,25 +48,29 @@ class TokenVault:
                 "bring that key back, or track the run again",
             ) from None
 
+    def has_key_file(self) -> bool:
+        """Tell whether the key file exists. Raises ConfigError where its home folder does not."""
+        return self._path.exists()
+
     def _opened(self) -> "MultiFernet":
         if self._fernet is None:
-            self._fernet = _load_keys(self._key_file)
+            self._fernet = _load_keys(self._path)
         return self._fernet
 
-
-def open_vault(key_file: str) -> TokenVault:
-    """Return the vault of the configured key file; nothing is read or made yet."""
-    try:
-        return TokenVault(Path(key_file).expanduser())
-    except RuntimeError:
-        raise ConfigError(
-            f"security.token_key_file: {key_file} is in a home folder, and this user has none",
-            "set HOME, or give another path",
-        ) from None
+    @property
+    def _path(self) -> Path:
+        try:
+            return Path(self._key_file).expanduser()
+        except RuntimeError:
+            raise ConfigError(
+                f"security.token_key_file: {self._key_file} is in a home folder, and this user has"
+                " none",
+                "set HOME, or give another path",
+            ) from None
 
 
 def _ensure_key_file(path: Path) -> None:
-    """Write a new key whole and at once: two processes never see half a file, or two keys."""
+    """Write a new key in one step: two processes never see half a file, or two keys."""
     from cryptography.fernet import Fernet  # noqa: PLC0415
 
     try:
@@ -75,8 +80,8 @@ def _ensure_key_file(path: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent) as file:  # readable by its owner alone
             file.write(Fernet.generate_key() + b"\n")
             file.flush()
-            os.fsync(file.fileno())  # tokens encrypted with a key that is lost are lost
-            with suppress(FileExistsError):  # another process was first: its key is the one
+            os.fsync(file.fileno())  # a lost key makes its tokens useless
+            with suppress(FileExistsError):  # another process was first: its key is used
                 os.link(file.name, path)
     except OSError as error:
         raise ConfigError(

@@ -109,7 +109,7 @@ def test_a_watched_file_that_cannot_be_read_is_told_and_the_others_are_read(
 
 
 def test_a_run_that_comes_twice_is_one_entry_with_all_that_is_known(tmp_path: Path) -> None:
-    vault = TokenVault(tmp_path / "token.key")
+    vault = TokenVault(f"{tmp_path}/token.key")
     [entry] = lists.entries(
         [listed("r1", "token-1", branch="main", build="1"), listed("r1", build="2")], vault
     )
@@ -120,5 +120,5 @@ def test_a_run_that_comes_twice_is_one_entry_with_all_that_is_known(tmp_path: Pa
 
 
 def test_runs_without_a_token_need_no_key_file(tmp_path: Path) -> None:
-    lists.entries([listed("r1")], TokenVault(tmp_path / "token.key"))
+    lists.entries([listed("r1")], TokenVault(f"{tmp_path}/token.key"))
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ import html
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote
@@ -26,7 +26,7 @@ from etl.secrets.masking import (
     mask,
     mask_body,
 )
-from etl.secrets.vault import TokenVault, open_vault
+from etl.secrets.vault import TokenVault
 
 KEY = 'k3y/with+signs="of=1'
 PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1)
@@ -282,27 +282,27 @@ def trouble(vault: TokenVault, kept: str) -> str:
 
 @given(st.text())
 def test_a_token_comes_back_as_it_went_in(token: str) -> None:
-    vault = TokenVault(Path("token.key"))
+    vault = TokenVault("token.key")
     kept = vault.encrypt(Secret(token))
-    assert TokenVault(Path("token.key")).decrypt(kept).reveal() == token
+    assert TokenVault("token.key").decrypt(kept).reveal() == token
     assert len(token) < 4 or token not in kept
 
 
 def test_the_first_token_makes_a_key_for_its_owner_alone(vault_file: Path) -> None:
-    TokenVault(vault_file).encrypt(Secret("t0ken"))
+    TokenVault(str(vault_file)).encrypt(Secret("t0ken"))
     assert vault_file.stat().st_mode & 0o777 == 0o600
     assert vault_file.parent.stat().st_mode & 0o777 == 0o700
     assert [*vault_file.parent.iterdir()] == [vault_file]
 
 
 def test_a_vault_that_keeps_nothing_makes_no_key(vault_file: Path) -> None:
-    open_vault(str(vault_file))
+    TokenVault(str(vault_file))
     assert not vault_file.exists()
 
 
 def encrypt_at_once(path: Path, barrier: Barrier, results: "multiprocessing.Queue[str]") -> None:
     barrier.wait()
-    results.put(TokenVault(path).encrypt(Secret("t0ken")))
+    results.put(TokenVault(str(path)).encrypt(Secret("t0ken")))
 
 
 def test_processes_that_begin_together_end_with_one_key(vault_file: Path) -> None:
@@ -317,7 +317,7 @@ def test_processes_that_begin_together_end_with_one_key(vault_file: Path) -> Non
     kept = [results.get(timeout=20) for _ in processes]
     for process in processes:
         process.join()
-    vault = TokenVault(vault_file)
+    vault = TokenVault(str(vault_file))
     assert [vault.decrypt(one).reveal() for one in kept] == ["t0ken"] * 4
     assert [*vault_file.parent.iterdir()] == [vault_file]
 
@@ -325,17 +325,17 @@ def test_processes_that_begin_together_end_with_one_key(vault_file: Path) -> Non
 def test_the_first_key_encrypts_and_all_decrypt(vault_file: Path) -> None:
     old, new = Fernet.generate_key(), Fernet.generate_key()
     write_keys(vault_file, old)
-    kept_before = TokenVault(vault_file).encrypt(Secret("before"))
+    kept_before = TokenVault(str(vault_file)).encrypt(Secret("before"))
     write_keys(vault_file, new, old)
-    rotated = TokenVault(vault_file)
+    rotated = TokenVault(str(vault_file))
     assert rotated.decrypt(kept_before).reveal() == "before"
     assert Fernet(new).decrypt(rotated.encrypt(Secret("after")).encode()) == b"after"
 
 
 def test_another_key_is_told(vault_file: Path) -> None:
-    kept = TokenVault(vault_file).encrypt(Secret("t0ken"))
+    kept = TokenVault(str(vault_file)).encrypt(Secret("t0ken"))
     write_keys(vault_file, Fernet.generate_key())
-    assert trouble(TokenVault(vault_file), kept) == (
+    assert trouble(TokenVault(str(vault_file)), kept) == (
         f"its read token cannot be decrypted: {vault_file} has another key than the one it was"
         " tracked with; bring that key back, or track the run again"
     )
@@ -343,13 +343,13 @@ def test_another_key_is_told(vault_file: Path) -> None:
 
 def test_a_damaged_token_is_told_like_another_key(vault_file: Path) -> None:
     write_keys(vault_file, Fernet.generate_key())
-    assert trouble(TokenVault(vault_file), "dämaged").startswith("its read token cannot be")
+    assert trouble(TokenVault(str(vault_file)), "dämaged").startswith("its read token cannot be")
 
 
 def test_a_lost_key_is_told_and_not_replaced(vault_file: Path) -> None:
-    kept = TokenVault(vault_file).encrypt(Secret("t0ken"))
+    kept = TokenVault(str(vault_file)).encrypt(Secret("t0ken"))
     vault_file.unlink()
-    assert trouble(TokenVault(vault_file), kept) == (
+    assert trouble(TokenVault(str(vault_file)), kept) == (
         f"security.token_key_file: {vault_file} cannot be read: No such file or directory"
     )
     assert not vault_file.exists()
@@ -358,7 +358,7 @@ def test_a_lost_key_is_told_and_not_replaced(vault_file: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"n0key", b"\xff\xfe", Fernet.generate_key()[:-4]])
 def test_a_key_file_without_a_key_is_told_and_not_shown(content: bytes, vault_file: Path) -> None:
     write_keys(vault_file, content)
-    assert trouble(TokenVault(vault_file), "x") == (
+    assert trouble(TokenVault(str(vault_file)), "x") == (
         f"security.token_key_file: {vault_file} has no valid key; bring the right file back"
     )
 
@@ -367,7 +367,7 @@ def test_a_key_file_without_a_key_is_told_and_not_shown(content: bytes, vault_fi
 def test_a_key_file_that_others_can_read_is_refused(mode: int, vault_file: Path) -> None:
     write_keys(vault_file, Fernet.generate_key())
     vault_file.chmod(mode)
-    assert trouble(TokenVault(vault_file), "x") == (
+    assert trouble(TokenVault(str(vault_file)), "x") == (
         f"security.token_key_file: {vault_file} can be read by others; run `chmod 600 {vault_file}`"
     )
 
@@ -375,15 +375,26 @@ def test_a_key_file_that_others_can_read_is_refused(mode: int, vault_file: Path)
 def test_a_key_file_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError) as caught:
-        TokenVault(tmp_path / "file" / "token.key").encrypt(Secret("t0ken"))
+        TokenVault(f"{tmp_path}/file/token.key").encrypt(Secret("t0ken"))
     assert str(caught.value) == (
         f"security.token_key_file: {tmp_path}/file/token.key cannot be written: File exists"
     )
 
 
-def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda vault: vault.encrypt(Secret("t0ken")),
+        lambda vault: vault.decrypt("stored"),
+        TokenVault.has_key_file,
+    ],
+)
+def test_a_user_without_a_home_is_told_when_a_token_is_there(
+    use: Callable[[TokenVault], object],
+) -> None:
+    vault = TokenVault("~nobody-here/token.key")
     with pytest.raises(ConfigError) as caught:
-        open_vault("~nobody-here/token.key")
+        use(vault)
     assert str(caught.value) == (
         "security.token_key_file: ~nobody-here/token.key is in a home folder, and this user has"
         " none; set HOME, or give another path"
