@@ -7,7 +7,7 @@ from typing import NamedTuple
 from etl.config.settings import Config
 from etl.errors import UsageError
 from etl.intake import lists
-from etl.intake.formats import ListedRun, check_label, check_run_id
+from etl.intake.entries import ListedRun, check_label, check_run_id
 from etl.intake.lists import Given
 
 

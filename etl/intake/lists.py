@@ -12,7 +12,8 @@ from typing import BinaryIO
 from etl import display
 from etl.config.settings import Config
 from etl.errors import UsageError
-from etl.intake.formats import BadLine, ListedRun, read_entries
+from etl.intake.entries import BadLine, ListedRun
+from etl.intake.formats import read_entries
 from etl.ledger.tracking import Entry
 from etl.secrets.masking import Secret
 from etl.secrets.vault import TokenVault

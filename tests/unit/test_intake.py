@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from etl.intake.formats import BadLine, ListedRun, RunList, check_run_id, read_list
+from etl.intake.entries import BadLine, ListedRun, check_run_id
+from etl.intake.formats import RunList, read_list
 
 ANSWER = """{
   "result": {

@@ -9,7 +9,7 @@ import pytest
 from etl.config.settings import Config, Runs, Source
 from etl.errors import UsageError
 from etl.intake import lists
-from etl.intake.formats import ListedRun
+from etl.intake.entries import ListedRun
 from etl.secrets.vault import TokenVault
 
 EU = Config(sources={"default": Source(), "eu": Source(key_env="EU_API_KEY")})
