@@ -62,7 +62,7 @@ def _track(ingest: IngestContext, given: Given, then: Then) -> Tracked:
     without_token: Counter[str] = Counter()
     runs = given.runs
     while batch := list(islice(runs, ENTRIES_AT_ONCE)):
-        entries = lists.entries(batch, vault)
+        entries = lists.entries(given.refuse_second_accounts(ingest.engine, batch), vault)
         with writing(ingest.engine) as connection:
             added = _track_batch(connection, ingest, entries)
             then(connection, [entry.run_id for entry in entries])

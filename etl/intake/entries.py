@@ -1,19 +1,20 @@
-"""What a run list can say of a run, and the rules that it is held to.
+"""A run as a list describes it, and the rules for its ID, labels and secrets.
 
-A reason quotes nothing of the list: a read token or an API key may stand anywhere in it.
+An error's text quotes nothing of the list: a read token or an API key may stand anywhere in it.
 """
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 FIELDS = frozenset({"run_id", "read_token", "source"})
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode category Cc, surrogates
-_MAX_LABEL_NAME_BYTES = 500  # the name is part of a key, which databases limit
-_UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")  # no database takes these in a text
+_MAX_LABEL_NAME_BYTES = 500  # the name is part of a key, whose length databases limit
+_UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")  # no database stores these in a text
 _KEY_IN_URL = re.compile(r"[?&](?:apikey|read_token)=", re.IGNORECASE)
 _SECRET_NAME = re.compile(
     r"(?:(?:read|access|auth)?[ _-]?token|api[ _-]?key|secret|password)", re.IGNORECASE
@@ -22,12 +23,18 @@ _SECRET_NAME = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ListedRun:
-    """What a list says of one run. `source` names an account; None is the default one."""
+    """A run as a list describes it. `source` names an account; None is the default one.
+
+    `place` says where the list names it, as file:line. `is_cleaned` says that its ID, token or
+    source had invisible characters.
+    """
 
     run_id: str
     source: str | None = None
     read_token: str | None = field(default=None, repr=False)
     labels: Mapping[str, str] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
+    is_cleaned: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +45,31 @@ class BadLine:
     reason: str
 
 
+def merge_runs(runs: Iterable[ListedRun]) -> list[ListedRun]:
+    """Make one of the entries for the same run, in the order in which runs are first named.
+
+    A value that a later entry gives replaces the earlier one; what it leaves out is kept.
+    """
+    merged: dict[str, ListedRun] = {}
+    for run in runs:
+        before = merged.setdefault(run.run_id, run)
+        if before is not run:
+            merged[run.run_id] = replace(
+                run,
+                source=run.source or before.source,
+                read_token=run.read_token or before.read_token,
+                labels={**before.labels, **run.labels},
+            )
+    return list(merged.values())
+
+
 def check_run_id(text: str) -> str:
     """Return `text` if it can be a run ID, else raise a ValueError whose text is one line.
 
-    A run ID has 1 to 512 characters, none of them a control character or a lone surrogate, no
-    blanks at its ends, and is not `.` or `..`, which would change the path of the API call. What
-    carries a key, as the URL of an API call does, is refused as well: it would be stored.
+    A run ID has 1 to 512 characters, none of them a control character, an invisible one or a
+    lone surrogate, no blanks at its ends, and is not `.` or `..`, which would change the path of
+    the API call. A text with a key in it, as the URL of an API call, is refused as well: it would
+    be stored.
     """
     if not text:
         raise ValueError("the run ID is empty")
@@ -55,18 +81,40 @@ def check_run_id(text: str) -> str:
         raise ValueError("the run ID has a control character or half a character in it")
     if text != text.strip():
         raise ValueError("the run ID has blanks at its ends")
+    if not text.isascii() and text != remove_invisible(text):
+        raise ValueError("the run ID has an invisible character in it")
     if text in {".", ".."}:
         raise ValueError("a run ID cannot be . or ..")
     return text
 
 
-def build_run(members: Mapping[str, object]) -> ListedRun:
+def is_invisible(character: str) -> bool:
+    """Tell a format character, such as a zero-width space or a direction mark (category Cf)."""
+    return unicodedata.category(character) == "Cf"
+
+
+def remove_invisible(text: str) -> str:
+    """Return `text` without its format characters, which come along when a chat is copied."""
+    if text.isascii():
+        return text
+    return "".join(character for character in text if not is_invisible(character))
+
+
+def clean_text(text: str) -> str:
+    """Return `text` without invisible characters, and without blanks at its ends."""
+    return text.strip() if text.isascii() else remove_invisible(text).strip()
+
+
+def build_run(members: Mapping[str, object], place: str) -> ListedRun:
     """Build a run from the cells or members that describe it. Raises ValueError, in one line."""
+    given = f"{members.get('run_id')}{members.get('source')}{members.get('read_token')}"
     return ListedRun(
         run_id=_run_id(members),
         source=_text(members, "source"),
         read_token=_text(members, "read_token"),
         labels=_labels(members),
+        place=place,
+        is_cleaned=not given.isascii() and given != remove_invisible(given),
     )
 
 
@@ -76,7 +124,7 @@ def _run_id(members: Mapping[str, object]) -> str:
     run_id = members["run_id"]
     if type(run_id) is not str:
         raise ValueError("the run ID is not a string; put it in quotes")
-    return check_run_id(run_id.strip())
+    return check_run_id(clean_text(run_id))
 
 
 def _text(members: Mapping[str, object], name: str) -> str | None:
@@ -85,7 +133,7 @@ def _text(members: Mapping[str, object], name: str) -> str | None:
         return None
     if type(value) is not str:
         raise ValueError(f"{name} is not a string; put it in quotes")
-    text = value.strip()
+    text = clean_text(value)
     if _CONTROL.search(text) or _KEY_IN_URL.search(text):
         raise ValueError(f"{name} has a control character or a URL with a key in it")
     return text or None
@@ -94,8 +142,8 @@ def _text(members: Mapping[str, object], name: str) -> str | None:
 def _labels(members: Mapping[str, object]) -> dict[str, str]:
     """Collect the labels: members that are no field of ours, and those of `labels`.
 
-    What is nested deeper, null, or has no name is no label. A label is stored as it is, so one
-    that is named like a secret or has a key in it is a ValueError.
+    A member that is nested deeper, null, or has no name is no label. A label is stored as it is,
+    so one that is named like a secret or has a key in it is a ValueError.
     """
     named = {name: value for name, value in members.items() if name not in FIELDS}
     nested = named.get("labels")
@@ -115,7 +163,7 @@ def check_label(name: str, value: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=1024)  # a list has few names, each on every line
 def _label_name(name: str) -> str:
-    if _SECRET_NAME.fullmatch(name.strip()):
+    if _SECRET_NAME.fullmatch(clean_text(name)):
         raise ValueError("a label is named like a secret; a read token belongs in read_token")
     if len(name.encode(errors="replace")) > _MAX_LABEL_NAME_BYTES:
         raise ValueError(f"a label's name is longer than {_MAX_LABEL_NAME_BYTES} bytes")

@@ -4,24 +4,29 @@ import codecs
 import re
 from array import array
 from collections.abc import Sequence
+from itertools import dropwhile
 from typing import overload
 
-from etl.intake.entries import BadLine
+from etl.intake.entries import BadLine, is_invisible
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-UNREADABLE = "\udfff"  # stands for a line that is no text: every reader refuses it
+_HTTP_HEAD = re.compile(r"(?m)^HTTP/\d(?:\.\d)? \d{3}\b.*\n(?:[\w-]+:.*\n)*")
+_MIN_MISREAD = 4
+
+UNREADABLE = "\udfff"
+"""Stands for a line that is no text; every reader leaves it out."""
 
 
 class TextLines(Sequence[str]):
-    """The lines of a text without their ends, each made when it is wanted.
+    """The lines of a text without their ends, each made on demand.
 
-    A list of them all would take three times the memory of the text.
+    A list of all lines would take three times the memory of the text.
     """
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._starts = array("Q", [0])
-        self._starts.extend(found.end() for found in re.finditer("\n", text))
+        self._starts.extend(newline.end() for newline in re.finditer("\n", text))
         self._starts.append(len(text) + 1)
 
     def __len__(self) -> int:
@@ -40,10 +45,16 @@ class TextLines(Sequence[str]):
 
 
 def split_lines(content: bytes) -> tuple[TextLines, list[BadLine]]:
-    """Split the content into lines, and report those that are no text."""
+    """Split the content into lines, and report those that are no text.
+
+    Marks at the start of a line (byte order marks of lists that were put together) vanish, and
+    so do the heads of HTTP answers, as `curl -i` prints them.
+    """
     text = _decoded(content).replace("\r\n", "\n").replace("\r", "\n")
-    # Lists that were put together have byte order marks inside.
-    text = text.removeprefix("\ufeff").replace("\n\ufeff", "\n")
+    text = "".join(dropwhile(is_invisible, text[:8])) + text[8:]
+    text = text.replace("\n\ufeff", "\n")
+    if "HTTP/" in text:
+        text = _HTTP_HEAD.sub(lambda head: "\n" * head[0].count("\n"), text)
     if not _SURROGATE.search(text):
         return TextLines(text), []
     lines = text.split("\n")
@@ -62,5 +73,20 @@ def _decoded(content: bytes) -> str:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         half_a_unit = len(content) % 2
         whole_units = content[: len(content) - half_a_unit]
-        return whole_units.decode("utf-16", "surrogatepass") + UNREADABLE * half_a_unit
+        text = whole_units.decode("utf-16", "surrogatepass") + UNREADABLE * half_a_unit
+        return "\n".join(UNREADABLE if _is_misread(line) else line for line in text.split("\n"))
     return content.decode("utf-8", "surrogateescape")
+
+
+def _is_misread(line: str) -> bool:
+    """Tell bytes of another encoding, which a program appended and UTF-16 reads as foreign letters.
+
+    Both bytes of each of them are ASCII; there are several, or one has a line feed. In a script
+    such as Gurmukhi (U+0A00 and on) all of them seem to have one.
+    """
+    foreign = [ord(character) for character in line if character > "\xff"]
+    if not foreign or not line.encode("utf-16-be", "surrogatepass").isascii():
+        return False
+    with_newline = sum(0x0A in divmod(unit, 256) for unit in foreign)
+    others = len(foreign) - with_newline
+    return others >= _MIN_MISREAD or (with_newline > 0 and others > 0)
