@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from etl import errors
+from etl import clock, errors
 from etl.config import loading, settings
 from etl.config.settings import Schedule
 from etl.db import database
@@ -345,7 +345,9 @@ def exported(database_url: str) -> set[str]:
     engine = database.connect(database_url)
     database.upgrade(engine)
     found = {
-        sample.name for metric in prometheus.registry(engine).collect() for sample in metric.samples
+        sample.name
+        for metric in prometheus.make_registry(engine, clock.now).collect()
+        for sample in metric.samples
     }
     engine.dispose()
     return found
