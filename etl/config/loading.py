@@ -94,7 +94,7 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
 
 
 def _one_line(problem: str) -> str:
-    """Write what would break the line, as the name of a key can, as an escape."""
+    """Escape control characters, which the name of a key can contain."""
     return _CONTROL.sub(lambda match: repr(match[0])[1:-1], problem)
 
 
@@ -117,7 +117,7 @@ def _from_file(path: Path, problems: list[str]) -> Iterator[Setting]:
 
 def _source_problem(name: str, source: object) -> str | None:
     if not isinstance(source, dict):
-        return f"sources.{name} is no section; write [sources.{name}]"
+        return f"sources.{name} is not a section; write [sources.{name}]"
     if name == DEFAULT_SOURCE:
         return f"[sources.{name}] is the account of [api]; write its settings there"
     if not re.fullmatch(r"[\w-]+", name):
@@ -150,7 +150,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _from_environment(
     environ: Mapping[str, str], sections: Mapping[str, str], problems: list[str]
 ) -> Iterator[Setting]:
-    """Yield what is set. `sections` has the file's spelling of each: sources can have capitals."""
+    """Yield the settings of variables. `sections` maps lower case to the file's spelling."""
     for variable, text in sorted(environ.items()):
         if not variable.startswith(ENV_PREFIX) or not text:
             continue
@@ -167,7 +167,7 @@ def _from_environment(
 
 
 def _checked(setting: Setting) -> Any:
-    """Return the setting's value as its type. Raises ValueError: what is wrong and right."""
+    """Return the setting's value as its type. Raises ValueError with the problem and remedy."""
     model = SECTIONS.get(setting.section, Source)
     fields = {field.name: field for field in msgspec.structs.fields(model)}
     if setting.name not in fields:
@@ -186,14 +186,14 @@ def _checked(setting: Setting) -> Any:
 
 
 def _shown(value: object) -> str:
-    """Return a wrong value for a message, without what may be a secret in it."""
+    """Return a wrong value for a message, with passwords and keys masked."""
     if isinstance(value, dict | list):
         return f"a {'section' if isinstance(value, dict) else 'list'}"
     return repr(mask_url_password(str(value)))
 
 
 def _prepared(setting: Setting, kind: Any) -> Any:
-    """Turn the notations that TOML and the environment lack a type for into one that converts."""
+    """Parse durations, and lists in the environment: TOML and the environment lack these types."""
     value = setting.value
     if kind is timedelta:
         return parse_duration(value)
@@ -227,7 +227,7 @@ def _resolved(path: str, folder: Path, escape: Callable[[str], str] = str) -> st
 
 
 def _database_url(url: str, folder: Path) -> str:
-    """Name the driver we ship, and anchor an SQLite file. Raises ValueError for other databases."""
+    """Name our driver, and resolve an SQLite file. Raises ValueError for other databases."""
     scheme, separator, rest = url.partition("://")
     if separator and scheme in {"postgresql", "postgres", "postgresql+psycopg"}:
         if _has_raw_at(rest):
@@ -277,7 +277,7 @@ def _assembled(values: Mapping[str, Mapping[str, Any]]) -> Config:
 
 
 def _clashes(config: Config) -> Iterator[tuple[str, str, str]]:
-    """Yield (section, name, problem) for what takes more than a type to see."""
+    """Yield (section, name, problem) for values that their type allows and that cannot work."""
     for name, source in config.sources.items():
         section = "api" if name == DEFAULT_SOURCE else f"sources.{name}"
         if problem := _base_url_problem(source.base_url):
@@ -285,13 +285,13 @@ def _clashes(config: Config) -> Iterator[tuple[str, str, str]]:
         if name != DEFAULT_SOURCE and (source.key_env is None) == (source.key_file is None):
             yield section, "key_env", "or key_file must say where the key is: give exactly one"
         if source.key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", source.key_env):
-            problem = "is no name of a variable; write one in capitals, never the key itself"
+            problem = "is not the name of a variable; write one in capitals, never the key itself"
             yield section, "key_env", problem
     for section, zone in (
         ("reporting", config.reporting.time_zone),
         ("schedule", config.schedule.time_zone),
     ):
-        if zone != "UTC" and zone not in available_timezones():  # a look through hundreds of files
+        if zone != "UTC" and zone not in available_timezones():  # lists hundreds of files
             problem = f"is {zone!r}; give a name such as 'Europe/Berlin' or 'UTC'"
             yield section, "time_zone", problem
     polling = config.polling
@@ -312,7 +312,7 @@ def _base_url_problem(url: str) -> str | None:
         host = parts.hostname or ""
         _ = parts.port
     except ValueError:
-        return f"{shown}, which is no URL; give https://HOST"
+        return f"{shown}, which is not a URL; give https://HOST"
     if re.search(r"[\s?#@]", url):  # an @ ends a user's name or password
         return f"{shown}, which has more than scheme, host and path; give https://HOST"
     if re.search(r"/api/(result|plan)\b", parts.path):
@@ -329,7 +329,7 @@ def _masked_base_url(url: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether `host` can only be this machine: there plain http leaks nothing."""
+    """Tell whether `host` can only be this machine, to which plain http is safe."""
     return host in {"localhost", "::1"} or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 
@@ -341,7 +341,7 @@ def parse_duration(value: object) -> timedelta:
     """Return "90s", "5m", "1h30m", "14d" or a number of seconds as a timedelta.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: another text.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return timedelta(seconds=value)
@@ -355,7 +355,7 @@ def parse_duration(value: object) -> timedelta:
 
 
 def _expected(kind: Any) -> str:
-    """Say in words what a setting of this type takes."""
+    """Describe the values that a setting of this type accepts."""
     if kind is timedelta:
         return 'a duration such as "90s", "5m", "2h" or "14d"'
     if get_origin(kind) is Literal:

@@ -48,7 +48,7 @@ class BadLine:
 def merge_runs(runs: Iterable[ListedRun]) -> list[ListedRun]:
     """Make one of the entries for the same run, in the order in which runs are first named.
 
-    A value that a later entry gives replaces the earlier one; what it leaves out is kept.
+    A value that a later entry gives replaces the earlier one; values that it leaves out are kept.
     """
     merged: dict[str, ListedRun] = {}
     for run in runs:
@@ -142,7 +142,7 @@ def _text(members: Mapping[str, object], name: str) -> str | None:
 def _labels(members: Mapping[str, object]) -> dict[str, str]:
     """Collect the labels: members that are no field of ours, and those of `labels`.
 
-    A member that is nested deeper, null, or has no name is no label. A label is stored as it is,
+    Members that are nested deeper, null, or nameless are left out. A label is stored as it is,
     so one that is named like a secret or has a key in it is a ValueError.
     """
     named = {name: value for name, value in members.items() if name not in FIELDS}

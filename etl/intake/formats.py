@@ -114,7 +114,7 @@ class _Reader:
         return self._read_json() if mark == '"' else self._read_plain()
 
     def _next_significant(self, start: int) -> int | None:
-        """Return the index of the next line that is no comment, blank or ruled line."""
+        """Return the index of the next line that is neither a comment nor blank nor ruled."""
         for index in range(start, len(self._lines)):
             line = self._lines[index]
             is_ruler = _RULER.fullmatch(line.strip())

@@ -14,7 +14,7 @@ _HTTP_HEAD = re.compile(r"(?m)^HTTP/\d(?:\.\d)? \d{3}\b.*\n(?:[\w-]+:.*\n)*")
 _MIN_MISREAD = 4
 
 UNREADABLE = "\udfff"
-"""Stands for a line that is no text; every reader leaves it out."""
+"""Stands for a line that cannot be decoded; every reader leaves it out."""
 
 
 class TextLines(Sequence[str]):
@@ -69,7 +69,7 @@ def split_lines(content: bytes) -> tuple[TextLines, list[BadLine]]:
 
 
 def _decoded(content: bytes) -> str:
-    """Decode the content, with surrogates where it is no text."""
+    """Decode the content, with surrogates for bytes that are not text."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         half_a_unit = len(content) % 2
         whole_units = content[: len(content) - half_a_unit]

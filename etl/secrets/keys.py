@@ -27,7 +27,7 @@ def api_key(name: str, source: KeyPlace) -> Secret:
     """Return the key of the source called `name`.
 
     Raises:
-        ConfigError: there is none, or its file cannot be read.
+        ConfigError: the key is missing, or its file cannot be read.
     """
     key = os.environ.get(source.key_env or "", "").strip()
     if not key and source.key_file:
@@ -61,11 +61,11 @@ def _read_key(name: str, path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig").strip()
     except OSError as error:
-        # Where there is no such file, its name may be the key itself, put in the wrong place.
+        # If the file does not exist, the setting may be the key itself, put in the wrong place.
         is_there = isinstance(error, PermissionError | IsADirectoryError)
-        shown = path if is_there else f"what it names in {path.parent}"
+        shown = path if is_there else f"the file it names in {path.parent}"
         raise ConfigError(
             f"key_file of source {name}: {shown} cannot be read: {error.strerror}"
         ) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"key_file of source {name}: {path} is no text file") from None
+        raise ConfigError(f"key_file of source {name}: {path} is not a text file") from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from etl.errors import ConfigError
 from etl.secrets.masking import Secret
 
-if TYPE_CHECKING:  # a tenth of what a process takes without it, and most have no tokens
+if TYPE_CHECKING:  # it adds a tenth to a process's memory, and most processes have no tokens
     from cryptography.fernet import MultiFernet
 
 

@@ -306,7 +306,9 @@ NO_URL = "give sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 DURATION = 'give a duration such as "90s", "5m", "2h" or "14d"'
 ONE_KEY = "sources.eu.key_env or key_file must say where the key is: give exactly one"
 NO_HTTP = "plain http would show the key to the network"
-NO_VARIABLE = "sources.eu.key_env is no name of a variable; write one in capitals, never the key"
+NO_VARIABLE = (
+    "sources.eu.key_env is not the name of a variable; write one in capitals, never the key"
+)
 
 
 @pytest.mark.parametrize(
@@ -413,7 +415,7 @@ NO_VARIABLE = "sources.eu.key_env is no name of a variable; write one in capital
         *(
             (
                 f'[api]\nbase_url = "{url}"',
-                f"api.base_url is '{url}', which is no URL; give https://HOST",
+                f"api.base_url is '{url}', which is not a URL; give https://HOST",
             )
             for url in ("https://h:99999", "https://[::1", "https://h:port/base")
         ),
@@ -470,7 +472,7 @@ NO_VARIABLE = "sources.eu.key_env is no name of a variable; write one in capital
         ('[api]\napi_key = "s3cret"', "api.api_key is not a setting; "),
         ('[sources.eu]\nkey = "s3cret"', "sources.eu.key is not a setting; "),
         ("sources = 3", f"sources stands outside a section; {ALL_SECTIONS}"),
-        ("[sources]\neu = 3", "sources.eu is no section; write [sources.eu]"),
+        ("[sources]\neu = 3", "sources.eu is not a section; write [sources.eu]"),
         ("[sources.eu]", "[sources.eu] is empty; give key_env or key_file"),
         ('[sources.eu]\nbase_url = "https://h"', ONE_KEY),
         ('[sources.eu]\nkey_env = "A"\nkey_file = "b"', ONE_KEY),

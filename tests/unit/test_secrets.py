@@ -122,7 +122,7 @@ def test_a_blank_key_file_is_told(name: str, key_file: Path) -> None:
 
 def test_a_missing_key_file_is_told(tmp_path: Path) -> None:
     assert complaint("eu", source(tmp_path / "none")) == (
-        f"key_file of source eu: what it names in {tmp_path} cannot be read:"
+        f"key_file of source eu: the file it names in {tmp_path} cannot be read:"
         " No such file or directory"
     )
 
@@ -137,7 +137,9 @@ def test_an_unreadable_key_file_is_told(key_file: Path, request: pytest.FixtureR
 
 def test_a_key_file_that_is_no_text_is_told(key_file: Path) -> None:
     key_file.write_bytes(b"\xff\xfe\x00")
-    assert complaint("eu", source(key_file)) == f"key_file of source eu: {key_file} is no text file"
+    assert (
+        complaint("eu", source(key_file)) == f"key_file of source eu: {key_file} is not a text file"
+    )
 
 
 @pytest.mark.parametrize("key", ["k3y\nk3y", "k3yö", "k3y\x00", "k3y\x1b[0m"])
