@@ -16,7 +16,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from etl.answers.compression import decompress
-from etl.config.settings import DEFAULT_SOURCE, Api, Config, Database, Source
+from etl.config.settings import Api, Config, Database, Source
 from etl.db import database
 from etl.db.schema import payloads, runs, tracked_runs
 from etl.fetch.door import in_threads
@@ -29,6 +29,7 @@ from etl.sandbox.app import READ_KEY
 from etl.sandbox.clock import Clock
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
+from etl.secrets.keys import DEFAULT_SOURCE
 
 END = datetime(2026, 11, 2, tzinfo=UTC)
 STEP = timedelta(minutes=2)

@@ -119,7 +119,7 @@ def _report_misuse(error: click.ClickException) -> int:
 
 
 def _report_error(message: str, exit_code: int) -> int:
-    from etl.secrets import mask
+    from etl.secrets.masking import mask
 
     for line in message.splitlines():
         display.note(f"error: {mask(line)}")

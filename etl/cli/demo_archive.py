@@ -7,16 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from etl import clock, display
-from etl.config.settings import (
-    DEFAULT_SOURCE,
-    Api,
-    Config,
-    Database,
-    Log,
-    Polling,
-    Security,
-    Source,
-)
+from etl.config.settings import Api, Config, Database, Log, Polling, Security, Source
 from etl.db.opening import Archive
 from etl.ingest.context import IngestContext, PassHooks
 from etl.ingest.interrupt import Interrupt
@@ -30,6 +21,7 @@ from etl.sandbox.app import READ_KEY
 from etl.sandbox.clock import Clock
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
+from etl.secrets.keys import DEFAULT_SOURCE
 
 # The made-up world stands still, so that the demo shows the same whenever it is run.
 TODAY = datetime(2026, 11, 2, 9, 0, tzinfo=UTC)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import NamedTuple
 
 from sqlalchemy import Engine, select
@@ -16,7 +15,9 @@ from etl.db.opening import Archive
 from etl.db.schema import runs
 from etl.errors import ArchiverError
 from etl.fetch.client import Client, Probe, RunRefusedError, UnavailableError
-from etl.secrets import Secret, api_key, open_vault
+from etl.secrets.keys import api_key
+from etl.secrets.masking import Secret
+from etl.secrets.vault import TokenVault
 
 ALLOWED_SKEW = timedelta(minutes=1)
 UNKNOWN_RUN = "result-archiver-doctor"
@@ -62,8 +63,8 @@ def _report(subject: str, error: ArchiverError, remedy: str) -> Finding:
 def _vault(config: Config) -> Finding:
     """Try the key of the read tokens; it is made when the first token is stored."""
     try:
-        vault = open_vault(config)
-        if not Path(config.security.token_key_file).expanduser().exists():
+        vault = TokenVault(config.security.token_key_file)
+        if not vault.has_key_file():
             return Finding("token key", "not needed yet; the first read token makes it", "", 0)
         vault.encrypt(Secret("doctor"))
     except ArchiverError as error:

@@ -53,17 +53,18 @@ def ingest(
 
 
 def _ingest(session: "Session", wanted: "Wanted", *, wait: bool, as_json: bool) -> int:
-    from etl.config.settings import DEFAULT_SOURCE
     from etl.ingest import begin
     from etl.ingest.interrupt import Interrupt
     from etl.ingest.one_pass import PassOrder
     from etl.intake import arguments
     from etl.runtime import tune_heap
-    from etl.secrets import require_keys
+    from etl.secrets.keys import DEFAULT_SOURCE, require_keys
 
     tune_heap()
     given = arguments.read(wanted, session.config)
-    require_keys(session.config, {wanted.source or DEFAULT_SOURCE} if wanted.run_ids else set())
+    require_keys(
+        session.config.sources, {wanted.source or DEFAULT_SOURCE} if wanted.run_ids else set()
+    )
     with session.open_or_create() as archive, Interrupt().listening() as interrupt:
         context = session.ingest_into(archive)
         track = begin.track_and_make_due if wanted.refresh else begin.track

@@ -20,10 +20,10 @@ def schedule(session: "Session") -> int:
     from etl.ingest import scheduler
     from etl.ingest.interrupt import Interrupt
     from etl.runtime import tune_heap
-    from etl.secrets import require_keys
+    from etl.secrets.keys import require_keys
 
     tune_heap()
-    require_keys(session.config, set(session.config.sources))
+    require_keys(session.config.sources, set(session.config.sources))
     with (
         session.open_to_migrate() as archive,  # each pass creates or checks the tables
         Interrupt().listening() as interrupt,

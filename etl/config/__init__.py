@@ -1,1 +1,1 @@
-"""The settings: what they are, and how they are loaded and checked."""
+"""The settings: their types and defaults, and how they are loaded and checked."""

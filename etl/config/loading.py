@@ -5,22 +5,21 @@ setting that is wrong.
 """
 
 import difflib
+import glob
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from zoneinfo import available_timezones
 
 import msgspec
 from msgspec import Meta, Struct
 
 from etl.config.settings import (
-    API_KEY_ENV,
-    DEFAULT_SOURCE,
     SECTIONS,
     Api,
     Config,
@@ -35,6 +34,8 @@ from etl.config.settings import (
     Telemetry,
 )
 from etl.errors import ConfigError
+from etl.secrets.keys import DEFAULT_SOURCE
+from etl.secrets.masking import API_KEY_ENV, MASK, mask_url_password
 
 DEFAULT_PATH = Path("config.toml")
 ENV_PREFIX = "RESULT_ARCHIVER__"
@@ -93,7 +94,7 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
 
 
 def _one_line(problem: str) -> str:
-    """Write what would break the line, as the name of a key can, as an escape."""
+    """Escape control characters, which the name of a key can contain."""
     return _CONTROL.sub(lambda match: repr(match[0])[1:-1], problem)
 
 
@@ -116,7 +117,7 @@ def _from_file(path: Path, problems: list[str]) -> Iterator[Setting]:
 
 def _source_problem(name: str, source: object) -> str | None:
     if not isinstance(source, dict):
-        return f"sources.{name} is no section; write [sources.{name}]"
+        return f"sources.{name} is not a section; write [sources.{name}]"
     if name == DEFAULT_SOURCE:
         return f"[sources.{name}] is the account of [api]; write its settings there"
     if not re.fullmatch(r"[\w-]+", name):
@@ -149,7 +150,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _from_environment(
     environ: Mapping[str, str], sections: Mapping[str, str], problems: list[str]
 ) -> Iterator[Setting]:
-    """Yield what is set. `sections` has the file's spelling of each: sources can have capitals."""
+    """Yield the settings of variables. `sections` maps lower case to the file's spelling."""
     for variable, text in sorted(environ.items()):
         if not variable.startswith(ENV_PREFIX) or not text:
             continue
@@ -166,7 +167,7 @@ def _from_environment(
 
 
 def _checked(setting: Setting) -> Any:
-    """Return the setting's value as its type. Raises ValueError: what is wrong and right."""
+    """Return the setting's value as its type. Raises ValueError with the problem and remedy."""
     model = SECTIONS.get(setting.section, Source)
     fields = {field.name: field for field in msgspec.structs.fields(model)}
     if setting.name not in fields:
@@ -185,14 +186,14 @@ def _checked(setting: Setting) -> Any:
 
 
 def _shown(value: object) -> str:
-    """Return a wrong value for a message, without what may be a secret in it."""
+    """Return a wrong value for a message, with passwords and keys masked."""
     if isinstance(value, dict | list):
         return f"a {'section' if isinstance(value, dict) else 'list'}"
     return repr(mask_url_password(str(value)))
 
 
 def _prepared(setting: Setting, kind: Any) -> Any:
-    """Turn the notations that TOML and the environment lack a type for into one that converts."""
+    """Parse durations, and lists in the environment: TOML and the environment lack these types."""
     value = setting.value
     if kind is timedelta:
         return parse_duration(value)
@@ -206,34 +207,53 @@ def _anchored(setting: Setting, value: Any) -> Any:
     if setting.name in {"key_file", "token_key_file", "metrics_file"}:
         return _resolved(value, setting.folder)
     if setting.key == "runs.sources":
-        return [_resolved(pattern, setting.folder) for pattern in value]
+        return [_resolved(pattern, setting.folder, glob.escape) for pattern in value]
     if setting.key == "database.url":
         return _database_url(value, setting.folder)
     return value
 
 
-def _resolved(path: str, folder: Path) -> str:
+def _resolved(path: str, folder: Path, escape: Callable[[str], str] = str) -> str:
+    """Resolve `path` against `folder`, or a home folder, whose own name `escape` spells."""
     if not path:
         raise ValueError("is empty; give the path of a file, or leave it out")
+    if not path.startswith("~"):
+        return str(Path(escape(str(folder))) / path)
+    home, _, rest = path.partition("/")
     try:
-        return str(folder / Path(path).expanduser())
+        return str(Path(escape(str(Path(home).expanduser()))) / rest.lstrip("/"))
     except RuntimeError:
         raise ValueError(f"is {path!r}; there is no such home folder, give a whole path") from None
 
 
 def _database_url(url: str, folder: Path) -> str:
-    """Name the driver we ship, and anchor an SQLite file. Raises ValueError for other databases."""
+    """Name our driver, and resolve an SQLite file. Raises ValueError for other databases."""
     scheme, separator, rest = url.partition("://")
     if separator and scheme in {"postgresql", "postgres", "postgresql+psycopg"}:
+        if _has_raw_at(rest):
+            raise ValueError(
+                f"is {mask_url_password(url)!r}; write an @ of the user's name or password as %40"
+            )
         return f"postgresql+psycopg://{rest}"
     if separator and scheme in {"sqlite", "sqlite+pysqlite"} and rest.startswith("/"):
         path = rest[1:].partition("?")[0]
         if path and path != ":memory:":
-            return f"sqlite:///{_resolved(path, folder)}{rest[1 + len(path) :]}"
+            return f"sqlite:///{_resolved(path, folder, quote)}{rest[1 + len(path) :]}"
     raise ValueError(
         f"is {mask_url_password(url)!r}; give sqlite:///FILE or"
         " postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     )
+
+
+def _has_raw_at(rest: str) -> bool:
+    """Tell whether a URL has an `@` before the one that ends the password.
+
+    The driver would end the password at the first one, and print what follows as the host.
+    """
+    authority, _, query = rest.partition("?")
+    if "@" not in authority and re.match("[^:/]+:", authority):  # the ? is one of the password
+        authority += query
+    return authority.count("@") > 1
 
 
 def _assembled(values: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -257,21 +277,21 @@ def _assembled(values: Mapping[str, Mapping[str, Any]]) -> Config:
 
 
 def _clashes(config: Config) -> Iterator[tuple[str, str, str]]:
-    """Yield (section, name, problem) for what takes more than a type to see."""
+    """Yield (section, name, problem) for values that their type allows and that cannot work."""
     for name, source in config.sources.items():
         section = "api" if name == DEFAULT_SOURCE else f"sources.{name}"
-        if problem := _url_problem(source.base_url):
+        if problem := _base_url_problem(source.base_url):
             yield section, "base_url", problem
         if name != DEFAULT_SOURCE and (source.key_env is None) == (source.key_file is None):
             yield section, "key_env", "or key_file must say where the key is: give exactly one"
         if source.key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", source.key_env):
-            problem = "is no name of a variable; write one in capitals, never the key itself"
+            problem = "is not the name of a variable; write one in capitals, never the key itself"
             yield section, "key_env", problem
     for section, zone in (
         ("reporting", config.reporting.time_zone),
         ("schedule", config.schedule.time_zone),
     ):
-        if zone != "UTC" and zone not in available_timezones():  # a look through hundreds of files
+        if zone != "UTC" and zone not in available_timezones():  # lists hundreds of files
             problem = f"is {zone!r}; give a name such as 'Europe/Berlin' or 'UTC'"
             yield section, "time_zone", problem
     polling = config.polling
@@ -285,26 +305,31 @@ def _clashes(config: Config) -> Iterator[tuple[str, str, str]]:
         yield "polling", "watch_for", "is shorter than polling.watch_every; make it longer"
 
 
-def _url_problem(url: str) -> str | None:
+def _base_url_problem(url: str) -> str | None:
+    shown = f"is {_masked_base_url(url)!r}"
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
         _ = parts.port
     except ValueError:
-        return "is no URL; give https://HOST"
-    if re.search(r"[\s?#@]", url):  # an @ would part off a user's name or password
-        return "has more than scheme, host and path; give https://HOST"
-    if parts.scheme == "https" and host:
-        return None
-    if parts.scheme == "http" and is_loopback(host):
-        return None
-    if parts.scheme == "http" and host:
-        return f"is {url!r}; plain http would show the key to the network, give https://{host}"
-    return f"is {_shown(url)}; give https://HOST"
+        return f"{shown}, which is not a URL; give https://HOST"
+    if re.search(r"[\s?#@]", url):  # an @ ends a user's name or password
+        return f"{shown}, which has more than scheme, host and path; give https://HOST"
+    if re.search(r"/api/(result|plan)\b", parts.path):
+        return f"{shown}, which is the address of a call; leave out the path from /api on"
+    if parts.scheme == "http" and host and not is_loopback(host):
+        return f"{shown}; plain http would show the key to the network, give https://{host}"
+    return None if parts.scheme in {"http", "https"} and host else f"{shown}; give https://HOST"
+
+
+def _masked_base_url(url: str) -> str:
+    """Mask all that could be a secret: a user's name, too, and each parameter."""
+    shown = re.sub(r"(?s)^([a-z+.-]*://)?.*@", rf"\1{MASK}@", url)
+    return re.sub(r"(?s)([?#]).+", rf"\1{MASK}", shown)
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether `host` can only be this machine: there plain http leaks nothing."""
+    """Tell whether `host` can only be this machine, to which plain http is safe."""
     return host in {"localhost", "::1"} or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 
@@ -316,7 +341,7 @@ def parse_duration(value: object) -> timedelta:
     """Return "90s", "5m", "1h30m", "14d" or a number of seconds as a timedelta.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: another text.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return timedelta(seconds=value)
@@ -329,15 +354,8 @@ def parse_duration(value: object) -> timedelta:
     return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
 
 
-def mask_url_password(text: str) -> str:
-    """Hide the password of a URL, and anything else in it that works as one."""
-    start = text.find("://") + 3 if "://" in text else 0
-    rest = re.sub(r":.*@", ":***@", text[start:], flags=re.DOTALL)
-    return text[:start] + re.sub(r"(?i)(password|api_?key|token|key)=[^&]+", r"\1=***", rest)
-
-
 def _expected(kind: Any) -> str:
-    """Say in words what a setting of this type takes."""
+    """Describe the values that a setting of this type accepts."""
     if kind is timedelta:
         return 'a duration such as "90s", "5m", "2h" or "14d"'
     if get_origin(kind) is Literal:

@@ -1,6 +1,6 @@
 """The settings and their defaults, as pure values: config.example.toml explains each.
 
-Secrets are no settings: only where they are kept is known here.
+Secrets are not among them, only the places where secrets are stored.
 """
 
 from collections.abc import Mapping
@@ -10,21 +10,19 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Meta, Struct
 
-API_KEY_ENV = "APPLITOOLS_API_KEY"
-DEFAULT_SOURCE = "default"
 VENDOR_URL = "https://autonomous.applitools.com"
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
 class Database(Struct, frozen=True):
-    """Where the archive is: an SQLAlchemy URL of SQLite or PostgreSQL."""
+    """The archive's database: an SQLAlchemy URL of SQLite or PostgreSQL."""
 
     url: str = "sqlite:///results.db"
 
 
 class Api(Struct, frozen=True):
-    """The default account, and how every account's API is asked."""
+    """The default account, and the limits of requests to every account's API."""
 
     base_url: str = VENDOR_URL
     key_file: str | None = None
@@ -39,7 +37,7 @@ class Api(Struct, frozen=True):
 
 
 class Source(Struct, frozen=True):
-    """One account: its API and where its key is kept (`key_env` or `key_file`)."""
+    """One account: its API and the place of its key (`key_env` or `key_file`)."""
 
     base_url: str = VENDOR_URL
     key_env: str | None = None
@@ -47,13 +45,13 @@ class Source(Struct, frozen=True):
 
 
 class Runs(Struct, frozen=True):
-    """Run lists that each pass reads by itself."""
+    """Run lists that each pass reads: absolute patterns, see `glob`."""
 
     sources: list[str] = []
 
 
 class Schedule(Struct, frozen=True):
-    """When the service does a pass: by `cron` if it is given, else `every` so often."""
+    """The times of the service's passes: `cron` if it is given, else the interval `every`."""
 
     every: timedelta = timedelta(minutes=5)
     cron: str = ""
@@ -62,7 +60,7 @@ class Schedule(Struct, frozen=True):
 
 
 class Telemetry(Struct, frozen=True):
-    """How others learn that the archiver is well: Prometheus, and a dead man's switch."""
+    """Monitoring: metrics for Prometheus, and pings to a dead man's switch."""
 
     metrics_file: str | None = None
     metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
@@ -72,7 +70,7 @@ class Telemetry(Struct, frozen=True):
 
 
 class Reporting(Struct, frozen=True):
-    """Whose days reports count, what they look back on, and what they call flaky."""
+    """The time zone, windows and flaky thresholds of reports."""
 
     time_zone: str = "UTC"
     window_results: Annotated[int, Meta(ge=2, le=100)] = 10
@@ -83,20 +81,20 @@ class Reporting(Struct, frozen=True):
 
 
 class Security(Struct, frozen=True):
-    """Where the key is kept that encrypts read tokens at rest."""
+    """The place of the key that encrypts read tokens at rest."""
 
     token_key_file: str = "~/.config/result-archiver/token.key"  # noqa: S105  a path, not a secret
 
 
 class Log(Struct, frozen=True):
-    """What is logged to stderr, and how."""
+    """The level and format of logs to stderr."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
 
 
 class Polling(Struct, frozen=True):
-    """The `[polling]` settings: when a run is asked for again (see config.example.toml)."""
+    """When a run is fetched again, and when it is given up."""
 
     running_every: timedelta = timedelta(minutes=2)
     give_up_after: timedelta = timedelta(days=7)
@@ -112,7 +110,7 @@ class Polling(Struct, frozen=True):
 
 
 class Rules(NamedTuple):
-    """The settings in [reporting] that decide what counts as flaky, and over which windows."""
+    """The windows and flaky thresholds of [reporting]."""
 
     window_results: int = 10
     window_days: int = 30
@@ -153,10 +151,10 @@ class Config(Struct, frozen=True):
 
     @property
     def reporting_zone(self) -> ZoneInfo:
-        """The time zone whose days `runs.started_on` counts."""
+        """The time zone of the days in `runs.started_on`."""
         return ZoneInfo(self.reporting.time_zone)
 
     @property
     def rules(self) -> Rules:
-        """What reports count by."""
+        """The windows and flaky thresholds."""
         return Rules(*[getattr(self.reporting, name) for name in Rules._fields])

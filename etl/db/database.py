@@ -9,15 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from etl.config.loading import mask_url_password
 from etl.db import faults
 from etl.db.read_only import open_read_only
 from etl.errors import DatabaseError, Fault
 from etl.runtime import without
-from etl.secrets import hide
+from etl.secrets.masking import hide_password, mask_url_password
 
 HEAD = "0004"
 """The newest migration; a test compares it with `migrations/`. So Alembic loads only to migrate."""
@@ -67,12 +66,16 @@ def _make_engine(url: str) -> Engine:
         engine = create_engine(url, pool_pre_ping=True, json_deserializer=_from_json, **options)
     except (ArgumentError, ValueError):
         raise DatabaseError(f"database.url is {mask_url_password(url)!r}: not a URL") from None
-    hide(engine.url.password or "")
-    for name in ("password", "sslpassword"):
-        hide(str(engine.url.query.get(name, "")))
+    _hide_passwords(engine.url)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _hide_passwords(url: URL) -> None:
+    names = [str(name) for name in (url.username, url.host, url.database) if name]
+    for password in (url.password, url.query.get("password"), url.query.get("sslpassword")):
+        hide_password(str(password or ""), names)
 
 
 def _from_json(text: str | bytes) -> Any:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import (
 )
 
 from etl.errors import DatabaseError, Fault
-from etl.secrets import mask
+from etl.secrets.masking import mask
 
 _REMEDIES = {
     sqlite3.SQLITE_FULL: "make room; what is due stays due",

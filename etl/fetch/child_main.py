@@ -21,7 +21,7 @@ from etl.fetch.fetcher import RunFetcher
 from etl.fetch.messages import Begin, Done, Targets
 from etl.fetch.pool import FetchPool
 from etl.runtime import look_for_cycles_seldom, tune_heap
-from etl.secrets import mask
+from etl.secrets.masking import mask
 
 
 def serve(connection: "Connection[bytes, bytes]") -> None:

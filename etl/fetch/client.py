@@ -23,12 +23,12 @@ from urllib3 import Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, ReadTimeoutError
 
-from etl import __version__, secrets
+from etl import __version__
 from etl.answers.outcome import Reason
 from etl.config.settings import Api, Source
 from etl.errors import KeyRefusedError
 from etl.runtime import without
-from etl.secrets import Secret
+from etl.secrets.masking import Secret, mask_body
 
 with without("charset_normalizer"):  # it guesses encodings; JSON is UTF-8
     import requests
@@ -137,7 +137,7 @@ class Client:
         sha256 = hashlib.sha256(body).hexdigest()
         if sha256 == known_sha256:
             return Response(b"", sha256, fetched_at, is_masked=False)
-        masked = secrets.mask_body(body, [self._key, token] if token else [self._key])
+        masked = mask_body(body, [self._key, token] if token else [self._key])
         return Response(masked, sha256, fetched_at, masked != body)
 
     def close(self) -> None:

@@ -33,7 +33,9 @@ from etl.config.settings import Config
 from etl.errors import ConfigError, KeyRefusedError
 from etl.fetch.breaker import Signal
 from etl.fetch.client import BusyError, Client, Response, RunRefusedError, UnavailableError
-from etl.secrets import api_key, mask, open_vault
+from etl.secrets.keys import api_key
+from etl.secrets.masking import mask
+from etl.secrets.vault import TokenVault
 
 
 class Attempt(NamedTuple):
@@ -97,7 +99,7 @@ class RunFetcher:
     ) -> None:
         self._clients = Clients(config, now)
         self._normalize = normalizer
-        self._vault = open_vault(config)
+        self._vault = TokenVault(config.security.token_key_file)
         self._zone = config.reporting_zone
         self._now = now
         self._decoding = threading.Lock()

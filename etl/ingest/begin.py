@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, insert, select, update
 
-from etl.config.settings import DEFAULT_SOURCE
 from etl.db import database
 from etl.db.database import writing
 from etl.db.schema import ingests
@@ -21,7 +20,8 @@ from etl.intake.lists import Given
 from etl.ledger import leases, standings, tracking
 from etl.ledger.leases import Lease
 from etl.ledger.tracking import Entry, Tracked
-from etl.secrets import open_vault
+from etl.secrets.keys import DEFAULT_SOURCE
+from etl.secrets.vault import TokenVault
 from etl.telemetry.log import get_logger
 
 ENTRIES_AT_ONCE = 500
@@ -58,12 +58,12 @@ def track_and_make_due(ingest: IngestContext, given: Given) -> Tracked:
 def _track(ingest: IngestContext, given: Given, then: Then) -> Tracked:
     """Track runs, a batch at a time, so that memory does not grow with the list."""
     database.prepare(ingest.engine)
-    vault = open_vault(ingest.config)
+    vault = TokenVault(ingest.config.security.token_key_file)
     tracked = Tracked(0, 0)
     without_token: Counter[str] = Counter()
     runs = given.runs
     while batch := list(islice(runs, ENTRIES_AT_ONCE)):
-        entries = lists.entries(batch, vault)
+        entries = lists.entries(given.refuse_second_accounts(ingest.engine, batch), vault)
         with writing(ingest.engine) as connection:
             added = _track_batch(connection, ingest, entries)
             then(connection, [entry.run_id for entry in entries])

@@ -43,7 +43,7 @@ def run_pass(ingest: IngestContext, order: PassOrder, hooks: PassHooks) -> Tally
         if telemetry.metrics_file is not None:
             from etl.telemetry import prometheus  # noqa: PLC0415  a fifth of the start of a pass
 
-            prometheus.write_file(ingest.engine, telemetry.metrics_file)
+            prometheus.write_metrics(ingest.engine, ingest.now, telemetry.metrics_file)
         ping(telemetry, "" if is_well else "/fail")
     return opened.tally
 

@@ -40,7 +40,7 @@ def serve(ingest: IngestContext, interrupt: Interrupt) -> None:
     """
     config = ingest.config
     trigger = make_trigger(config.schedule)
-    prometheus.serve(ingest.engine, config.telemetry)
+    prometheus.serve_metrics(ingest.engine, ingest.now, config.telemetry)
     scheduler = BackgroundScheduler(timezone=UTC)
     scheduler.add_job(
         _sweep,

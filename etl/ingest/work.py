@@ -19,7 +19,7 @@ from etl.ingest.held_runs import HeldRuns
 from etl.ingest.patience import Patience
 from etl.ingest.tally import Tally
 from etl.ledger import standings
-from etl.secrets import require_keys
+from etl.secrets.keys import require_keys
 
 CLAIM_AT_LEAST = 1000
 GRACE_S = 6.0
@@ -35,7 +35,7 @@ def work(ingest: IngestContext, opened: OpenPass, hooks: PassHooks) -> None:
         FetchingLostError: the process that fetches went away.
     """
     held = HeldRuns(ingest.engine, ingest.config.polling, opened.lease.since, ingest.now)
-    require_keys(ingest.config, held.due_sources())
+    require_keys(ingest.config.sources, held.due_sources())
     if hooks.interrupt.signal is not None:
         opened.tally.halt = Halt.INTERRUPTED
         opened.tally.halt_reason = hooks.interrupt.name

@@ -1,20 +1,22 @@
-"""Read the runs that a command was given: as arguments and as lists."""
+"""Read the runs that a command names: as arguments and in lists."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
+from etl import display
 from etl.config.settings import Config
 from etl.errors import UsageError
 from etl.intake import lists
-from etl.intake.formats import ListedRun, check_label, check_run_id
+from etl.intake.entries import ListedRun, check_label, check_run_id, remove_invisible
 from etl.intake.lists import Given
 
 
 class Wanted(NamedTuple):
-    """What the command line says: run IDs, list files (- is stdin), a source, NAME=VALUE labels.
+    """The command line's run IDs, list files (- is stdin), source and NAME=VALUE labels.
 
-    With `refresh`, those are to be fetched even if final; all runs, where none is given.
+    `refresh` fetches these runs even if they are final, and all runs where none is given.
     """
 
     run_ids: Sequence[str]
@@ -32,7 +34,7 @@ def read(wanted: Wanted, config: Config) -> Given:
     """
     labels = read_labels(wanted.labels)
     if wanted.source is not None and wanted.source not in config.sources:
-        raise UsageError(f"--source: {lists.stranger(wanted.source, config)}")
+        raise UsageError(f"--source: {lists.describe_unknown_source(wanted.source, config)}")
     arguments = [_argument(run_id) for run_id in wanted.run_ids]
     listed = lists.read(wanted.lists, config)
     return Given(
@@ -42,8 +44,11 @@ def read(wanted: Wanted, config: Config) -> Given:
 
 
 def _argument(run_id: str) -> ListedRun:
+    cleaned = remove_invisible(run_id)
+    if cleaned != run_id:
+        display.note(f"run ID {run_id}: invisible characters removed")
     try:
-        return ListedRun(run_id=check_run_id(run_id))
+        return ListedRun(run_id=check_run_id(cleaned), place="argument")
     except ValueError as error:
         raise UsageError(f"run ID {run_id!r}: {error}") from None
 
@@ -63,9 +68,4 @@ def read_labels(given: Sequence[str]) -> dict[str, str]:
 
 
 def _completed(run: ListedRun, source: str | None, labels: Mapping[str, str]) -> ListedRun:
-    return ListedRun(
-        run_id=run.run_id,
-        source=run.source or source,
-        read_token=run.read_token,
-        labels={**labels, **run.labels},
-    )
+    return replace(run, source=run.source or source, labels={**labels, **run.labels})

@@ -186,3 +186,17 @@ def unknown(connection: Connection, run_ids: Sequence[str]) -> list[str]:
     query = select(tracked_runs.c.run_id).where(among(tracked_runs.c.run_id, run_ids))
     known = set(connection.scalars(query).all())
     return [run_id for run_id in run_ids if run_id not in known]
+
+
+def read_accounts(connection: Connection, run_ids: Sequence[str]) -> dict[str, str]:
+    """Return the source of each of `run_ids` whose source is certain.
+
+    It is once the run is archived. A run of the default source that is not may have been listed
+    without its source; one that failed may have been listed with a wrong one.
+    """
+    table = tracked_runs
+    is_named = and_(table.c.source != "default", table.c.state != State.FAILED)
+    query = select(table.c.run_id, table.c.source).where(
+        among(table.c.run_id, run_ids), or_(table.c.last_fetched_at.is_not(None), is_named)
+    )
+    return dict(connection.execute(query).all())

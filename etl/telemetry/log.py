@@ -1,4 +1,4 @@
-"""Logs: to stderr, as text for people or JSON for machines, and never with a secret."""
+"""Logs to stderr, as text for people or JSON for machines, with secrets masked."""
 
 import logging
 import sys
@@ -7,9 +7,9 @@ from typing import Any
 
 from etl.config.settings import Log
 from etl.runtime import without
-from etl.secrets import mask
+from etl.secrets.masking import mask
 
-with without("rich"):  # a tenth of the start, for tracebacks that nobody is shown
+with without("rich"):  # a tenth of the start-up time, for tracebacks that we do not print
     import structlog
 
 bind_context = structlog.contextvars.bind_contextvars
@@ -47,13 +47,13 @@ def configure(settings: Log) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
-    # Below warnings urllib3 tells each URL and alembic each statement: noise, and a risk.
+    # Below warnings urllib3 logs each URL and alembic each statement: noise, and a risk.
     for name in ("urllib3", "alembic", "uvicorn", "apscheduler"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def get_logger() -> structlog.stdlib.BoundLogger:
-    """Return the program's logger; events are short texts, facts go into keywords."""
+    """Return the program's logger. Events are short texts; facts are keyword arguments."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("result_archiver")
     return logger
 
@@ -73,12 +73,12 @@ def _mask_event(
 
 
 def _mask_line(_logger: Any, _name: str, line: Any) -> str:
-    """Mask once more: what objects and lists have in them only shows when they are written."""
+    """Mask the whole line: the contents of objects and lists show only when it is written."""
     return mask(line)
 
 
 def _without_controls(_logger: Any, _name: str, line: Any) -> str:
-    """Show what could steer a terminal, such as a direction mark in a run ID, as its escape."""
+    """Escape characters that could control a terminal, such as a direction mark in a run ID."""
     return "".join(
         character if character.isprintable() or character == "\n" else repr(character)[1:-1]
         for character in line

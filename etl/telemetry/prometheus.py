@@ -1,10 +1,10 @@
 """Prometheus metrics: a file for cron, an endpoint for the service.
 
-The metrics are read from the database, which has all state: cron and the service show the same,
-and nothing is lost when a process ends.
+The metrics are read from the database, which has all state: cron and the service show the same
+values, and no value is lost when a process ends.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection, Engine, func, select
 
-from etl import clock
 from etl.config.settings import Telemetry
 from etl.db.database import reading
 from etl.db.schema import OUTCOMES, ingests
@@ -26,16 +25,17 @@ log = get_logger()
 
 
 class ArchiveCollector(Collector):
-    """The archive's metrics, read anew for each scrape."""
+    """The archive's metrics, read from the database at each scrape."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, clock: Callable[[], datetime]) -> None:
         self._engine = engine
+        self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics; only `result_archiver_database_up 0` when the database is away."""
+        """Yield the metrics; only `result_archiver_database_up 0` without the database."""
         try:
             with reading(self._engine) as connection:
-                metrics = [*_ledger_metrics(connection), *_pass_metrics(connection)]
+                metrics = [*_ledger_metrics(connection, self._clock()), *_pass_metrics(connection)]
         except DatabaseError as error:
             log.warning("metrics not read", reason=str(error))
             metrics = []
@@ -46,19 +46,20 @@ class ArchiveCollector(Collector):
         yield from metrics
 
 
-def _ledger_metrics(connection: Connection) -> Iterator[Metric]:
-    now = clock.now()
-    found = standings.standings(connection, now)
+def _ledger_metrics(connection: Connection, now: datetime) -> Iterator[Metric]:
+    ledger = standings.standings(connection, now)
     by_state = GaugeMetricFamily(
         "result_archiver_runs", "Tracked runs by state of the ledger.", labels=["state"]
     )
-    for state, count in found.by_state.items():
+    for state, count in ledger.by_state.items():
         by_state.add_metric([state], count)
     yield by_state
-    yield GaugeMetricFamily("result_archiver_due_runs", "Runs that are due now.", value=found.due)
-    waiting_s = (now - found.oldest_due_at).total_seconds() if found.oldest_due_at else 0
+    yield GaugeMetricFamily("result_archiver_due_runs", "Runs that are due now.", value=ledger.due)
+    oldest = ledger.oldest_due_at
     yield GaugeMetricFamily(
-        "result_archiver_oldest_due_age_seconds", "For how long a run is due.", value=waiting_s
+        "result_archiver_oldest_due_age_seconds",
+        "Age of the longest-overdue run, in seconds.",
+        value=(now - oldest).total_seconds() if oldest else 0,
     )
 
 
@@ -71,15 +72,17 @@ def _pass_metrics(connection: Connection) -> Iterator[Metric]:
             func.max(ingests.c.finished_at).filter(ingests.c.exit_code == 0).label("last_success"),
         )
     ).one()
-    yield CounterMetricFamily("result_archiver_passes", "Passes begun.", value=row[0])
+    yield CounterMetricFamily("result_archiver_passes", "Passes started.", value=row[0])
     outcomes = CounterMetricFamily(
-        "result_archiver_outcomes", "Runs fetched, by what came of it.", labels=["outcome"]
+        "result_archiver_outcomes", "Runs fetched, by outcome.", labels=["outcome"]
     )
     for name, count in zip(OUTCOMES, row[1 : 1 + len(OUTCOMES)], strict=True):
         outcomes.add_metric([name], int(count))
     yield outcomes
-    yield _moment("last_pass", "When the last pass ended.", row.last_finished)
-    yield _moment("last_success", "When a pass last ended with exit code 0.", row.last_success)
+    yield _moment("last_pass", "End of the last pass, as a Unix time.", row.last_finished)
+    yield _moment(
+        "last_success", "End of the last pass with exit code 0, as a Unix time.", row.last_success
+    )
 
 
 def _moment(name: str, help_text: str, moment: datetime | None) -> Metric:
@@ -90,30 +93,31 @@ def _moment(name: str, help_text: str, moment: datetime | None) -> Metric:
     )
 
 
-def registry(engine: Engine) -> CollectorRegistry:
+def make_registry(engine: Engine, clock: Callable[[], datetime]) -> CollectorRegistry:
     """Return a registry that has the archive's metrics and no other."""
-    found = CollectorRegistry()
-    found.register(ArchiveCollector(engine))
-    return found
+    registry = CollectorRegistry()
+    registry.register(ArchiveCollector(engine, clock))
+    return registry
 
 
-def write_file(engine: Engine, file: str) -> None:
-    """Write the metrics to `file`, whole and at once. Never raises."""
+def write_metrics(engine: Engine, clock: Callable[[], datetime], file: str) -> None:
+    """Replace `file` by the metrics of now, in one step. Never raises."""
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        write_to_textfile(file, registry(engine))
+        write_to_textfile(file, make_registry(engine, clock))
     except OSError as error:
         log.warning("metrics file not written", file=file, reason=error.strerror)
 
 
-def serve(engine: Engine, settings: Telemetry) -> None:
+def serve_metrics(engine: Engine, clock: Callable[[], datetime], settings: Telemetry) -> None:
     """Serve /metrics from a thread, if `telemetry.metrics_port` is set. Raises UsageError."""
     if not settings.metrics_port:
         return
     try:
-        start_http_server(settings.metrics_port, settings.metrics_host, registry(engine))
+        registry = make_registry(engine, clock)
+        start_http_server(settings.metrics_port, settings.metrics_host, registry)
     except OSError as error:
         raise UsageError(
             f"telemetry.metrics_port: {settings.metrics_host}:{settings.metrics_port} cannot be"
-            f" had: {error.strerror}"
+            f" opened: {error.strerror}"
         ) from None

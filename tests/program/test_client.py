@@ -27,7 +27,6 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl import secrets
 from etl.answers.outcome import Reason
 from etl.config.settings import Api, Log, Source
 from etl.errors import KeyRefusedError
@@ -39,7 +38,7 @@ from etl.fetch.client import (
     UnavailableError,
     parse_retry_after,
 )
-from etl.secrets import Secret
+from etl.secrets.masking import Secret, forget_secrets
 from etl.telemetry.log import configure
 from tests.support import faulty
 from tests.support.faulty import (
@@ -457,11 +456,11 @@ Loudly = Callable[[Literal["text", "json"]], None]
 
 
 @pytest.fixture
-def loudly(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loudly]:
+def loudly() -> Iterator[Loudly]:
     """Log everything that any library has to say, until the test ends."""
     root, urllib3 = logging.getLogger(), logging.getLogger("urllib3")
     handlers, level = root.handlers[:], root.level
-    monkeypatch.setattr(secrets, "_known", set())
+    forget_secrets()
 
     def configured(log_format: Literal["text", "json"]) -> None:
         configure(Log(level="debug", format=log_format))

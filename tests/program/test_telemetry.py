@@ -12,6 +12,7 @@ from prometheus_client import generate_latest
 from psycopg import sql
 from sqlalchemy import Engine, make_url, text, update
 
+from etl import clock
 from etl.config.settings import Telemetry
 from etl.db import database
 from etl.db.schema import tracked_runs
@@ -81,7 +82,7 @@ def values(exposed: str) -> dict[str, float]:
 
 
 def read(engine: Engine) -> dict[str, float]:
-    return values(generate_latest(prometheus.registry(engine)).decode())
+    return values(generate_latest(prometheus.make_registry(engine, clock.now)).decode())
 
 
 def names(found: dict[str, float]) -> set[str]:
@@ -93,7 +94,7 @@ def names(found: dict[str, float]) -> set[str]:
 
 def test_every_metric_is_there_with_its_meaning(archiver: Program, engine: Engine) -> None:
     archiver.call("ingest", "r1")
-    exposed = generate_latest(prometheus.registry(engine)).decode()
+    exposed = generate_latest(prometheus.make_registry(engine, clock.now)).decode()
     assert names(values(exposed)) == ALL_METRICS
     assert set(re.findall(r"^# HELP (\w+) .+\.$", exposed, re.MULTILINE)) == ALL_METRICS
 
@@ -195,7 +196,7 @@ def fetch(port: int) -> dict[str, float]:
 def test_the_endpoint_serves_the_metrics(archiver: Program, engine: Engine) -> None:
     archiver.call("ingest", "r1")
     port = free_port()
-    prometheus.serve(engine, Telemetry(metrics_port=port))
+    prometheus.serve_metrics(engine, clock.now, Telemetry(metrics_port=port))
     assert names(fetch(port)) == ALL_METRICS
 
 
@@ -206,7 +207,7 @@ def test_the_endpoint_tells_that_postgresql_went_away_and_came_back(
     name = make_url(postgresql_url).database or ""
     engine = database.connect(postgresql_url)
     port = free_port()
-    prometheus.serve(engine, Telemetry(metrics_port=port))
+    prometheus.serve_metrics(engine, clock.now, Telemetry(metrics_port=port))
     found = [fetch(port)]
     for is_there in (False, True):
         with postgresql.administer() as connection:
@@ -235,7 +236,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(sqlite_url: str, api: FakeApi)
     engine = database.connect(sqlite_url)
     port = int(api.url.rpartition(":")[2])
     with pytest.raises(UsageError, match=rf"^telemetry\.metrics_port: 127\.0\.0\.1:{port} .*use$"):
-        prometheus.serve(engine, Telemetry(metrics_port=port))
+        prometheus.serve_metrics(engine, clock.now, Telemetry(metrics_port=port))
 
 
 # --- pings ---

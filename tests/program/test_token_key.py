@@ -4,12 +4,13 @@ import multiprocessing
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-from etl.secrets import Secret, TokenVault
+from etl.secrets.masking import Secret
+from etl.secrets.vault import TokenVault
 
 
 def encrypt_at_once(path: Path, barrier: Barrier, results: "multiprocessing.Queue[str]") -> None:
     barrier.wait()
-    results.put(TokenVault(path).encrypt(Secret("t0ken")))
+    results.put(TokenVault(str(path)).encrypt(Secret("t0ken")))
 
 
 def test_processes_that_begin_together_end_with_one_key(tmp_path: Path) -> None:
@@ -25,6 +26,6 @@ def test_processes_that_begin_together_end_with_one_key(tmp_path: Path) -> None:
     kept = [results.get(timeout=20) for _ in processes]
     for process in processes:
         process.join()
-    vault = TokenVault(vault_file)
+    vault = TokenVault(str(vault_file))
     assert [vault.decrypt(one).reveal() for one in kept] == ["t0ken"] * 4
     assert [*vault_file.parent.iterdir()] == [vault_file]

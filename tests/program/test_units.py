@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from etl import errors
+from etl import clock, errors
 from etl.config import loading, settings
 from etl.config.settings import Schedule
 from etl.db import database
 from etl.ingest.scheduler import make_trigger
 from etl.ledger.lifecycle import State
 from etl.sandbox.app import READ_KEY
+from etl.secrets.masking import API_KEY_ENV
 from etl.telemetry import prometheus
 from tests.support import fake_api
 from tests.support.fake_api import result
@@ -134,7 +135,7 @@ def test_every_variable_of_the_cron_job_is_a_setting() -> None:
     found = loading.load(None, variables)
     assert found.database.url.endswith("db.example.com/results")
     assert found.security.token_key_file == "/keys/token.key"
-    assert settings.API_KEY_ENV in variables
+    assert API_KEY_ENV in variables
 
 
 # --- cron ---
@@ -305,7 +306,7 @@ def test_the_cron_job_comes_as_often_as_the_crontab_and_ends_in_time() -> None:
 
 def test_the_cron_job_takes_its_secrets_from_secrets() -> None:
     env = {each["name"]: each for each in container()["env"]}
-    for name in (settings.API_KEY_ENV, "RESULT_ARCHIVER__DATABASE__URL"):
+    for name in (API_KEY_ENV, "RESULT_ARCHIVER__DATABASE__URL"):
         assert env[name].keys() == {"name", "valueFrom"}
         assert env[name]["valueFrom"].keys() == {"secretKeyRef"}
 
@@ -345,7 +346,9 @@ def exported(database_url: str) -> set[str]:
     engine = database.connect(database_url)
     database.upgrade(engine)
     found = {
-        sample.name for metric in prometheus.registry(engine).collect() for sample in metric.samples
+        sample.name
+        for metric in prometheus.make_registry(engine, clock.now).collect()
+        for sample in metric.samples
     }
     engine.dispose()
     return found

@@ -11,7 +11,6 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import click
@@ -19,12 +18,12 @@ import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import inspect, text
 
-from etl import secrets
 from etl.answers.compression import decompress
 from etl.cli import command_line
 from etl.cli.session import Wiring
 from etl.db import database
 from etl.fetch.breaker import Pauses
+from etl.secrets.masking import forget_secrets
 from tests.support import faulty
 from tests.support.fake_api import SAMPLE
 from tests.support.faulty import Faulty, reply, send
@@ -318,8 +317,8 @@ def use(archiver: Program, start: int = 0) -> Iterator[tuple[tuple[str, ...], Do
 
 def fresh(archiver: Program, *words: str | Path) -> Done:
     """Run a command as if in a process of its own, which knows no secret from an earlier one."""
-    with mock.patch.object(secrets, "_known", set()):
-        return archiver.call(*words)
+    forget_secrets()
+    return archiver.call(*words)
 
 
 def leaks(done: Iterable[tuple[tuple[str, ...], Done]]) -> dict[str, list[str]]:

@@ -38,7 +38,7 @@ from etl.answers.outcome import (
     TransientError,
 )
 from etl.answers.payload import decode
-from etl.config.settings import DEFAULT_SOURCE, Api, Config, Database, Polling, Source
+from etl.config.settings import Api, Config, Database, Polling, Source
 from etl.db import database
 from etl.db.schema import runs, tracked_runs
 from etl.fetch.door import Clock, Peer, in_threads
@@ -56,6 +56,7 @@ from etl.sandbox.app import READ_KEY
 from etl.sandbox.clock import Clock as WorldClock
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import Shape, World
+from etl.secrets.keys import DEFAULT_SOURCE
 from tests.support.dump import LEDGER, dump
 from tests.support.program import program
 

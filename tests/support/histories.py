@@ -22,7 +22,7 @@ from etl.db.schema import metadata, plan_variants
 from etl.derived import refresh
 from etl.ingest import begin
 from etl.ingest.context import IngestContext
-from etl.intake.formats import ListedRun
+from etl.intake.entries import ListedRun
 from etl.intake.lists import Given
 from etl.ledger import leases, tracking
 from etl.ledger.lifecycle import Standing, State

@@ -1,5 +1,6 @@
 """Settings come from the file, then the environment; what is wrong is told, a line for each."""
 
+import glob
 import itertools
 import os
 import re
@@ -16,10 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import FieldInfo
+from sqlalchemy import make_url
 
-from etl.config.loading import load, mask_url_password, parse_duration
-from etl.config.settings import API_KEY_ENV, SECTIONS, VENDOR_URL, Config, Source
+from etl.config.loading import load, parse_duration
+from etl.config.settings import SECTIONS, VENDOR_URL, Config, Source
 from etl.errors import ConfigError
+from etl.secrets.masking import API_KEY_ENV, mask_url_password
 
 EXAMPLE = (Path(__file__).parents[2] / "config.example.toml").read_text()
 SWITCHED_ON = re.sub(r"(?m)^#(?=[\w\[])", "", EXAMPLE)
@@ -242,6 +245,36 @@ def test_run_lists_start_at_the_files_folder_or_the_current_one(
     assert load(path, environ).runs.sources == [f"{tmp_path}/*.csv"]
 
 
+@pytest.mark.parametrize("name", ["conf [prod]", "a*b", "what?", "[!x]", "[[]"])
+def test_the_folders_own_wildcards_are_none(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "runs-1.txt").touch()
+    monkeypatch.setenv("HOME", str(folder))
+    config_file = folder / "config.toml"
+    config_file.write_text('[runs]\nsources = ["runs-?.txt", "~/runs*", "~//runs-[1].txt"]\n')
+    patterns = load(config_file, {}).runs.sources
+    found = [glob.glob(pattern) for pattern in patterns]  # noqa: PTH207  absolute patterns
+    assert found == [[f"{folder}/runs-1.txt"]] * 3
+
+
+@pytest.mark.parametrize(
+    "name", ["shop_feature%2Flogin", "a%20b", "100%", "why?", "c#", "x%41", "a b+c", "ü@:x"]
+)
+def test_a_folders_name_is_no_part_of_the_url(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    config_file = folder / "config.toml"
+    for url in ("sqlite:///a.db?timeout=5", "sqlite:///~/a.db"):
+        config_file.write_text(f'[database]\nurl = "{url}"\n')
+        assert make_url(load(config_file, {}).database.url).database == f"{folder}/a.db"
+
+
 def test_a_relative_file_name_gives_whole_paths(write: Write, tmp_path: Path) -> None:
     write('[api]\nkey_file = "a.key"\n')
     assert load(Path("etc/config.toml"), {}).api.key_file == f"{tmp_path}/etc/a.key"
@@ -273,7 +306,9 @@ NO_URL = "give sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 DURATION = 'give a duration such as "90s", "5m", "2h" or "14d"'
 ONE_KEY = "sources.eu.key_env or key_file must say where the key is: give exactly one"
 NO_HTTP = "plain http would show the key to the network"
-NO_VARIABLE = "sources.eu.key_env is no name of a variable; write one in capitals, never the key"
+NO_VARIABLE = (
+    "sources.eu.key_env is not the name of a variable; write one in capitals, never the key"
+)
 
 
 @pytest.mark.parametrize(
@@ -377,14 +412,48 @@ NO_VARIABLE = "sources.eu.key_env is no name of a variable; write one in capital
             "api.base_url is 'api.example.com'; give https://HOST",
         ),
         ('[api]\nbase_url = "https://"', "api.base_url is 'https://'; give https://HOST"),
-        ('[api]\nbase_url = "https://h:99999"', "api.base_url is no URL; give https://HOST"),
-        ('[api]\nbase_url = "https://[::1"', "api.base_url is no URL; give https://HOST"),
+        *(
+            (
+                f'[api]\nbase_url = "{url}"',
+                f"api.base_url is '{url}', which is not a URL; give https://HOST",
+            )
+            for url in ("https://h:99999", "https://[::1", "https://h:port/base")
+        ),
         *(
             (
                 f'[api]\nbase_url = "https://{rest}"',
-                "api.base_url has more than scheme, host and path; give https://HOST",
+                f"api.base_url is 'https://{shown}', which has more than scheme, host and path;",
             )
-            for rest in ("ann:s3cret@h", "s3cret@h", "h?apiKey=s3cret", "h?", "h#", "h x")
+            for rest, shown in [
+                ("ann:s3cret@h", "***@h"),
+                ("ann:s3@/s3cret@h/base", "***@h/base"),
+                ("s3cret@h", "***@h"),
+                ("h?apiKey=s3cret", "h?***"),
+                ("h/base#s3cret?s3cret", "h/base#***"),
+                ("h?", "h?"),
+                ("h#", "h#"),
+                ("h x", "h x"),
+            ]
+        ),
+        *(
+            (
+                f'[api]\nbase_url = "https://h/{path}"',
+                f"api.base_url is 'https://h/{path}', which is the address of a call;",
+            )
+            for path in ("api/result", "api/result/", "base/api/result/r1", "api/plan/p1/execute")
+        ),
+        *(
+            (
+                f'[database]\nurl = "postgresql://{rest}"',
+                f"database.url is 'postgresql://{shown}'; write an @ of the user's name or pass",
+            )
+            for rest, shown in [
+                ("ann:s3@cret@db:5432/a", "ann:***@db:5432/a"),
+                ("ann:s3@cret/s3@db/a?sslmode=require", "ann:***@db/a?sslmode=require"),
+                ("ann:s3?cret@s3@db/a", "ann:***@db/a"),
+                ("ann@s3@db/a", "ann:***@db/a"),
+                ("ann:s3cret@s3@@db/a", "ann:***@db/a"),
+            ]
         ),
         *(
             (f'[database]\nurl = "{url}"', f"database.url is '{shown}'; {NO_URL}")
@@ -403,7 +472,7 @@ NO_VARIABLE = "sources.eu.key_env is no name of a variable; write one in capital
         ('[api]\napi_key = "s3cret"', "api.api_key is not a setting; "),
         ('[sources.eu]\nkey = "s3cret"', "sources.eu.key is not a setting; "),
         ("sources = 3", f"sources stands outside a section; {ALL_SECTIONS}"),
-        ("[sources]\neu = 3", "sources.eu is no section; write [sources.eu]"),
+        ("[sources]\neu = 3", "sources.eu is not a section; write [sources.eu]"),
         ("[sources.eu]", "[sources.eu] is empty; give key_env or key_file"),
         ('[sources.eu]\nbase_url = "https://h"', ONE_KEY),
         ('[sources.eu]\nkey_env = "A"\nkey_file = "b"', ONE_KEY),
@@ -619,6 +688,9 @@ def test_plain_http_is_fine_on_this_machine(host: str) -> None:
         "postgresql://db/a?password=s3cret s3cret",
         "postgresql://db/a?sslpassword=s3cret&x=1",
         "https://h/?apiKey=s3cret&read_token=s3cret",
+        "postgresql://ann:s3@cret@s3:x@db/a",
+        "postgresql://ann@s3cret@db/a",
+        "postgresql://ann:s3/c?r@et@db/a?sslmode=require",
     ],
 )
 def test_a_password_in_a_url_is_masked(url: str) -> None:
@@ -628,7 +700,12 @@ def test_a_password_in_a_url_is_masked(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["sqlite:////var/a.db", "postgresql://ann@db:5432/a?sslmode=require"]
+    "url",
+    [
+        "sqlite:////var/a.db",
+        "postgresql://ann@db:5432/a?sslmode=require",
+        "postgresql://db/a?application_name=x",
+    ],
 )
 def test_a_url_without_a_password_is_shown_whole(url: str) -> None:
     assert mask_url_password(url) == url

@@ -2,15 +2,19 @@
 
 import csv
 import io
+import itertools
 import json
 import re
+import sys
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from etl.intake.formats import BadLine, ListedRun, RunList, check_run_id, read_list
+from etl.intake.entries import BadLine, ListedRun, check_run_id
+from etl.intake.formats import RunList, read_entries, read_list
 
 ANSWER = """{
   "result": {
@@ -57,7 +61,24 @@ def test_an_empty_list_has_neither_runs_nor_bad_lines(content: bytes) -> None:
     assert read_list(content) == RunList([], [])
 
 
-@pytest.mark.parametrize("line", ["run-2,token-2", "run-2;token-2", '{"id": "run-2"', "[run-2]"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run-2,token-2",
+        "run-2;token-2",
+        "run-2|token-2",
+        '{"id": "run-2"',
+        "[run-2]",
+        "],",
+        "<p>run-2</p>",
+        "server: nginx",
+        "run_id: run-2",
+        "run_id=run-2 read_token=token-2",
+        "-----",
+        "+---+---+",
+        "sep=:",
+    ],
+)
 def test_a_plain_line_with_more_than_an_id_is_bad(line: str) -> None:
     answer = read_list(f"run-1\n{line}\nrun-3\n".encode())
     assert answer == RunList(
@@ -101,6 +122,71 @@ def test_csv_rows_may_be_short_blank_repeated_headers_or_comments() -> None:
 
 def test_a_column_without_a_name_is_no_label() -> None:
     assert runs(",run_id,team\n0,run-1,web\n") == [ListedRun("run-1", labels={"team": "web"})]
+
+
+@pytest.mark.parametrize("name", ["Run ID", "run-id", "RunID", "RUN ID", "\u200brun_id\u200b"])
+def test_a_heading_of_run_ids_is_a_header(name: str) -> None:
+    assert runs(f"{name}\nrun-1\n") == [ListedRun("run-1")]
+    assert runs(f"branch;{name}\nmain;run-1\n") == [ListedRun("run-1", labels={"branch": "main"})]
+
+
+@pytest.mark.parametrize("content", ["run_id\n", "run_id,read_token", "sep=;\nrun_id\n", "sep=;"])
+def test_a_header_alone_is_an_empty_list(content: str) -> None:
+    assert read_list(content.encode()) == RunList([], [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "run_id|read_token\nrun-1|token-1\nrun-2|\n(2 rows)\n",
+        " run_id | read_token \n--------+------------\n run-1  | token-1\n run-2  |\n(2 rows)\n",
+        "| run_id | read_token |\n|---|:---|\n| run-1 | token-1 |\n| run-2 | |\n",
+        "+--+--+\n| run_id | read_token |\n+--+--+\n| run-1 | token-1 |\n| run-2 |\n+--+--+\n",
+        "sep=;\r\nrun_id;read_token\r\nrun-1;token-1\r\nrun-2;\r\n",
+        '"sep=^"\nrun_id^read_token\nrun-1^token-1\nsep=^\nrun-2\n',
+        "# mine\nSEP=\t\nrun_id\tread_token\nrun-1\ttoken-1\t\t\nrun-2\n",
+        "run_id,read_token\nrun-1,token-1,\nrun-2,,, \n",
+    ],
+    ids=["psql -A", "psql", "markdown", "mysql", "Excel", "a caret", "a tab", "empty cells"],
+)
+def test_programs_write_tables_in_their_ways(text: str) -> None:
+    assert runs(text) == [ListedRun("run-1", read_token="token-1"), ListedRun("run-2")]
+
+
+HEADER_REFUSED = (
+    "a header without a run_id column, or not separated by , ; tab or |; the whole list is left out"
+)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "run_id:read_token",
+        "run_id read_token",
+        "run_id^source",
+        "id,read_token",
+        "Read Token|branch",
+        "run_id / read-token",
+    ],
+)
+def test_a_header_that_cannot_be_read_leaves_out_the_whole_list(header: str) -> None:
+    text = f"# mine\n{header}\nrun-1\ntoken-1\n"
+    assert run_ids_and_bad_lines(text) == ([], [(2, HEADER_REFUSED)])
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("run_id", "run-1;token-1"),
+        ("run_id,read_token", "run-1;token-1"),
+        ("run_id|read_token", "run-1,token-1"),
+        ("run_id,read_token", "run-1\ttoken-1"),
+        ("run_id;read_token", "run-1|token-1"),
+    ],
+)
+def test_a_row_with_another_separator_than_its_header_is_bad(header: str, row: str) -> None:
+    ids, bad = run_ids_and_bad_lines(f"{header}\n{row}\nrun-2\n")
+    assert (ids, [line for line, _ in bad]) == (["run-2"], [2])
 
 
 def test_bad_csv_rows_are_reported_with_the_line_where_they_begin() -> None:
@@ -224,6 +310,44 @@ def test_a_bad_json_line_is_reported_and_the_others_go_on(line: str, reason: str
     assert run_ids_and_bad_lines(text) == (["run-1", "run-3", "run-4"], [(2, reason)])
 
 
+MISSING_COMMA = "not valid JSON: a comma is missing before this value"
+MISSING_VALUE = "not valid JSON: a value is missing before the comma"
+EXTRA_BRACKET = "not valid JSON: a closing bracket too many"
+CUT_OFF = "not valid JSON: the list that begins here is not closed; was it cut off?"
+
+
+@pytest.mark.parametrize(
+    ("text", "bad_lines"),
+    [
+        ('[{"run_id": "run-1"}, "run-2"', [(1, CUT_OFF)]),
+        ('# mine\n[\n"run-1",\n"run-2",\n', [(2, CUT_OFF)]),
+        ('[["run-1"], ["run-2"]', [(1, CUT_OFF)]),
+        ('[["run-1"]\n["run-2"]]', [(2, MISSING_COMMA)]),
+        ('["run-1"\n"run-2"]', [(2, MISSING_COMMA)]),
+        ('[{"run_id": "run-1"} {"run_id": "run-2"}]', [(1, MISSING_COMMA)]),
+        ('["run-1",\n\n, "run-2"]', [(3, MISSING_VALUE)]),
+        ('[, "run-1", "run-2"]', [(1, MISSING_VALUE)]),
+        ('["run-1", "run-2"]]]', [(1, EXTRA_BRACKET)]),
+        ('["run-1"]\n]\n"run-2"\n]', [(2, EXTRA_BRACKET), (4, EXTRA_BRACKET)]),
+        ('["run-1" "run-2"', [(1, MISSING_COMMA), (1, CUT_OFF)]),
+    ],
+)
+def test_brackets_and_commas_that_do_not_match_are_reported(
+    text: str, bad_lines: list[tuple[int, str]]
+) -> None:
+    assert run_ids_and_bad_lines(text) == (["run-1", "run-2"], bad_lines)
+
+
+def test_a_hundred_thousand_brackets_are_one_bad_line() -> None:
+    assert run_ids_and_bad_lines("[" * 100_000) == ([], [(1, CUT_OFF)])
+    assert run_ids_and_bad_lines("[" + "]" * 100_000) == ([], [(1, EXTRA_BRACKET)])
+
+
+@pytest.mark.parametrize("text", ['["run-1", "run-2",]', '"run-1",\n"run-2",', '"run-1""run-2"'])
+def test_a_comma_more_than_json_allows_does_no_harm(text: str) -> None:
+    assert run_ids(text) == ["run-1", "run-2"]
+
+
 def test_a_broken_answer_among_others_leaves_no_run_behind() -> None:
     broken = ANSWER.replace('"run-1",', '"run-1"').replace("-1", "-2")
     text = f"{ANSWER}\n{broken}\n{ANSWER.replace('-1', '-3')}\n"
@@ -255,11 +379,11 @@ def test_bad_entries_of_an_array_have_their_own_lines() -> None:
 # What all formats share
 
 
-def test_a_later_entry_for_the_same_run_adds_what_the_first_lacked() -> None:
+def test_a_later_entry_for_the_same_run_wins_where_it_says_something() -> None:
     text = "run_id,source,read_token,team,build\nrun-1,,,web,1\nrun-2\nrun-1,emea,token-1,,2\n"
     text += "run-1,apac,token-9,,\n"
     assert runs(text) == [
-        ListedRun("run-1", "emea", "token-1", {"team": "web", "build": "2"}),
+        ListedRun("run-1", "apac", "token-9", {"team": "web", "build": "2"}),
         ListedRun("run-2"),
     ]
 
@@ -300,6 +424,106 @@ def test_a_utf_16_list_that_is_cut_off_has_a_bad_last_line() -> None:
     assert answer == RunList(
         [ListedRun("run-1")], [BadLine(2, "not readable as text; save the list as UTF-8")]
     )
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "appended",
+    [
+        b"run-3\nrun-4\n",
+        b"run-33\n",
+        b"run-3\r\nrun-4\r\n",
+        b"4f1c7a52-run",
+        b"run-3\n" + "run-4\n".encode("utf-16-le"),
+        b"run-33\n" + "run-4\n".encode("utf-16-le"),
+    ],
+)
+def test_ascii_appended_to_a_utf_16_list_is_one_bad_line(encoding: str, appended: bytes) -> None:
+    answer = read_list("\ufeffrun-1\r\nrun-2\r\n".encode(encoding) + appended)
+    assert [run.run_id for run in answer.runs] == ["run-1", "run-2"]
+    assert {bad.reason for bad in answer.bad_lines} == {
+        "not readable as text; save the list as UTF-8"
+    }
+
+
+def test_utf_16_appended_to_an_ascii_list_is_bad() -> None:
+    answer = read_list(b"run-1\n" + "run-2\r\nrun-3\r\n".encode("utf-16-le"))
+    assert [run.run_id for run in answer.runs] == ["run-1"]
+    assert len(answer.bad_lines) >= 2
+
+
+@pytest.mark.parametrize("run_id", ["日本", "run-中", "夜間テスト", "ਪੰਜਾਬੀ", "\u0a33-ਰਨ"])
+def test_foreign_letters_are_no_misread_ascii(run_id: str) -> None:
+    assert read_list(f"run-1\n{run_id}\n".encode("utf-16")).runs[1:] == [ListedRun(run_id)]
+
+
+@pytest.mark.parametrize("start", [b"PK\x03\x04", b"\x1f\x8b", b"%PDF-1.7", b"\xd0\xcf\x11\xe0"])
+def test_a_binary_file_is_one_bad_line(start: bytes) -> None:
+    answer = read_list(start + b"\0\nrun-1\n")
+    assert answer == RunList([], [BadLine(1, "not a text file; save the list as CSV, in UTF-8")])
+
+
+@pytest.mark.parametrize("page", ["<!DOCTYPE html>", "\n  <html>", "<?xml version='1.0'?>"])
+def test_a_page_is_one_bad_line(page: str) -> None:
+    ids, [(_, reason)] = run_ids_and_bad_lines(f"{page}\nPlease log in\n</html>\n")
+    assert (ids, reason) == ([], "this is HTML or XML, not a run list")
+
+
+HEAD = "HTTP/2 200 \r\nserver: nginx\r\nx-request-id: 1\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HEAD + ANSWER,
+        f"HTTP/1.1 200 Connection established\r\n\r\n{HEAD}{ANSWER}\n",
+        f"HTTP/1.1 100 Continue\n\nHTTP/1.1 201 Created\nDate: x\n\n{ANSWER}",
+        f"{HEAD}run_id,read_token\nrun-1,token-1",
+    ],
+)
+def test_the_head_of_an_http_answer_is_passed_over(text: str) -> None:
+    assert runs(text) == [ListedRun("run-1", read_token="token-1")]
+
+
+def test_heads_between_answers_keep_the_numbers_of_lines() -> None:
+    answers = f"{HEAD}{ANSWER}\n{HEAD}{{}}\n{HEAD}{ANSWER.replace('-1', '-2')}\n"
+    assert run_ids_and_bad_lines(answers) == (["run-1", "run-2"], [(15, "no run_id")])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u200brun-1\u200b",
+        "run-1\ufeff\n",
+        "\u202arun-1\u202c",
+        "run\u00ad-1\u00a0",
+        "run_id\n\u2060run-1\u200e ",
+        '["run\u200d-1"]',
+        '\u200b{"run_id": "\\u200brun-1"}',
+        "\ufeff\u200brun_id,source\nrun-1\u200b,",
+    ],
+)
+def test_invisible_characters_are_removed_and_the_run_says_so(text: str) -> None:
+    [run] = runs(text)
+    assert run.run_id == "run-1"
+
+
+def test_invisible_characters_leave_tokens_and_stay_in_labels() -> None:
+    family = "\U0001f468\u200d\U0001f469"
+    [run] = runs(f"run_id,read_token,team\nrun-1,to\u200bken-1,{family}\n")
+    assert (run, run.is_cleaned) == (ListedRun("run-1", None, "token-1", {"team": family}), True)
+    assert [run.is_cleaned for run in runs("run-1\nrün-2 \n")] == [False, False]
+
+
+def test_every_run_knows_its_place() -> None:
+    texts = ["# x\nrun-1\n", "\nrun_id\nrun-1\n", '[\n\n"run-1"]', '{"runs":\n["run-1"]}']
+    places = [
+        entry.place
+        for text in texts
+        for entry in read_entries(text.encode(), "a.txt")
+        if isinstance(entry, ListedRun)
+    ]
+    assert places == ["a.txt:2", "a.txt:3", "a.txt:3", "a.txt:1"]
 
 
 @pytest.mark.parametrize(
@@ -368,6 +592,8 @@ def test_a_good_run_id_is_returned(text: str) -> None:
         ("..", "a run ID cannot be . or .."),
         (" x", "the run ID has blanks at its ends"),
         ("x\u3000", "the run ID has blanks at its ends"),
+        ("a\u200bb", "the run ID has an invisible character in it"),
+        ("\ufeffab", "the run ID has an invisible character in it"),
         ("a\0b", "the run ID has a control character or half a character in it"),
         ("a\x9fb", "the run ID has a control character or half a character in it"),
         ("a\ud800b", "the run ID has a control character or half a character in it"),
@@ -393,9 +619,11 @@ def is_run_id(text: str) -> bool:
 # What other tests state as literal facts stays out: comments, headers, and CSV without a header.
 RUN_IDS = st.text(min_size=1, max_size=20).filter(is_run_id)
 PLAIN_RUN_IDS = RUN_IDS.filter(
-    lambda text: not set(text) & set('#,;<>"[{\ufeff') and text.casefold() != "run_id"
+    lambda text: not set(text) & set('#,;<>"[{]}|:=') and any(map(str.isalnum, text))
+).filter(lambda text: text.casefold() != "run_id")
+CSV_RUN_IDS = RUN_IDS.filter(
+    lambda text: text[0] != "#" and text != "run_id" and set(text) - set("-+=:| ")
 )
-CSV_RUN_IDS = RUN_IDS.filter(lambda text: text[0] not in "#\ufeff" and text != "run_id")
 
 
 def as_plain(ids: list[str]) -> str:
@@ -446,12 +674,18 @@ def test_every_list_of_run_ids_is_read_as_it_was_written(written: Written) -> No
     assert read_list(write(ids).encode()) == RunList([ListedRun(i) for i in dict.fromkeys(ids)], [])
 
 
+def is_ascii_twice(character: str) -> bool:
+    """Tell a character that UTF-16 writes as two bytes of ASCII."""
+    return "\xff" < character <= "\u7f7f" and ord(character) % 256 < 128
+
+
 @given(WRITTEN, st.sampled_from(["\n", "\r\n", "\r"]), st.sampled_from(["utf-8-sig", "utf-16"]))
 @settings(deadline=None)
 def test_newlines_marks_and_duplicates_do_no_harm(
     written: Written, newline: str, encoding: str
 ) -> None:
     write, ids = written
+    assume(encoding != "utf-16" or not any(map(is_ascii_twice, "".join(ids))))
     text = write(ids + ids).replace("\r\n", "\n").replace("\n", newline)
     assert read_list(text.encode(encoding)) == read_list(write(ids).encode())
 
@@ -475,3 +709,45 @@ def test_any_bytes_give_runs_that_keep_the_rule_and_lines_that_exist(content: by
     assert all(check_run_id(run.run_id) for run in answer.runs)
     assert all(1 <= bad.line <= line_count for bad in answer.bad_lines)
     assert len({run.run_id for run in answer.runs}) == len(answer.runs)
+
+
+def as_cut_off_lines(ids: list[str]) -> str:
+    return "\n".join(f'{{"run_id": "{run_id}"' for run_id in ids)
+
+
+@pytest.mark.parametrize("write", [*FORMATS, as_cut_off_lines])
+def test_work_grows_with_the_list_and_not_with_its_square(
+    write: Callable[[list[str]], str],
+) -> None:
+    """A call makes a line, decodes a value or checks a run: their number is the work."""
+
+    def count_calls(count: int) -> int:
+        content = write([f"run-{number}" for number in range(count)]).encode()
+        calls = itertools.count()
+        sys.setprofile(lambda _frame, event, _argument: event.endswith("call") and next(calls))
+        try:
+            read_list(content)
+        finally:
+            sys.setprofile(None)
+        return next(calls)
+
+    assert count_calls(4_000) < 11 * count_calls(400)  # its square would be 100
+
+
+@pytest.mark.parametrize("write", FORMATS)
+def test_memory_for_the_entries_does_not_grow_with_the_list(
+    write: Callable[[list[str]], str],
+) -> None:
+    """The text of the list and the places of its lines are kept; entries come and go."""
+
+    def measure_bytes_per_run(count: int) -> float:
+        content = write([f"run-{number:06}" for number in range(count)]).encode()
+        tracemalloc.start()
+        try:
+            for _ in read_entries(content, "list"):
+                pass
+            return (tracemalloc.get_traced_memory()[1] - 4 * len(content)) / count
+        finally:
+            tracemalloc.stop()
+
+    assert measure_bytes_per_run(4_000) < 150

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import pytest
 import structlog
 
-from etl import secrets
 from etl.config.settings import Log
+from etl.secrets.masking import forget_secrets, hide
 from etl.telemetry.log import configure, get_logger
 
 KEY = 'k3y/with+signs="of=1'
@@ -21,12 +21,12 @@ Lines = Callable[[], list[str]]
 
 
 @pytest.fixture(autouse=True)
-def logging_of_our_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def logging_of_our_own() -> Iterator[None]:
     """Whatever a test configures or hides ends with it."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    monkeypatch.setattr(secrets, "_known", set())
-    secrets.hide(KEY)
+    forget_secrets()
+    hide(KEY)
     yield
     root.handlers[:], root.level = handlers, level
     structlog.reset_defaults()

@@ -3,7 +3,7 @@
 import html
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote
 
@@ -12,19 +12,28 @@ from cryptography.fernet import Fernet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl import secrets
-from etl.config.settings import API_KEY_ENV, VENDOR_URL, Config, Security, Source
+from etl.config.settings import VENDOR_URL, Source
+from etl.db.database import connect
 from etl.errors import ConfigError
-from etl.secrets import Secret, TokenVault, api_key, hide, mask, mask_body, open_vault
+from etl.secrets.keys import api_key
+from etl.secrets.masking import (
+    API_KEY_ENV,
+    Secret,
+    forget_secrets,
+    hide,
+    mask,
+    mask_body,
+)
+from etl.secrets.vault import TokenVault
 
 KEY = 'k3y/with+signs="of=1'
 PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1)
 
 
 @pytest.fixture(autouse=True)
-def nothing_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test hides is seen again by the next one."""
-    monkeypatch.setattr(secrets, "_known", set())
+def nothing_hidden() -> None:
+    """Each test begins as a new process does."""
+    forget_secrets()
 
 
 @pytest.fixture
@@ -111,7 +120,7 @@ def test_a_blank_key_file_is_told(name: str, key_file: Path) -> None:
 
 def test_a_missing_key_file_is_told(tmp_path: Path) -> None:
     assert complaint("eu", source(tmp_path / "none")) == (
-        f"key_file of source eu: what it names in {tmp_path} cannot be read:"
+        f"key_file of source eu: the file it names in {tmp_path} cannot be read:"
         " No such file or directory"
     )
 
@@ -126,7 +135,9 @@ def test_an_unreadable_key_file_is_told(key_file: Path, request: pytest.FixtureR
 
 def test_a_key_file_that_is_no_text_is_told(key_file: Path) -> None:
     key_file.write_bytes(b"\xff\xfe\x00")
-    assert complaint("eu", source(key_file)) == f"key_file of source eu: {key_file} is no text file"
+    assert (
+        complaint("eu", source(key_file)) == f"key_file of source eu: {key_file} is not a text file"
+    )
 
 
 @pytest.mark.parametrize("key", ["k3y\nk3y", "k3yö", "k3y\x00", "k3y\x1b[0m"])
@@ -170,7 +181,7 @@ def test_a_hidden_secret_is_masked_in_every_spelling(shown: str) -> None:
 
 @given(PRINTABLE.filter(lambda secret: "*" not in secret))
 def test_nothing_of_a_hidden_secret_is_left(secret: str) -> None:
-    secrets._known.clear()
+    forget_secrets()
     hide(secret)
     for shown in (secret, quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1]):
         assert mask(shown) == "***"
@@ -196,6 +207,45 @@ def test_a_secret_that_begins_another_does_not_uncover_it() -> None:
 )
 def test_secret_parameters_of_a_url_are_masked_unasked(text: str, masked: str) -> None:
     assert mask(text) == masked
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("at postgresql://ann:Pw@x/y:z@db:5432/a, no", "at postgresql://ann:***@db:5432/a, no"),
+        ("['http://:pw@proxy:3128']", "['http://:***@proxy:3128']"),
+        ('{"a": "x://u:p@h", "b": "c@d"}', '{"a": "x://u:***@h", "b": "c@d"}'),
+        ("https://h:8080/a and mail@h", "https://h:8080/a and mail@h"),
+        ("postgresql://ann@db:5432/a", "postgresql://ann@db:5432/a"),
+    ],
+)
+def test_the_password_of_a_url_is_masked_unasked(text: str, masked: str) -> None:
+    assert mask(text) == masked
+
+
+MESSAGE = "results.db: the archive of app 2026 was tested; ingest makes one, for ann at db-server"
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["a", "e", "test", "archive", "2026", "password", "results.db", "20261128", "........", "ann"],
+)
+def test_a_short_or_common_password_blots_out_no_words(password: str) -> None:
+    connect(f"postgresql://ann:{quote(password, safe='')}@db-server/results.db")
+    assert mask(MESSAGE) == MESSAGE
+    assert mask(f"postgresql://ann:{password}@db-server/a") == "postgresql://ann:***@db-server/a"
+    assert mask(f"sslmode=require password={password}") == "sslmode=require password=***"
+
+
+@pytest.mark.parametrize(
+    "password", ["s3cr3t-w0rd", "Pw@x:y/z?", "correcthorsebattery", "ann-2026-x", "k3y+k3y="]
+)
+def test_a_password_that_is_no_word_is_masked_wherever_it_stands(password: str) -> None:
+    connect(f"postgresql://ann:{quote(password, safe='')}@db-server/a")
+    assert mask(f"not <{password}>, nor {quote(password)}!") == "not <***>, nor ***!"
+    forget_secrets()
+    connect(f"postgresql://db-server/a?password={quote(password, safe='')}")
+    assert mask(f"not <{password}>") == "not <***>"
 
 
 def test_an_empty_secret_masks_nothing() -> None:
@@ -232,38 +282,38 @@ def trouble(vault: TokenVault, kept: str) -> str:
 
 @given(st.text())
 def test_a_token_comes_back_as_it_went_in(token: str) -> None:
-    vault = TokenVault(Path("token.key"))
+    vault = TokenVault("token.key")
     kept = vault.encrypt(Secret(token))
-    assert TokenVault(Path("token.key")).decrypt(kept).reveal() == token
+    assert TokenVault("token.key").decrypt(kept).reveal() == token
     assert len(token) < 4 or token not in kept
 
 
 def test_the_first_token_makes_a_key_for_its_owner_alone(vault_file: Path) -> None:
-    TokenVault(vault_file).encrypt(Secret("t0ken"))
+    TokenVault(str(vault_file)).encrypt(Secret("t0ken"))
     assert vault_file.stat().st_mode & 0o777 == 0o600
     assert vault_file.parent.stat().st_mode & 0o777 == 0o700
     assert [*vault_file.parent.iterdir()] == [vault_file]
 
 
 def test_a_vault_that_keeps_nothing_makes_no_key(vault_file: Path) -> None:
-    open_vault(Config(sources={}, security=Security(str(vault_file))))
+    TokenVault(str(vault_file))
     assert not vault_file.exists()
 
 
 def test_the_first_key_encrypts_and_all_decrypt(vault_file: Path) -> None:
     old, new = Fernet.generate_key(), Fernet.generate_key()
     write_keys(vault_file, old)
-    kept_before = TokenVault(vault_file).encrypt(Secret("before"))
+    kept_before = TokenVault(str(vault_file)).encrypt(Secret("before"))
     write_keys(vault_file, new, old)
-    rotated = TokenVault(vault_file)
+    rotated = TokenVault(str(vault_file))
     assert rotated.decrypt(kept_before).reveal() == "before"
     assert Fernet(new).decrypt(rotated.encrypt(Secret("after")).encode()) == b"after"
 
 
 def test_another_key_is_told(vault_file: Path) -> None:
-    kept = TokenVault(vault_file).encrypt(Secret("t0ken"))
+    kept = TokenVault(str(vault_file)).encrypt(Secret("t0ken"))
     write_keys(vault_file, Fernet.generate_key())
-    assert trouble(TokenVault(vault_file), kept) == (
+    assert trouble(TokenVault(str(vault_file)), kept) == (
         f"its read token cannot be decrypted: {vault_file} has another key than the one it was"
         " tracked with; bring that key back, or track the run again"
     )
@@ -271,13 +321,13 @@ def test_another_key_is_told(vault_file: Path) -> None:
 
 def test_a_damaged_token_is_told_like_another_key(vault_file: Path) -> None:
     write_keys(vault_file, Fernet.generate_key())
-    assert trouble(TokenVault(vault_file), "dämaged").startswith("its read token cannot be")
+    assert trouble(TokenVault(str(vault_file)), "dämaged").startswith("its read token cannot be")
 
 
 def test_a_lost_key_is_told_and_not_replaced(vault_file: Path) -> None:
-    kept = TokenVault(vault_file).encrypt(Secret("t0ken"))
+    kept = TokenVault(str(vault_file)).encrypt(Secret("t0ken"))
     vault_file.unlink()
-    assert trouble(TokenVault(vault_file), kept) == (
+    assert trouble(TokenVault(str(vault_file)), kept) == (
         f"security.token_key_file: {vault_file} cannot be read: No such file or directory"
     )
     assert not vault_file.exists()
@@ -286,7 +336,7 @@ def test_a_lost_key_is_told_and_not_replaced(vault_file: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"n0key", b"\xff\xfe", Fernet.generate_key()[:-4]])
 def test_a_key_file_without_a_key_is_told_and_not_shown(content: bytes, vault_file: Path) -> None:
     write_keys(vault_file, content)
-    assert trouble(TokenVault(vault_file), "x") == (
+    assert trouble(TokenVault(str(vault_file)), "x") == (
         f"security.token_key_file: {vault_file} has no valid key; bring the right file back"
     )
 
@@ -295,7 +345,7 @@ def test_a_key_file_without_a_key_is_told_and_not_shown(content: bytes, vault_fi
 def test_a_key_file_that_others_can_read_is_refused(mode: int, vault_file: Path) -> None:
     write_keys(vault_file, Fernet.generate_key())
     vault_file.chmod(mode)
-    assert trouble(TokenVault(vault_file), "x") == (
+    assert trouble(TokenVault(str(vault_file)), "x") == (
         f"security.token_key_file: {vault_file} can be read by others; run `chmod 600 {vault_file}`"
     )
 
@@ -303,15 +353,26 @@ def test_a_key_file_that_others_can_read_is_refused(mode: int, vault_file: Path)
 def test_a_key_file_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError) as caught:
-        TokenVault(tmp_path / "file" / "token.key").encrypt(Secret("t0ken"))
+        TokenVault(f"{tmp_path}/file/token.key").encrypt(Secret("t0ken"))
     assert str(caught.value) == (
         f"security.token_key_file: {tmp_path}/file/token.key cannot be written: File exists"
     )
 
 
-def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda vault: vault.encrypt(Secret("t0ken")),
+        lambda vault: vault.decrypt("stored"),
+        TokenVault.has_key_file,
+    ],
+)
+def test_a_user_without_a_home_is_told_when_a_token_is_there(
+    use: Callable[[TokenVault], object],
+) -> None:
+    vault = TokenVault("~nobody-here/token.key")
     with pytest.raises(ConfigError) as caught:
-        open_vault(Config(sources={}, security=Security("~nobody-here/token.key")))
+        use(vault)
     assert str(caught.value) == (
         "security.token_key_file: ~nobody-here/token.key is in a home folder, and this user has"
         " none; set HOME, or give another path"
