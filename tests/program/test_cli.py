@@ -545,15 +545,15 @@ def evil(archiver: Program, api: FakeApi) -> Program:
         result(name=EVIL, application=EVIL, tests=tests, environments=environments, duration=EVIL),
         result(name=EVIL),
     ]
-    api.answers["\u202er-2"] = [Answer(json.dumps({EVIL: EVIL}).encode())]
-    archiver.call("ingest", "r-1", "\u202er-2", "\u202er-3")
+    api.answers["x\u2028r-2"] = [Answer(json.dumps({EVIL: EVIL}).encode())]
+    archiver.call("ingest", "r-1", "x\u2028r-2", "x\u2028r-3")
     archiver.call("ingest", "--refresh", "r-1")
     archiver.call("track", "r-1", "--label", f"branch={EVIL}")
     return archiver
 
 
 @pytest.mark.parametrize(
-    "command", ["status", "show r-1", "show \u202er-2", "ingest --dry-run --refresh"]
+    "command", ["status", "show r-1", "show x\u2028r-2", "ingest --dry-run --refresh"]
 )
 @pytest.mark.parametrize("form", ["", " --json"])
 def test_nothing_that_is_shown_can_steer_the_terminal(
@@ -564,8 +564,9 @@ def test_nothing_that_is_shown_can_steer_the_terminal(
     assert kinds(done.stdout).isdisjoint(STEERING)
 
 
-def test_no_message_can_steer_the_terminal(evil: Program) -> None:
-    done = evil.call("ingest", "\u202er-4")
+@pytest.mark.parametrize("run_id", ["x\u2028r-4", "\u202er-4"])
+def test_no_message_can_steer_the_terminal(evil: Program, run_id: str) -> None:
+    done = evil.call("ingest", run_id)
     assert "r-4" in done.stderr
     assert kinds(done.stderr).isdisjoint(STEERING)
 
@@ -575,7 +576,7 @@ def kinds(text: str) -> set[str]:
     return {unicodedata.category(character) for character in text.replace("\n", "")}
 
 
-@pytest.mark.parametrize("command", ["status", "show r-1", "show \u202er-2"])
+@pytest.mark.parametrize("command", ["status", "show r-1", "show x\u2028r-2"])
 def test_tables_fit_80_columns(evil: Program, command: str) -> None:
     lines = evil.call(*command.split(" ")).stdout.splitlines()
     assert max(map(columns, lines)) <= 80
