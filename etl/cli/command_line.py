@@ -29,6 +29,7 @@ COMMANDS = {
     "schedule": ("schedule_command", "Run as a service: a pass now, then as [schedule] says."),
     "doctor": ("doctor_command", "Check keys, API and database; say how to fix each problem."),
     "status": ("status_command", "Show the ledger at a glance: states, failures, last passes."),
+    "passes": ("passes_command", "List the last passes: trigger, length, counts, exit code."),
     "show": (
         "show_command",
         "Show one run with its tests and history, or a test's results.",

@@ -1,6 +1,7 @@
 """`ingest`: one pass, or passes until every run has finished."""
 
 import time
+from collections import Counter
 from datetime import datetime
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from etl import display
 from etl.cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from etl.cli.session import Session
     from etl.db.opening import Archive
     from etl.ingest.context import IngestContext
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from etl.ingest.one_pass import PassOrder
     from etl.ingest.tally import Tally
     from etl.intake.arguments import Wanted
+    from etl.ledger.standings import FailedCount
 
 
 @click.command(epilog="Example: result-archiver ingest --from runs.csv")
@@ -67,14 +71,14 @@ def _ingest(session: "Session", wanted: "Wanted", *, wait: bool, as_json: bool) 
     )
     with session.open_or_create() as archive, Interrupt().listening() as interrupt:
         context = session.ingest_into(archive)
-        track = begin.track_and_make_due if wanted.refresh else begin.track
+        track = begin.track_and_make_due if wanted.refresh else begin.track_named
         track(context, given)
         if wanted.refresh and not wanted.run_ids and not wanted.lists:
             _make_all_due(archive, session.now)
         tally = _run(context, PassOrder("ingest", given.bad_lines), interrupt)
         while wait and tally.halt is None and _sleep_until_due(context, interrupt):
             tally = _combined(tally, _run(context, PassOrder("ingest"), interrupt))
-    _print_tally(tally, as_json=as_json)
+    _print_tally(tally, context.now(), as_json=as_json)
     return tally.exit_code
 
 
@@ -114,31 +118,48 @@ def _combined(first: "Tally", then: "Tally") -> "Tally":
         changed=first.changed + then.changed,
         unchanged=first.unchanged + then.unchanged,
         waiting=then.waiting,
-        failed=first.failed - first.to_retry + then.failed,
-        rejected=first.rejected + then.rejected,
+        failed=first.failed + first.rejected - first.to_retry + then.failed,
+        rejected=then.rejected,
         requests=first.requests + then.requests,
         halt=then.halt,
         halt_reason=then.halt_reason,
         to_retry=then.to_retry,
         exit_code=then.exit_code or _exit_code_of_failures(first),
+        pass_id=then.pass_id,
+        standing_failed=then.standing_failed,
     )
 
 
 def _exit_code_of_failures(tally: "Tally") -> int:
     """Return 1 if something failed in a pass that no later one can make good."""
-    return 1 if tally.failed > tally.to_retry or tally.rejected else 0
+    return 1 if tally.failed + tally.rejected > tally.to_retry else 0
 
 
-def _print_tally(tally: "Tally", *, as_json: bool) -> None:
+def _print_tally(tally: "Tally", ended_at: datetime, *, as_json: bool) -> None:
+    """Print the summary of a pass: for programs it is the answer, for people a dated line."""
     if tally.halt is not None:
         display.note(f"error: {_describe_halt(tally)}")
     if as_json:
         display.as_json(tally.summary())
         return
-    display.say(
-        f"{tally.new} new, {tally.changed} changed, {tally.unchanged} unchanged,"
+    display.note(
+        f"{ended_at:%Y-%m-%dT%H:%M:%SZ} pass {tally.pass_id}:"
+        f" {tally.new} new, {tally.changed} changed, {tally.unchanged} unchanged,"
         f" {tally.waiting} still going, {tally.failed} failed, {tally.rejected} rejected"
         f" ({tally.requests} request{'' if tally.requests == 1 else 's'})"
+    )
+    if tally.standing_failed:
+        display.note(_describe_failed(tally.standing_failed))
+
+
+def _describe_failed(counts: "Sequence[FailedCount]") -> str:
+    by_reason = Counter[str]()
+    for each in counts:
+        by_reason[each.reason] += each.runs
+    reasons = ", ".join(f"{runs} {reason}" for reason, runs in sorted(by_reason.items()))
+    return (
+        f"runs given up, now and before: {by_reason.total()} ({reasons});"
+        " `result-archiver status --failed` lists them"
     )
 
 

@@ -1,4 +1,4 @@
-"""`status`: the ledger at a glance."""
+"""`status`: the ledger at a glance, the failed runs, and a check for monitoring."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -12,32 +12,59 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from etl.cli.session import Session
+    from etl.ledger.standings import FailedRun, Standings
 
 RECENT = 5
-"""How many passes and failed runs are shown."""
+"""How many passes and retrying runs are shown."""
 
 
-@click.command(epilog="Example: result-archiver status")
+@click.command(epilog="Example: result-archiver status --check")
+@click.option("--failed", is_flag=True, help="List all runs that were given up, and why.")
+@click.option("--check", is_flag=True, help="Exit with 1 if runs failed or are overdue.")
 @options.as_json
 @options.pass_session
-def status(session: "Session", *, as_json: bool) -> int:
+def status(session: "Session", *, failed: bool, check: bool, as_json: bool) -> int:
     """Show the ledger at a glance: states, failures, last passes."""
+    from etl.ledger import standings
 
     now = session.now
     with session.open_to_read() as archive, archive.reading() as connection:
-        summary = _summarize(connection, now)
+        found = standings.standings(connection, now)
+        if failed:
+            _print_failed(standings.read_failed(connection), now, as_json=as_json)
+        else:
+            _print_glance(_summarize(connection, found), now, as_json=as_json)
+    return _check(found) if check else 0
+
+
+def _check(found: "Standings") -> int:
+    """Print on stderr what needs a person; return 1 if there is something."""
+    problems = []
+    if count := sum(each.runs for each in found.failed):
+        problems.append(f"{count} runs failed; `result-archiver status --failed` lists them")
+    if found.overdue:
+        problems.append(f"{found.overdue} runs are overdue by an hour or more; do passes run?")
+    for problem in problems:
+        display.note(f"check: {problem}")
+    return 1 if problems else 0
+
+
+def _print_failed(runs: "list[FailedRun]", now: datetime, *, as_json: bool) -> None:
     if as_json:
-        display.as_json(summary)
-    else:
-        _print_status(summary, now)
-    return 0
+        display.as_json({"failed": [each._asdict() for each in runs]})
+        return
+    rows = [
+        (each.run_id, each.source, each.reason, f"{(now - each.since).days} d", each.last_error)
+        for each in runs
+    ]
+    display.table(["run id", "source", "reason", "age", "message"], rows)
+    display.say(f"{len(runs)} runs failed; `result-archiver retry` makes them due")
 
 
-def _summarize(connection: "Connection", now: datetime) -> dict[str, Any]:
+def _summarize(connection: "Connection", found: "Standings") -> dict[str, Any]:
     from sqlalchemy import select
 
     from etl.db.schema import ingests, tracked_runs
-    from etl.ledger import standings
 
     passes = select(ingests).order_by(ingests.c.id.desc()).limit(RECENT)
     failures = (
@@ -47,14 +74,28 @@ def _summarize(connection: "Connection", now: datetime) -> dict[str, Any]:
         .limit(RECENT)
     )
     return {
-        **standings.standings(connection, now)._asdict(),
+        **found._asdict(),
+        "failed": [each._asdict() for each in found.failed],
         "passes": [dict(row) for row in connection.execute(passes).mappings()],
         "failures": [dict(row) for row in connection.execute(failures).mappings()],
     }
 
 
-def _print_status(summary: dict[str, Any], now: datetime) -> None:
+def _print_glance(summary: dict[str, Any], now: datetime, *, as_json: bool) -> None:
+    if as_json:
+        display.as_json(summary)
+        return
     display.table(["state", "runs"], summary["by_state"].items())
+    if len(summary["by_source"]) > 1:
+        rows = [
+            (source, state, runs)
+            for source, states in summary["by_source"].items()
+            for state, runs in states.items()
+        ]
+        display.table(["source", "state", "runs"], rows)
+    if summary["failed"]:
+        rows = [tuple(each.values()) for each in summary["failed"]]
+        display.table(["failed: source", "reason", "runs"], rows)
     display.say(f"{summary['due']} due now, {summary['leased']} being fetched")
     if summary["oldest_due_at"]:
         display.say(f"waiting since {display.safe(summary['oldest_due_at'])} UTC at the longest")
@@ -65,7 +106,7 @@ def _print_status(summary: dict[str, Any], now: datetime) -> None:
         display.say(f"\nlast passes (now {display.safe(now)} UTC)")
         display.table(names, [[row[name] for name in names] for row in summary["passes"]])
     if summary["failures"]:
-        display.say("\nfailed or to be tried again (first few; `retry` makes them due)")
+        display.say("\nfailed or retrying (the first; --failed lists all that failed)")
         display.table(
-            ["run_id", "reason"], [(r["run_id"], r["last_error"]) for r in summary["failures"]]
+            ["run_id", "message"], [(r["run_id"], r["last_error"]) for r in summary["failures"]]
         )

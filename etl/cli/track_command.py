@@ -42,7 +42,7 @@ def track(
     if not run_ids and not lists:
         raise UsageError("no runs were given; name run IDs, or a list with --from FILE")
     with session.open_or_create() as archive:
-        tracked = begin.track(session.ingest_into(archive), given)
+        tracked = begin.track_named(session.ingest_into(archive), given)
     if as_json:
         display.as_json({**tracked._asdict(), "bad_lines": given.bad_lines})
     else:

@@ -676,6 +676,7 @@ ingests = Table(
     Column("started_at", Timestamp, nullable=False),
     Column("finished_at", Timestamp),
     *[Column(name, BigInteger, nullable=False, server_default="0") for name in OUTCOMES],
+    Column("requests", BigInteger, nullable=False, server_default="0"),
     Column("exit_code", BigInteger),
     Column("wait_until", Timestamp),
 )

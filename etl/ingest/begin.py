@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from etl.db.database import writing
 from etl.db.schema import ingests
 from etl.derived import refresh
 from etl.derived.outcome_reader import COMMIT_LABEL
+from etl.errors import ConfigError
 from etl.ingest.context import IngestContext
 from etl.ingest.tally import Tally
 from etl.intake import lists
@@ -46,6 +47,15 @@ def track(ingest: IngestContext, given: Given) -> Tracked:
     return _track(ingest, given, lambda _connection, _run_ids: None)
 
 
+def track_named(ingest: IngestContext, given: Given) -> Tracked:
+    """Track runs that a person has named; the failed ones among them are asked for again."""
+    return _track(
+        ingest,
+        given,
+        lambda connection, run_ids: tracking.retry(connection, run_ids, ingest.now()),
+    )
+
+
 def track_and_make_due(ingest: IngestContext, given: Given) -> Tracked:
     """Track runs, and let the next pass fetch even the settled ones among them."""
     return _track(
@@ -65,6 +75,7 @@ def _track(ingest: IngestContext, given: Given, then: Then) -> Tracked:
     while batch := list(islice(runs, ENTRIES_AT_ONCE)):
         entries = lists.entries(given.refuse_second_accounts(ingest.engine, batch), vault)
         with writing(ingest.engine) as connection:
+            _retry_with_new_tokens(connection, entries, vault, ingest.now())
             added = _track_batch(connection, ingest, entries)
             then(connection, [entry.run_id for entry in entries])
         without_token.update(
@@ -74,6 +85,29 @@ def _track(ingest: IngestContext, given: Given, then: Then) -> Tracked:
     if tracked.new:
         _warn_of_missing_tokens(ingest, without_token)
     return tracked
+
+
+def _retry_with_new_tokens(
+    connection: Connection, entries: list[Entry], vault: TokenVault, now: datetime
+) -> None:
+    """Make denied runs due whose token is another than the one that was denied."""
+    given = {each.run_id: each.read_token for each in entries if each.read_token}
+    denied = tracking.read_denied_tokens(connection, list(given)) if given else {}
+    renewed = [
+        run_id for run_id, old in denied.items() if not _is_same_token(vault, old, given[run_id])
+    ]
+    if renewed:
+        tracking.retry(connection, renewed, now)
+
+
+def _is_same_token(vault: TokenVault, old: str | None, new: str) -> bool:
+    """Compare decrypted tokens: the same token encrypts differently each time."""
+    if old is None:
+        return False
+    try:
+        return vault.decrypt(old).reveal() == vault.decrypt(new).reveal()
+    except ConfigError:  # encrypted with a key that is gone: the new token replaces it
+        return False
 
 
 def _track_batch(connection: Connection, ingest: IngestContext, entries: list[Entry]) -> Tracked:

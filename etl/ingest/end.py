@@ -14,7 +14,7 @@ from etl.errors import ArchiverError, DatabaseError
 from etl.ingest.begin import OpenPass
 from etl.ingest.context import IngestContext
 from etl.ingest.patience import Patience
-from etl.ledger import health
+from etl.ledger import health, standings
 
 
 def end_pass(ingest: IngestContext, opened: OpenPass, *, is_interrupted: bool) -> None:
@@ -38,10 +38,11 @@ def fail_pass(ingest: IngestContext, opened: OpenPass, error: Exception) -> None
 def _close_pass(ingest: IngestContext, opened: OpenPass) -> None:
     tally, now = opened.tally, ingest.now()
     values: dict[str, Any] = {name: getattr(tally, name) for name in OUTCOMES}
-    values |= {"finished_at": now, "exit_code": tally.exit_code}
+    values |= {"finished_at": now, "requests": tally.requests, "exit_code": tally.exit_code}
     if tally.asked_wait_s:
         values["wait_until"] = now + timedelta(seconds=tally.asked_wait_s)
     of_pass = update(ingests).where(ingests.c.id == tally.pass_id)
     with writing(ingest.engine) as connection:
         ended = connection.execute(of_pass.values(values).returning(ingests.c.id))
         health.note(connection, ended.scalar_one(), now)
+        tally.standing_failed = standings.count_failed(connection)

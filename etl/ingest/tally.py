@@ -1,7 +1,7 @@
 """The counts of one pass: what its summary, its row in `ingests` and its exit code tell."""
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from etl.archive.store import StoredAnswer
 from etl.db.schema import OUTCOMES
 from etl.fetch.breaker import Halt
 from etl.ledger.lifecycle import State
+from etl.ledger.standings import FailedCount
 from etl.ledger.verdicts import Recorded
 
 
@@ -42,6 +43,8 @@ class Tally:
     exit_code: int = 0
     pass_id: int | None = None
     """Its row in `ingests`, which logs name too."""
+    standing_failed: Sequence[FailedCount] = ()
+    """The runs that stand failed after the pass, whenever that happened."""
 
     @property
     def done(self) -> int:
@@ -52,7 +55,13 @@ class Tally:
         """Return the counts for programs."""
         counted = {name: getattr(self, name) for name in (*OUTCOMES, "requests")}
         halted = self.halt.value if self.halt else None
-        return {**counted, "halted": halted, "exit_code": self.exit_code}
+        return {
+            **counted,
+            "halted": halted,
+            "exit_code": self.exit_code,
+            "pass_id": self.pass_id,
+            "standing_failed": [each._asdict() for each in self.standing_failed],
+        }
 
     def add(self, end: RunEnd) -> None:
         """Count the end of one run."""

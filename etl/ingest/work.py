@@ -20,6 +20,9 @@ from etl.ingest.patience import Patience
 from etl.ingest.tally import Tally
 from etl.ledger import standings
 from etl.secrets.keys import require_keys
+from etl.telemetry.log import get_logger
+
+log = get_logger()
 
 CLAIM_AT_LEAST = 1000
 GRACE_S = 6.0
@@ -36,6 +39,7 @@ def work(ingest: IngestContext, opened: OpenPass, hooks: PassHooks) -> None:
     """
     held = HeldRuns(ingest.engine, ingest.config.polling, opened.lease.since, ingest.now)
     require_keys(ingest.config.sources, held.due_sources())
+    _warn_of_leased_runs(ingest)
     if hooks.interrupt.signal is not None:
         opened.tally.halt = Halt.INTERRUPTED
         opened.tally.halt_reason = hooks.interrupt.name
@@ -44,6 +48,17 @@ def work(ingest: IngestContext, opened: OpenPass, hooks: PassHooks) -> None:
             _fetch_due(ingest, held, opened.tally, hooks)
         finally:
             held.release()
+
+
+def _warn_of_leased_runs(ingest: IngestContext) -> None:
+    """Warn of due runs that another process holds: it may have been killed."""
+    with reading(ingest.engine) as connection:
+        if leased := standings.find_held_elsewhere(connection, ingest.now()):
+            log.warning(
+                "due runs are leased to another process; they are free when its lease expires",
+                runs=leased.runs,
+                until=leased.until.isoformat(timespec="seconds"),
+            )
 
 
 def _fetch_due(ingest: IngestContext, held: HeldRuns, tally: Tally, hooks: PassHooks) -> None:

@@ -1,13 +1,13 @@
 """How the tracked runs stand: what people and metrics are shown of the ledger."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Select, case, func, select
+from sqlalchemy import Connection, Select, case, func, select, type_coerce
 
 from etl.answers.outcome import Reason, Target
-from etl.db.schema import among, tracked_runs
+from etl.db.schema import HAS_FAILED, Timestamp, among, tracked_runs
 from etl.ledger import leases
 from etl.ledger.lifecycle import State
 
@@ -61,28 +61,108 @@ def control_of(connection: Connection, source: str) -> Target | None:
     return Target(row.run_id, source, row.read_token, None) if row else None
 
 
+class FailedRun(NamedTuple):
+    """A run that was given up. `since` is its last answer, or the time it was first tracked."""
+
+    run_id: str
+    source: str
+    reason: str
+    last_error: str | None
+    since: datetime
+
+
+def read_failed(connection: Connection) -> list[FailedRun]:
+    """Return all failed runs by source and reason."""
+    table = tracked_runs
+    since = func.coalesce(table.c.last_fetched_at, table.c.first_tracked_at)
+    query = (
+        select(
+            table.c.run_id,
+            table.c.source,
+            table.c.reason,
+            table.c.last_error,
+            type_coerce(since, Timestamp),
+        )
+        .where(HAS_FAILED)
+        .order_by(table.c.source, table.c.reason, table.c.run_id)
+    )
+    return [FailedRun._make(row) for row in connection.execute(query).all()]
+
+
+class FailedCount(NamedTuple):
+    """The number of failed runs of one source and reason."""
+
+    source: str
+    reason: str
+    runs: int
+
+
+def count_failed(connection: Connection) -> list[FailedCount]:
+    """Count the failed runs by source and reason."""
+    table = tracked_runs
+    query = (
+        select(table.c.source, table.c.reason, func.count())
+        .where(HAS_FAILED)
+        .group_by(table.c.source, table.c.reason)
+        .order_by(table.c.source, table.c.reason)
+    )
+    return [
+        FailedCount(source, reason or "", runs)
+        for source, reason, runs in connection.execute(query).all()
+    ]
+
+
+class HeldElsewhere(NamedTuple):
+    """Due runs that other processes have leased, and when the last of those leases expires."""
+
+    runs: int
+    until: datetime
+
+
+def find_held_elsewhere(connection: Connection, now: datetime) -> HeldElsewhere | None:
+    """Return the due runs under a lease now; None if there are none."""
+    table = tracked_runs
+    query = select(func.count(), func.max(table.c.lease_until)).where(
+        table.c.lease_until > now, table.c.due_at <= now
+    )
+    runs, until = connection.execute(query).one()
+    return HeldElsewhere(runs, until) if runs else None
+
+
 class Standings(NamedTuple):
     """The ledger at a glance."""
 
     by_state: Mapping[str, int]
+    by_source: Mapping[str, Mapping[str, int]]
+    failed: Sequence[FailedCount]
     due: int
+    overdue: int
     leased: int
     oldest_due_at: datetime | None
     next_due_at: datetime | None
 
 
+OVERDUE_AFTER = timedelta(hours=1)
+"""A run that has been due for longer waits for a pass that does not come."""
+
+
 def standings(connection: Connection, now: datetime) -> Standings:
-    """Count the runs by state, and those that are due."""
+    """Count the runs by state and source, and those that are due."""
     table = tracked_runs
     by_state = dict.fromkeys((state.value for state in State), 0)
-    counted: Select[str, int] = select(table.c.state, func.count()).group_by(table.c.state)
-    by_state.update(dict(connection.execute(counted).all()))
+    by_source: dict[str, dict[str, int]] = {}
+    counted: Select[str, str, int] = select(table.c.source, table.c.state, func.count())
+    grouped = counted.group_by(table.c.source, table.c.state).order_by(table.c.source)
+    for source, state, runs in connection.execute(grouped).all():
+        by_state[state] += runs
+        by_source.setdefault(source, {})[state] = runs
     row = connection.execute(
         select(
             func.count().filter(table.c.due_at <= now),
+            func.count().filter(table.c.due_at <= now - OVERDUE_AFTER),
             func.count().filter(table.c.lease_until > now),
             func.min(table.c.due_at).filter(table.c.due_at <= now),
             func.min(table.c.due_at).filter(table.c.due_at > now),
         )
     ).one()
-    return Standings(by_state, row[0], row[1], row[2], row[3])
+    return Standings(by_state, by_source, count_failed(connection), *row)

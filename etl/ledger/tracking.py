@@ -20,6 +20,7 @@ from sqlalchemy import (
     update,
 )
 
+from etl.answers.outcome import Reason
 from etl.answers.rows import Row
 from etl.db import bulk
 from etl.db.bulk import upsert_into
@@ -154,8 +155,13 @@ def make_due(connection: Connection, run_ids: Sequence[str] | None, now: datetim
     return connection.execute(_restricted(statement, run_ids)).rowcount
 
 
-def retry(connection: Connection, run_ids: Sequence[str] | None, now: datetime) -> int:
-    """Make failed runs (None: all of them) due now; return how many."""
+def retry(
+    connection: Connection,
+    run_ids: Sequence[str] | None,
+    now: datetime,
+    reason: Reason | None = None,
+) -> int:
+    """Make failed runs (None: all of them) due now, or those of one reason; return how many."""
     changed = 0
     for fetched in (0, 1):
         standing = requeue(fetched, now)
@@ -163,16 +169,23 @@ def retry(connection: Connection, run_ids: Sequence[str] | None, now: datetime) 
         statement = (
             update(tracked_runs)
             .where(tracked_runs.c.state == State.FAILED, was_fetched if fetched else ~was_fetched)
-            .values(
-                state=standing.state,
-                due_at=standing.due_at,
-                attempts=0,
-                reason=None,
-                last_error=None,
-            )
+            .values(state=standing.state, due_at=now, attempts=0, reason=None, last_error=None)
         )
+        if reason is not None:
+            statement = statement.where(tracked_runs.c.reason == reason)
         changed += connection.execute(_restricted(statement, run_ids)).rowcount
     return changed
+
+
+def read_denied_tokens(connection: Connection, run_ids: Sequence[str]) -> dict[str, str | None]:
+    """Return the stored token, encrypted, of the runs that failed as denied."""
+    table = tracked_runs
+    query = select(table.c.run_id, table.c.read_token).where(
+        among(table.c.run_id, run_ids),
+        table.c.state == State.FAILED,
+        table.c.reason == Reason.DENIED,
+    )
+    return dict(connection.execute(query).all())
 
 
 def _restricted(statement: Any, run_ids: Sequence[str] | None) -> Any:

@@ -13,7 +13,7 @@ from etl.db.schema import labels, tracked_runs
 from etl.ledger import leases, standings, tracking
 from etl.ledger.leases import Lease
 from etl.ledger.lifecycle import Standing, State
-from etl.ledger.standings import Standings
+from etl.ledger.standings import FailedCount, Standings
 from etl.ledger.tracking import Entry, Tracked
 from etl.ledger.verdicts import Claim, Recorded
 from tests.support.dump import dump, rows_of
@@ -483,7 +483,7 @@ def test_a_source_lacks_permission_that_was_denied_a_run_and_never_read_one(
 
 def test_an_empty_ledger_stands_at_nothing(connection: Connection) -> None:
     nothing = dict.fromkeys(["queued", "running", "watching", "settled", "retrying", "failed"], 0)
-    assert standings.standings(connection, NOW) == Standings(nothing, 0, 0, None, None)
+    assert standings.standings(connection, NOW) == Standings(nothing, {}, [], 0, 0, 0, None, None)
 
 
 def test_the_ledger_at_a_glance(connection: Connection) -> None:
@@ -501,7 +501,10 @@ def test_the_ledger_at_a_glance(connection: Connection) -> None:
             "retrying": 0,
             "failed": 1,
         },
+        by_source={"default": {"failed": 1, "queued": 1, "running": 1, "watching": 2}},
+        failed=[FailedCount("default", "", 1)],
         due=2,
+        overdue=0,
         leased=1,
         oldest_due_at=at(-5),
         next_due_at=at(5),
