@@ -181,7 +181,7 @@ def test_of_the_two_processes_of_a_pass_one_has_the_database_and_the_other_the_n
     storing = modules_of(archiver, "ingest")
     assert "sqlalchemy" in storing
     assert storing.isdisjoint({"requests", "urllib3"})
-    fetching = modules_of(archiver, "1", of="etl.fetch.fetch_process")
+    fetching = modules_of(archiver, "0", of="etl.fetch.child_main")
     assert "requests" in fetching
     assert fetching.isdisjoint({"sqlalchemy", "structlog", "click", "asyncio"})
 
@@ -545,7 +545,7 @@ def evil(archiver: Program, api: FakeApi) -> Program:
         result(name=EVIL, application=EVIL, tests=tests, environments=environments, duration=EVIL),
         result(name=EVIL),
     ]
-    api.answers["\u202er-2"] = [Answer(json.dumps({EVIL: EVIL}).encode())]
+    api.answers["r-2"] = [Answer(json.dumps({EVIL: EVIL}).encode())]
     archiver.call("ingest", "r-1", "\u202er-2", "\u202er-3")
     archiver.call("ingest", "--refresh", "r-1")
     archiver.call("track", "r-1", "--label", f"branch={EVIL}")
@@ -553,7 +553,7 @@ def evil(archiver: Program, api: FakeApi) -> Program:
 
 
 @pytest.mark.parametrize(
-    "command", ["status", "show r-1", "show \u202er-2", "ingest --dry-run --refresh"]
+    "command", ["status", "show r-1", "show r-2", "ingest --dry-run --refresh"]
 )
 @pytest.mark.parametrize("form", ["", " --json"])
 def test_nothing_that_is_shown_can_steer_the_terminal(
@@ -575,7 +575,7 @@ def kinds(text: str) -> set[str]:
     return {unicodedata.category(character) for character in text.replace("\n", "")}
 
 
-@pytest.mark.parametrize("command", ["status", "show r-1", "show \u202er-2"])
+@pytest.mark.parametrize("command", ["status", "show r-1", "show r-2"])
 def test_tables_fit_80_columns(evil: Program, command: str) -> None:
     lines = evil.call(*command.split(" ")).stdout.splitlines()
     assert max(map(columns, lines)) <= 80
