@@ -44,6 +44,13 @@ class Fault(StrEnum):
 
     UNAVAILABLE = "database_unavailable"
     """No connection, a lost one, or a lock held by another process: transient errors."""
+    OUT_OF_RESOURCES = "database_out_of_resources"
+    """The server lacks disk, memory or connections: transient errors too."""
+    NO_RIGHTS = "database_no_rights"
+    ENCODING = "database_encoding"
+    """The server stores texts in another encoding than UTF-8."""
+    REFUSED_STATEMENT = "database_refused_statement"
+    """The statement fails whatever its values are: a bug of ours, or a pooler's doing."""
     REFUSED_VALUES = "database_refused_values"
     """The database works, and refuses the values of one statement."""
     NO_ARCHIVE = "no_archive"
@@ -64,7 +71,7 @@ class DatabaseError(ArchiverError):
     @property
     def is_transient(self) -> bool:
         """Whether the same statement can succeed in a moment."""
-        return self.reason == Fault.UNAVAILABLE
+        return self.reason in {Fault.UNAVAILABLE, Fault.OUT_OF_RESOURCES}
 
     @property
     def is_of_values(self) -> bool:

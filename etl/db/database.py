@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,11 @@ _CHECKPOINT_PAGES = 4000
 CONNECT_TIMEOUT_S = 10
 
 _OF_SERVERS: Mapping[str, Any] = {
-    "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S},
+    "connect_args": {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "client_encoding": "UTF8",
+        "prepare_threshold": None,  # a pooler gives our transactions sessions of other clients
+    },
     # Whatever the server's default: after waiting for a lock we must see the other commit.
     "isolation_level": "READ COMMITTED",
 }
@@ -41,8 +46,8 @@ def connect(url: str) -> Engine:
         DatabaseError: the URL is broken.
     """
     engine = _make_engine(url)
-    is_sqlite = engine.dialect.name == "sqlite"
-    event.listen(engine, "connect", _set_up_sqlite if is_sqlite else _set_up_postgresql)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
     return engine
 
 
@@ -50,7 +55,6 @@ def connect_to_read(url: str) -> Engine:
     """Return an engine whose connections cannot write; see `connect`."""
     engine = _make_engine(url)
     if engine.dialect.name != "sqlite":
-        event.listen(engine, "connect", _set_up_postgresql)
         # Of each transaction, not of the session: a pooler hands sessions on to other clients.
         return engine.execution_options(postgresql_readonly=True)
     event.listen(engine, "connect", _set_up_sqlite_to_read)
@@ -69,6 +73,8 @@ def _make_engine(url: str) -> Engine:
     _hide_passwords(engine.url)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "connect", partial(_set_up_postgresql, shown_url(engine)))
     return engine
 
 
@@ -111,7 +117,15 @@ def _write_ahead(connection: Any) -> None:
             return
 
 
-def _set_up_postgresql(connection: Any, _record: Any) -> None:
+def _set_up_postgresql(place: str, connection: Any, _record: Any) -> None:
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        connection.close()
+        raise DatabaseError(
+            f"{place}: its encoding is {encoding}, which cannot store every name",
+            faults.ENCODING_REMEDY,
+            Fault.ENCODING,
+        )
     # In another zone the driver cannot read the last hours of the year 9999.
     connection.execute("SET TIME ZONE 'UTC'")
     connection.commit()

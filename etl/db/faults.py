@@ -1,4 +1,7 @@
-"""Explain what a database's driver reports: a problem, its remedy and a reason code."""
+"""Explain what a database's driver reports: a problem, its remedy and a reason code.
+
+Only an error of a statement's values can be a run's own; all others concern every run alike.
+"""
 
 import sqlite3
 
@@ -16,62 +19,93 @@ from sqlalchemy.exc import (
 from etl.errors import DatabaseError, Fault
 from etl.secrets.masking import mask
 
-_REMEDIES = {
+UNREACHABLE_REMEDY = "check database.url, and that the database runs and lets this user in"
+ENCODING_REMEDY = (
+    "create a database with ENCODING 'UTF8' TEMPLATE template0, and name it in database.url"
+)
+
+_OF_SQLITE = {
     sqlite3.SQLITE_FULL: "make room; what is due stays due",
     sqlite3.SQLITE_IOERR: "see whether the disk is full or failing; what is due stays due",
     sqlite3.SQLITE_READONLY: "make the file and its folder writable",
     sqlite3.SQLITE_CANTOPEN: "make its folder, and that writable",
 }
 """Remedies for errors of SQLite, by their primary codes: its own words say little."""
-UNREACHABLE_REMEDY = "check database.url, and that the database runs and lets this user in"
+
+_OF_STATES = {
+    "22021": (Fault.ENCODING, ENCODING_REMEDY),
+    "22P05": (Fault.ENCODING, ENCODING_REMEDY),
+    "25006": (Fault.NO_RIGHTS, "the server is read-only; name the primary in database.url"),
+    "42501": (
+        Fault.NO_RIGHTS,
+        "GRANT the role of database.url this right, or let it own the tables",
+    ),
+    "53100": (Fault.OUT_OF_RESOURCES, "make room on the server's disk; what is due stays due"),
+    "53300": (Fault.OUT_OF_RESOURCES, "raise max_connections; what is due stays due"),
+    "55P03": (Fault.UNAVAILABLE, ""),
+    "55006": (Fault.UNAVAILABLE, ""),
+}
+"""Reason and remedy of single SQLSTATEs; all others go by their class."""
+
+_OF_CLASSES = {
+    "08": Fault.UNAVAILABLE,
+    "22": Fault.REFUSED_VALUES,
+    "23": Fault.REFUSED_VALUES,
+    "28": Fault.NO_RIGHTS,
+    "40": Fault.UNAVAILABLE,
+    "53": Fault.OUT_OF_RESOURCES,
+    "54": Fault.REFUSED_VALUES,
+    "57": Fault.UNAVAILABLE,
+    "58": Fault.UNAVAILABLE,
+    "XX": Fault.UNUSABLE,
+}
+"""Reasons of the classes of SQLSTATEs; of all others the statement is refused."""
 
 
 def explain(error: SQLAlchemyError, place: str) -> DatabaseError:
     """Return a driver's error as one line, without statement, parameters or password."""
-    remedy = _REMEDIES.get(_sqlite_code(error), "")
-    if _is_unreachable(error):
-        remedy = UNREACHABLE_REMEDY
-    return DatabaseError(f"{place}: {_first_line(error)}", remedy, _fault(error))
-
-
-def _fault(error: SQLAlchemyError) -> Fault:
-    if _is_transient(error):
-        return Fault.UNAVAILABLE
-    refusals = (DataError, IntegrityError, InterfaceError, NotSupportedError, ProgrammingError)
-    if isinstance(error, refusals) or _is_too_large(error):
-        return Fault.REFUSED_VALUES
-    return Fault.UNUSABLE
-
-
-def _is_transient(error: SQLAlchemyError) -> bool:
-    """Tell a lost connection, a server that restarts and a held lock from a permanent error."""
-    if not isinstance(error, OperationalError):
-        return isinstance(error, DBAPIError) and error.connection_invalidated
-    if isinstance(error.orig, sqlite3.Error):
-        return _sqlite_code(error) == sqlite3.SQLITE_BUSY
-    return not _is_too_large(error)
-
-
-def _is_too_large(error: SQLAlchemyError) -> bool:
-    """Tell a value beyond a limit of PostgreSQL, such as a long text in an index (class 54)."""
-    cause = error.orig if isinstance(error, DBAPIError) else None
-    return str(getattr(cause, "sqlstate", None)).startswith("54")
-
-
-def _sqlite_code(error: SQLAlchemyError) -> int:
-    """Return SQLite's primary code of an error, 0 for errors of other databases."""
-    cause = error.orig if isinstance(error, DBAPIError) else None
-    return getattr(cause, "sqlite_errorcode", 0) & 0xFF
-
-
-def _is_unreachable(error: SQLAlchemyError) -> bool:
-    """Tell a server that refused the connection from one that refused a statement."""
-    if not isinstance(error, OperationalError) or isinstance(error.orig, sqlite3.Error):
-        return False
-    return error.statement is None
-
-
-def _first_line(error: SQLAlchemyError) -> str:
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    if isinstance(cause, sqlite3.Error):
+        fault, remedy = _explain_sqlite(cause)
+    elif state := getattr(cause, "sqlstate", None):
+        fault, remedy = _explain_state(state)
+    else:
+        fault, remedy = _explain_driver(error)
+    return DatabaseError(f"{place}: {_first_line(cause)}", remedy, fault)
+
+
+def _explain_sqlite(error: sqlite3.Error) -> tuple[Fault, str]:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    refusals = (
+        sqlite3.DataError,
+        sqlite3.IntegrityError,
+        sqlite3.InterfaceError,
+        sqlite3.NotSupportedError,
+        sqlite3.ProgrammingError,
+    )
+    if code == sqlite3.SQLITE_BUSY:
+        return Fault.UNAVAILABLE, ""
+    if isinstance(error, refusals):
+        return Fault.REFUSED_VALUES, ""
+    return Fault.UNUSABLE, _OF_SQLITE.get(code, "")
+
+
+def _explain_state(state: str) -> tuple[Fault, str]:
+    if state in _OF_STATES:
+        return _OF_STATES[state]
+    return _OF_CLASSES.get(state[:2], Fault.REFUSED_STATEMENT), ""
+
+
+def _explain_driver(error: SQLAlchemyError) -> tuple[Fault, str]:
+    """Explain an error that the driver found itself: no connection, or a value it cannot send."""
+    if isinstance(error, OperationalError):
+        return Fault.UNAVAILABLE, UNREACHABLE_REMEDY if error.statement is None else ""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return Fault.UNAVAILABLE, ""
+    refusals = (DataError, IntegrityError, InterfaceError, NotSupportedError, ProgrammingError)
+    return (Fault.REFUSED_VALUES if isinstance(error, refusals) else Fault.UNUSABLE), ""
+
+
+def _first_line(cause: BaseException) -> str:
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return mask(lines[0]) if lines else type(cause).__name__

@@ -124,7 +124,7 @@ def test_completion_knows_commands_and_options(bare: Program) -> None:
 
     assert complete("result-archiver sta") == {"status"}
     assert complete("result-archiver db up") == {"upgrade"}
-    assert complete("result-archiver status --c") == {"--config"}
+    assert complete("result-archiver status --co") == {"--config"}
     assert complete("result-archiver ingest --re") == {"--refresh"}
 
 
@@ -181,7 +181,7 @@ def test_of_the_two_processes_of_a_pass_one_has_the_database_and_the_other_the_n
     storing = modules_of(archiver, "ingest")
     assert "sqlalchemy" in storing
     assert storing.isdisjoint({"requests", "urllib3"})
-    fetching = modules_of(archiver, "1", of="etl.fetch.fetch_process")
+    fetching = modules_of(archiver, "0", of="etl.fetch.child_main")
     assert "requests" in fetching
     assert fetching.isdisjoint({"sqlalchemy", "structlog", "click", "asyncio"})
 

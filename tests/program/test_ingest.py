@@ -92,7 +92,9 @@ def noon() -> Iterator[None]:
 
 def test_the_sample_answer_can_be_had_back(api: FakeApi, archiver: Program, noon: None) -> None:
     api.answers[SAMPLE_ID] = [Answer(SAMPLE)]
-    assert archiver.call("ingest", SAMPLE_ID) == (0, ONE_NEW, "")
+    done = archiver.call("ingest", SAMPLE_ID)
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert done.stderr == f"{NOW:%Y-%m-%dT%H:%M:%SZ}{ONE_NEW}"
     assert archiver.call("show", SAMPLE_ID, "--json").json() == SHOWN
 
 
@@ -299,7 +301,7 @@ def test_an_execute_answer_is_all_that_is_needed_to_archive_its_run(
     tracked = executor.run("track", "--from", "-", stdin=executed.decode())
     assert tracked == (0, "1 new, 0 known already\n", "")
     own_sandbox.clock.set(now=TODAY + timedelta(hours=1))
-    assert executor.call("ingest").stdout == ONE_NEW
+    assert executor.call("ingest").stderr.endswith(ONE_NEW)
     assert executor.call("show", run_id, "--json").json()["run"]["run_id"] == run_id
 
 
