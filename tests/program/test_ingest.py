@@ -132,6 +132,7 @@ SHOWN = {
         "state": "settled",
         "due_at": None,
         "attempts": 0,
+        "reason": None,
         "last_error": None,
         "first_tracked_at": "2026-11-02T09:01:00.000Z",
         "last_fetched_at": "2026-11-02T09:01:00.000Z",
@@ -387,7 +388,11 @@ def test_bad_runs_do_not_stop_the_good_ones(mixed: Mixed) -> None:
     assert mixed.done.exit_code == 1
     assert mixed.done.json() == {
         "new": 7, "changed": 0, "unchanged": 0, "waiting": 1, "failed": 2, "rejected": 1,
-        "requests": 13, "halted": None, "exit_code": 1,
+        "requests": 13, "halted": None, "exit_code": 1, "pass_id": 1,
+        "standing_failed": [
+            {"source": "default", "reason": "denied", "runs": 1},
+            {"source": "default", "reason": "not_found", "runs": 1},
+        ],
     }  # fmt: skip
 
 
@@ -558,7 +563,9 @@ def test_a_signal_ends_the_wait_for_runs_that_are_going(
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=10)
     assert process.returncode == 143
-    assert stderr == "error: interrupted by SIGTERM; what is due stays due\n"
+    [error, summary] = stderr.splitlines()
+    assert error == "error: interrupted by SIGTERM; what is due stays due"
+    assert "pass 2: 1 new, " in summary
 
 
 def test_wait_goes_on_until_the_run_is_over(api: FakeApi, tmp_path: Path, sqlite_url: str) -> None:
@@ -570,7 +577,7 @@ def test_wait_goes_on_until_the_run_is_over(api: FakeApi, tmp_path: Path, sqlite
     assert done.exit_code == 0
     assert done.json() == {
         "new": 1, "changed": 1, "unchanged": 1, "waiting": 0, "failed": 0, "rejected": 0,
-        "requests": 3, "halted": None, "exit_code": 0,
+        "requests": 3, "halted": None, "exit_code": 0, "pass_id": 3, "standing_failed": [],
     }  # fmt: skip
 
 
