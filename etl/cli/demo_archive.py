@@ -17,10 +17,10 @@ from etl.intake.formats import read_list
 from etl.ledger import tracking
 from etl.ledger.tracking import Entry
 from etl.sandbox import listing
-from etl.sandbox.app import READ_KEY
-from etl.sandbox.clock import Clock
+from etl.sandbox.api import READ_KEY
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
+from etl.sandbox.world_clock import Clock
 from etl.secrets.keys import DEFAULT_SOURCE
 
 # The made-up world stands still, so that the demo shows the same whenever it is run.

@@ -15,7 +15,7 @@ from etl.errors import UsageError
 if TYPE_CHECKING:
     from etl.cli.questions import Question
     from etl.cli.session import Session
-    from etl.reports.model import Report
+    from etl.reports.model import ReportResult
 
 TABLE_ROWS = 20
 """How many rows people are shown by default; programs get all."""
@@ -142,7 +142,7 @@ def _print_names() -> None:
     display.table(["report", "shows", "a row is"], rows)
 
 
-def _answer(session: "Session", name: str, question: "Question") -> "Report":
+def _answer(session: "Session", name: str, question: "Question") -> "ReportResult":
     from etl.cli.questions import asking
     from etl.reports import catalog
 
@@ -166,7 +166,7 @@ def _print_page(session: "Session", name: str | None, question: "Question") -> N
     display.say(document.render(found, question.rows))
 
 
-def _print_report(found: "Report", form: Form, *, raw: bool) -> None:
+def _print_report(found: "ReportResult", form: Form, *, raw: bool) -> None:
     """Print a report; for CSV, what is to be known beside its rows goes to stderr."""
     from etl.reports import forms
 

@@ -67,7 +67,7 @@ _DAYS = frozenset(
 )
 
 
-class Source(NamedTuple):
+class ExportTable(NamedTuple):
     """A view or table, and the names of the columns that its rows are ordered by."""
 
     name: str
@@ -93,7 +93,7 @@ def write(engine: Engine, folder: Path, suffix: str, write_file: Write) -> Mappi
     require_archive(engine)
     folder.mkdir(parents=True, exist_ok=True)
     with snapshot(engine) as connection:
-        sources = _sources(connection)
+        sources = _tables_to_export(connection)
         targets = [folder / f"{source.name}.{suffix}" for source in sources]
         with files.finished(targets) as unfinished:
             counts = [
@@ -103,9 +103,11 @@ def write(engine: Engine, folder: Path, suffix: str, write_file: Write) -> Mappi
     return dict(zip(targets, counts, strict=True))
 
 
-def _sources(connection: Connection) -> list[Source]:
-    views = [Source(name, _view(connection, name), keys) for name, keys in VIEWS.items()]
-    return views + [Source(each.name, each, each.primary_key.columns.keys()) for each in TABLES]
+def _tables_to_export(connection: Connection) -> list[ExportTable]:
+    views = [ExportTable(name, _view(connection, name), keys) for name, keys in VIEWS.items()]
+    return views + [
+        ExportTable(each.name, each, each.primary_key.columns.keys()) for each in TABLES
+    ]
 
 
 def _view(connection: Connection, name: str) -> FromClause:
@@ -121,7 +123,7 @@ def _typed(name: str, kind: TypeEngine[Any]) -> ColumnClause[Any]:
     return column(name, kind)
 
 
-def _read(connection: Connection, source: Source) -> Parts:
+def _read(connection: Connection, source: ExportTable) -> Parts:
     ordered = select(source.rows).order_by(*[source.rows.c[key] for key in source.keys])
     with connection.execute(ordered.execution_options(yield_per=ROWS_AT_ONCE)) as found:
         yield from found.partitions()

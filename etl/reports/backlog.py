@@ -12,8 +12,16 @@ from etl.derived.metrics import MILLISECOND
 from etl.derived.outcome_reader import RosterCache
 from etl.derived.plans import Plan
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID
-from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row
-from etl.reports.source import PAGE_ROWS, Places, Shelf, is_valid, of_filters, within
+from etl.reports.model import (
+    EVERY_FILTER,
+    Column,
+    ColumnKind,
+    Definition,
+    ReportData,
+    ReportRequest,
+    Row,
+)
+from etl.reports.selection import PAGE_ROWS, Places, Shelf, is_valid, of_filters, within
 from etl.reports.spans import asked, told
 
 AGES = (
@@ -37,7 +45,7 @@ class OpenRun(NamedTuple):
     tests: int
 
 
-def open_runs(connection: Connection, request: Request) -> Iterator[OpenRun]:
+def open_runs(connection: Connection, request: ReportRequest) -> Iterator[OpenRun]:
     """Yield the runs that have an unresolved test."""
     is_open = IS_OPEN if request.as_of is None else outcomes.c.tests_unresolved > 0
     statement = (
@@ -91,7 +99,7 @@ def age_place(run: OpenRun, now: datetime) -> int:
     return next(place for place, age in enumerate(AGES) if now - run.opened_at < age[2])
 
 
-def _unresolved(connection: Connection, request: Request) -> Answer:
+def _unresolved(connection: Connection, request: ReportRequest) -> ReportData:
     rows = (
         (
             *run.plan,
@@ -105,16 +113,16 @@ def _unresolved(connection: Connection, request: Request) -> Answer:
         )
         for run in open_runs(connection, request)
     )
-    return Answer(rows, _window(request))
+    return ReportData(rows, _window(request))
 
 
-def _backlog(connection: Connection, request: Request) -> Answer:
+def _backlog(connection: Connection, request: ReportRequest) -> ReportData:
     by_plan = sorted(open_runs(connection, request), key=lambda run: run.plan)
     rows = (
         (*plan, *_summed(list(runs), request.now))
         for plan, runs in groupby(by_plan, key=lambda run: run.plan)
     )
-    return Answer(rows, _window(request))
+    return ReportData(rows, _window(request))
 
 
 def _summed(runs: Sequence[OpenRun], now: datetime) -> Row:
@@ -126,7 +134,7 @@ def _summed(runs: Sequence[OpenRun], now: datetime) -> Row:
     return (len(runs), sum(tests), *tests, oldest.opened_at, age_ms(oldest, now))
 
 
-def _window(request: Request) -> str:
+def _window(request: ReportRequest) -> str:
     return told("runs", asked(request), request.zone)
 
 
@@ -139,12 +147,16 @@ REPORTS = (
             APPLICATION,
             PLAN,
             RUN_ID,
-            Column("status", Kind.TEXT, "The run's status"),
-            Column("started_at", Kind.MOMENT, "When it started"),
-            Column("opened_at", Kind.MOMENT, "When it ended, or else was first seen like this"),
-            Column("age_ms", Kind.MILLISECONDS, "How long it has waited"),
-            Column("age", Kind.TEXT, f"The same as one of: {', '.join(age[1] for age in AGES)}"),
-            Column("tests", Kind.INTEGER, "Its unresolved tests"),
+            Column("status", ColumnKind.TEXT, "The run's status"),
+            Column("started_at", ColumnKind.MOMENT, "When it started"),
+            Column(
+                "opened_at", ColumnKind.MOMENT, "When it ended, or else was first seen like this"
+            ),
+            Column("age_ms", ColumnKind.MILLISECONDS, "How long it has waited"),
+            Column(
+                "age", ColumnKind.TEXT, f"The same as one of: {', '.join(age[1] for age in AGES)}"
+            ),
+            Column("tests", ColumnKind.INTEGER, "Its unresolved tests"),
         ),
         ("application", "plan", "opened_at", "tests", "run_id"),
         ("opened_at", "run_id"),
@@ -158,11 +170,14 @@ REPORTS = (
         (
             APPLICATION,
             PLAN,
-            Column("runs", Kind.INTEGER, "Runs with unresolved tests"),
-            Column("tests", Kind.INTEGER, "Their unresolved tests"),
-            *[Column(name, Kind.INTEGER, f"Those waiting for {age}") for name, age, _ in AGES],
-            Column("oldest_opened_at", Kind.MOMENT, "Since when the oldest run waits"),
-            Column("oldest_age_ms", Kind.MILLISECONDS, "How long that is"),
+            Column("runs", ColumnKind.INTEGER, "Runs with unresolved tests"),
+            Column("tests", ColumnKind.INTEGER, "Their unresolved tests"),
+            *[
+                Column(name, ColumnKind.INTEGER, f"Those waiting for {age}")
+                for name, age, _ in AGES
+            ],
+            Column("oldest_opened_at", ColumnKind.MOMENT, "Since when the oldest run waits"),
+            Column("oldest_age_ms", ColumnKind.MILLISECONDS, "How long that is"),
         ),
         ("application", "plan", "runs", "tests", *[age[0] for age in AGES], "oldest_age_ms"),
         ("-tests", "-runs", "application", "plan"),

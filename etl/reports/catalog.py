@@ -8,17 +8,17 @@ from sqlalchemy import Connection
 
 from etl.errors import UsageError
 from etl.reports import (
+    archive_health,
     backlog,
     decisions,
     durations,
     environments,
-    health,
     overview,
     series,
     statuses,
     trends,
 )
-from etl.reports.model import Definition, Report, Request, Row
+from etl.reports.model import Definition, ReportRequest, ReportResult, Row
 
 REPORTS: dict[str, Definition] = {
     report.name: report
@@ -31,7 +31,7 @@ REPORTS: dict[str, Definition] = {
         *decisions.REPORTS,
         *environments.REPORTS,
         *statuses.REPORTS,
-        *health.REPORTS,
+        *archive_health.REPORTS,
     )
 }
 
@@ -44,7 +44,7 @@ def find(name: str) -> Definition:
     return report
 
 
-def run(connection: Connection, definition: Definition, request: Request) -> Report:
+def run(connection: Connection, definition: Definition, request: ReportRequest) -> ReportResult:
     """Answer a report. Raises UsageError where a filter makes no sense for it."""
     for misused in sorted(request.filters.used - definition.filters):
         taken = ", ".join(f"--{each}" for each in sorted(definition.filters)) or "no filter"
@@ -55,7 +55,7 @@ def run(connection: Connection, definition: Definition, request: Request) -> Rep
         raise UsageError("--label: labels have no history; leave it out, or --as-of")
     answer = definition.answer(connection, request)
     rows = _sorted(definition, answer.rows)
-    return Report(
+    return ReportResult(
         definition, request, rows[: request.most_rows], len(rows), answer.window, answer.notes
     )
 

@@ -13,8 +13,16 @@ from etl.derived.metrics import percentile
 from etl.derived.plans import Plan
 from etl.reports.backlog import open_runs
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID, TEST
-from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row
-from etl.reports.source import PAGE_ROWS, of_filters
+from etl.reports.model import (
+    EVERY_FILTER,
+    Column,
+    ColumnKind,
+    Definition,
+    ReportData,
+    ReportRequest,
+    Row,
+)
+from etl.reports.selection import PAGE_ROWS, of_filters
 from etl.reports.spans import Span, asked_or_last, told
 
 OUTCOMES = ("passed", "failed", "aborted")
@@ -23,7 +31,7 @@ _BOUNDS = (
 )
 
 
-def _statement(request: Request, span: Span) -> Select[tuple[object, ...]]:
+def _statement(request: ReportRequest, span: Span) -> Select[tuple[object, ...]]:
     """Return the query for the changes that were seen in `span`, with the plan they are of."""
     of_revision = and_(
         outcomes.c.run_id == status_changes.c.run_id,
@@ -46,7 +54,7 @@ def _statement(request: Request, span: Span) -> Select[tuple[object, ...]]:
     )
 
 
-def _seen_in(request: Request, span: Span) -> Iterator[ColumnElement[bool]]:
+def _seen_in(request: ReportRequest, span: Span) -> Iterator[ColumnElement[bool]]:
     changed_by = status_changes.c.changed_by
     if span.since:
         yield changed_by >= span.since
@@ -56,13 +64,13 @@ def _seen_in(request: Request, span: Span) -> Iterator[ColumnElement[bool]]:
         yield changed_by <= request.as_of
 
 
-def _changes(connection: Connection, request: Request) -> Answer:
+def _changes(connection: Connection, request: ReportRequest) -> ReportData:
     span = asked_or_last(request, request.rules.window_days)
     rows = connection.execute(_statement(request, span))
-    return Answer(_of_test(request, rows), told("changes seen", span, request.zone))
+    return ReportData(_of_test(request, rows), told("changes seen", span, request.zone))
 
 
-def _of_test(request: Request, rows: Iterable[Row]) -> Iterator[Row]:
+def _of_test(request: ReportRequest, rows: Iterable[Row]) -> Iterator[Row]:
     """Yield the rows of the test that is asked for, or all."""
     test, place = request.filters.test, 4
     for row in rows:
@@ -79,7 +87,7 @@ class _Decided(NamedTuple):
     longest_ms: int
 
 
-def _resolution(connection: Connection, request: Request) -> Answer:
+def _resolution(connection: Connection, request: ReportRequest) -> ReportData:
     span = asked_or_last(request, request.rules.window_days)
     of_tests = and_(status_changes.c.from_status == OPEN_STATUS, status_changes.c.position > 0)
     changes = _of_test(request, connection.execute(_statement(request, span).where(of_tests)))
@@ -92,10 +100,10 @@ def _resolution(connection: Connection, request: Request) -> Answer:
         (*plan, *_summed(found.get(plan, []), still_open[plan]))
         for plan in found.keys() | still_open.keys()
     )
-    return Answer(rows, told("changes seen", span, request.zone), (_BOUNDS,))
+    return ReportData(rows, told("changes seen", span, request.zone), (_BOUNDS,))
 
 
-def _still_open(connection: Connection, request: Request) -> Counter[Plan]:
+def _still_open(connection: Connection, request: ReportRequest) -> Counter[Plan]:
     """Return how many tests are still unresolved, whenever their runs started."""
     at_any_time = request.filters._replace(since=None, until=None)
     found: Counter[Plan] = Counter()
@@ -124,17 +132,25 @@ REPORTS = (
         (
             APPLICATION,
             PLAN,
-            Column("resolved", Kind.INTEGER, "Unresolved tests that somebody decided"),
+            Column("resolved", ColumnKind.INTEGER, "Unresolved tests that somebody decided"),
             *[
-                Column(f"to_{word}", Kind.INTEGER, f"Those that are {word} now")
+                Column(f"to_{word}", ColumnKind.INTEGER, f"Those that are {word} now")
                 for word in OUTCOMES
             ],
-            Column("to_other", Kind.INTEGER, "Not counted: became pending, unknown, or left"),
-            Column("still_open", Kind.INTEGER, "Tests that wait now"),
-            Column("p50_min_ms", Kind.MILLISECONDS, "Half were decided in this time, at best"),
-            Column("p50_max_ms", Kind.MILLISECONDS, "Half were decided in this time, at worst"),
-            Column("p95_min_ms", Kind.MILLISECONDS, "95 % were decided in this time, at best"),
-            Column("p95_max_ms", Kind.MILLISECONDS, "95 % were decided in this time, at worst"),
+            Column("to_other", ColumnKind.INTEGER, "Not counted: became pending, unknown, or left"),
+            Column("still_open", ColumnKind.INTEGER, "Tests that wait now"),
+            Column(
+                "p50_min_ms", ColumnKind.MILLISECONDS, "Half were decided in this time, at best"
+            ),
+            Column(
+                "p50_max_ms", ColumnKind.MILLISECONDS, "Half were decided in this time, at worst"
+            ),
+            Column(
+                "p95_min_ms", ColumnKind.MILLISECONDS, "95 % were decided in this time, at best"
+            ),
+            Column(
+                "p95_max_ms", ColumnKind.MILLISECONDS, "95 % were decided in this time, at worst"
+            ),
         ),
         (
             "application",
@@ -156,14 +172,20 @@ REPORTS = (
             APPLICATION,
             PLAN,
             RUN_ID,
-            Column("position", Kind.INTEGER, "The test's place in the run; 0 is the run itself"),
+            Column(
+                "position", ColumnKind.INTEGER, "The test's place in the run; 0 is the run itself"
+            ),
             TEST,
-            Column("from_status", Kind.TEXT, "What it was; missing for a test that was not there"),
-            Column("to_status", Kind.TEXT, "What it is; missing for a test that left"),
-            Column("last_seen_at", Kind.MOMENT, "When it was last seen as it was"),
-            Column("changed_by", Kind.MOMENT, "When it was first seen changed"),
-            Column("resolution_min_ms", Kind.MILLISECONDS, "The least it was unresolved for"),
-            Column("resolution_max_ms", Kind.MILLISECONDS, "The longest it was unresolved for"),
+            Column(
+                "from_status", ColumnKind.TEXT, "What it was; missing for a test that was not there"
+            ),
+            Column("to_status", ColumnKind.TEXT, "What it is; missing for a test that left"),
+            Column("last_seen_at", ColumnKind.MOMENT, "When it was last seen as it was"),
+            Column("changed_by", ColumnKind.MOMENT, "When it was first seen changed"),
+            Column("resolution_min_ms", ColumnKind.MILLISECONDS, "The least it was unresolved for"),
+            Column(
+                "resolution_max_ms", ColumnKind.MILLISECONDS, "The longest it was unresolved for"
+            ),
         ),
         ("changed_by", "application", "plan", "test", "from_status", "to_status"),
         ("-changed_by", "run_id", "position"),

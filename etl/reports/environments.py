@@ -12,8 +12,16 @@ from etl.answers.rows import COUNTERS
 from etl.derived.metrics import MILLISECOND, Counts, add_counts, compute_rates, count_letters
 from etl.derived.plans import PlanRun
 from etl.reports.columns import APPLICATION, COUNTS, RATES, environment_text
-from etl.reports.model import OF_RUNS, Answer, Column, Definition, Kind, Request, Row
-from etl.reports.source import FINISHED, variants, within
+from etl.reports.model import (
+    OF_RUNS,
+    Column,
+    ColumnKind,
+    Definition,
+    ReportData,
+    ReportRequest,
+    Row,
+)
+from etl.reports.selection import FINISHED, variants, within
 from etl.reports.spans import Span, asked_or_last, told
 
 NOTHING = Counts()
@@ -24,7 +32,7 @@ Identity = tuple[str, str | None, str | None, str | None, str | None]
 
 
 @dataclass
-class _Environment:
+class _Coverage:
     """What is known of an environment of an application."""
 
     alone: int = 0
@@ -50,7 +58,7 @@ def _ended_at(run: PlanRun) -> datetime:
     return run.started_at
 
 
-def _environments(connection: Connection, request: Request) -> Answer:
+def _environments(connection: Connection, request: ReportRequest) -> ReportData:
     window = asked_or_last(request, request.rules.window_days)
     found = _found(connection, request, window)
     covered = sum(each.alone + each.shared > 0 for each in found.values())
@@ -59,13 +67,15 @@ def _environments(connection: Connection, request: Request) -> Answer:
         f" {EXPECTED_DAYS} days have one in the window"
     )
     rows = (_row(*item, request.now) for item in found.items())
-    return Answer(rows, told("runs", window, request.zone), (note,))
+    return ReportData(rows, told("runs", window, request.zone), (note,))
 
 
-def _found(connection: Connection, request: Request, window: Span) -> dict[Identity, _Environment]:
+def _found(
+    connection: Connection, request: ReportRequest, window: Span
+) -> dict[Identity, _Coverage]:
     """Return the environments in which runs ended, in the window or before it."""
     seen = Span(window.since and min(window.since, _expected_since(request)), window.until)
-    found: defaultdict[Identity, _Environment] = defaultdict(_Environment)
+    found: defaultdict[Identity, _Coverage] = defaultdict(_Coverage)
     for variant, runs in variants(connection, request, *within(seen)):
         identities = json.loads(variant.environment_signature)
         for run in runs:
@@ -78,11 +88,11 @@ def _found(connection: Connection, request: Request, window: Span) -> dict[Ident
     return found
 
 
-def _expected_since(request: Request) -> datetime:
+def _expected_since(request: ReportRequest) -> datetime:
     return (request.filters.until or request.now) - timedelta(days=EXPECTED_DAYS)
 
 
-def _row(identity: Identity, found: _Environment, now: datetime) -> Row:
+def _row(identity: Identity, found: _Coverage, now: datetime) -> Row:
     application, *parts = identity
     staleness = max(now - found.last_ended_at, timedelta(0)) if found.last_ended_at else None
     return (
@@ -106,20 +116,24 @@ REPORTS = (
         "an environment of an application; its name does not count, since that can be made up",
         (
             APPLICATION,
-            Column("environment", Kind.TEXT, "OS, browser, device and viewport"),
-            Column("os", Kind.TEXT, "The operating system"),
-            Column("browser", Kind.TEXT, "The browser"),
-            Column("device", Kind.TEXT, "The device"),
-            Column("viewport", Kind.TEXT, "Width and height of what is seen"),
-            Column("is_covered", Kind.FLAG, "A run in it ended that started in the window"),
-            Column("runs", Kind.INTEGER, "Such runs in it alone: counts and rates are of these"),
+            Column("environment", ColumnKind.TEXT, "OS, browser, device and viewport"),
+            Column("os", ColumnKind.TEXT, "The operating system"),
+            Column("browser", ColumnKind.TEXT, "The browser"),
+            Column("device", ColumnKind.TEXT, "The device"),
+            Column("viewport", ColumnKind.TEXT, "Width and height of what is seen"),
+            Column("is_covered", ColumnKind.FLAG, "A run in it ended that started in the window"),
             Column(
-                "shared", Kind.INTEGER, "Such runs in several: the API does not tell whose is what"
+                "runs", ColumnKind.INTEGER, "Such runs in it alone: counts and rates are of these"
+            ),
+            Column(
+                "shared",
+                ColumnKind.INTEGER,
+                "Such runs in several: the API does not tell whose is what",
             ),
             *COUNTS,
             *RATES,
-            Column("last_ended_at", Kind.MOMENT, "When the last run in it ended"),
-            Column("staleness_ms", Kind.MILLISECONDS, "How long ago that is"),
+            Column("last_ended_at", ColumnKind.MOMENT, "When the last run in it ended"),
+            Column("staleness_ms", ColumnKind.MILLISECONDS, "How long ago that is"),
         ),
         (
             "application",

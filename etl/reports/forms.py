@@ -17,19 +17,21 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from etl import display
-from etl.reports.model import Column, Kind, Report
+from etl.reports.model import Column, ColumnKind, ReportResult
 
-NUMBERS = frozenset({Kind.INTEGER, Kind.RATE, Kind.CHANGE, Kind.MILLISECONDS})
+NUMBERS = frozenset(
+    {ColumnKind.INTEGER, ColumnKind.RATE, ColumnKind.CHANGE, ColumnKind.MILLISECONDS}
+)
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#!|~:])|(?<=www)(\.)", re.IGNORECASE)
 _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000))
 
 
-def for_people(value: Any, kind: Kind, zone: ZoneInfo) -> str:
+def for_people(value: Any, kind: ColumnKind, zone: ZoneInfo) -> str:
     """Return a value with its unit; moments are shown in `zone`."""
     if value is None:
         return "-"
-    if kind is Kind.MOMENT:
+    if kind is ColumnKind.MOMENT:
         return display.safe(_in_zone(value, zone))
     shown = _SHOWN.get(kind)
     return shown(value) if shown else display.safe(value) or "-"
@@ -50,15 +52,15 @@ def _duration(milliseconds: int) -> str:
     return f"{milliseconds / 1000:.1f}s" if milliseconds >= 1000 else f"{milliseconds}ms"
 
 
-_SHOWN: dict[Kind, Callable[[Any], str]] = {
-    Kind.RATE: "{:.1%}".format,
-    Kind.CHANGE: "{:+.1%}".format,
-    Kind.MILLISECONDS: _duration,
-    Kind.FLAG: {True: "yes", False: "no"}.__getitem__,
+_SHOWN: dict[ColumnKind, Callable[[Any], str]] = {
+    ColumnKind.RATE: "{:.1%}".format,
+    ColumnKind.CHANGE: "{:+.1%}".format,
+    ColumnKind.MILLISECONDS: _duration,
+    ColumnKind.FLAG: {True: "yes", False: "no"}.__getitem__,
 }
 
 
-def context(report: Report) -> Iterator[str]:
+def context(report: ReportResult) -> Iterator[str]:
     """Yield what a person has to know to read the rows: what they cover, and what is left out."""
     request = report.request
     moment = f"as of {_moment(request.as_of)}: " if request.as_of else ""
@@ -68,7 +70,7 @@ def context(report: Report) -> Iterator[str]:
         yield f"the first {len(report.rows)} of {report.total} rows (--rows 0: all)"
 
 
-def brief(report: Report) -> tuple[list[Column], list[list[str]]]:
+def brief(report: ReportResult) -> tuple[list[Column], list[list[str]]]:
     """Return the columns that there is room for, and their values for people."""
     places = {column.name: place for place, column in enumerate(report.columns)}
     chosen = [places[name] for name in report.definition.brief]
@@ -81,7 +83,7 @@ def brief(report: Report) -> tuple[list[Column], list[list[str]]]:
     return columns, rows
 
 
-def show_table(report: Report) -> None:
+def show_table(report: ReportResult) -> None:
     """Print a report as a table, with what one has to know to read it."""
     columns, rows = brief(report)
     display.say(report.definition.title)
@@ -91,11 +93,11 @@ def show_table(report: Report) -> None:
 
 
 def _heading(column: Column) -> display.Heading:
-    is_whole = column.kind not in {Kind.TEXT, Kind.STRIP} or column.name.endswith("_id")
+    is_whole = column.kind not in {ColumnKind.TEXT, ColumnKind.STRIP} or column.name.endswith("_id")
     return display.Heading(column.heading, column.kind in NUMBERS, is_whole)
 
 
-def as_markdown(report: Report) -> Iterator[str]:
+def as_markdown(report: ReportResult) -> Iterator[str]:
     """Yield the lines of a report in Markdown: what `brief` has, and its context."""
     columns, rows = brief(report)
     yield f"## {report.definition.title}"
@@ -119,7 +121,7 @@ def _disarmed(text: str) -> str:
     return _MARKUP.sub(lambda found: f"\\{found[0]}", without_tags)
 
 
-def as_csv(report: Report, *, raw: bool) -> Iterator[str]:
+def as_csv(report: ReportResult, *, raw: bool) -> Iterator[str]:
     """Yield the lines of a report as CSV; `raw` leaves texts as the API sent them."""
     for row in ([column.name for column in report.columns], *report.rows):
         line = io.StringIO()
@@ -140,7 +142,7 @@ def _no_formula(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
-def as_json(report: Report) -> Iterator[str]:
+def as_json(report: ReportResult) -> Iterator[str]:
     """Yield the lines of a report as JSON, a row a line, in ASCII; times are ISO 8601 in UTC."""
     request = report.request
     head = {

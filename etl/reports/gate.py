@@ -10,11 +10,11 @@ from etl.db.schema import outcomes
 from etl.derived.metrics import compute_rates, count_letters
 from etl.derived.plans import PlanRun
 from etl.derived.series_metrics import compute_series
-from etl.reports.model import Request
-from etl.reports.source import FoundRun, variants
+from etl.reports.model import ReportRequest
+from etl.reports.selection import FoundRun, variants
 
 
-class Limits(NamedTuple):
+class GateLimits(NamedTuple):
     """The least share or the most tests that a run may have; None is no limit."""
 
     min_pass_rate: float | None = None
@@ -25,7 +25,7 @@ class Limits(NamedTuple):
     max_aborted: int | None = None
 
 
-class Measured(NamedTuple):
+class GateFigures(NamedTuple):
     """What a run has of what limits are about, in their order."""
 
     pass_rate: float | None
@@ -36,11 +36,11 @@ class Measured(NamedTuple):
     aborted: int
 
 
-def measure(connection: Connection, request: Request, run: FoundRun) -> Measured:
+def measure(connection: Connection, request: ReportRequest, run: FoundRun) -> GateFigures:
     """Return what `run` has."""
     counts = count_letters(run.outcomes)
     found = compute_rates(counts)
-    return Measured(
+    return GateFigures(
         found.pass_rate,
         found.decided_share,
         counts.failed,
@@ -50,7 +50,7 @@ def measure(connection: Connection, request: Request, run: FoundRun) -> Measured
     )
 
 
-def _new_failures(connection: Connection, request: Request, run: FoundRun) -> int:
+def _new_failures(connection: Connection, request: ReportRequest, run: FoundRun) -> int:
     """Count the failed tests that passed in the decided result before, or have none before."""
     failed = [
         key for key, letter in zip(run.roster.keys, run.outcomes, strict=True) if letter == "F"
@@ -75,9 +75,9 @@ def _before(runs: Iterator[PlanRun], run: FoundRun) -> Iterator[PlanRun]:
     return islice(dropwhile(lambda each: each.run_id != run.run_id, runs), 1, None)
 
 
-def broken(limits: Limits, measured: Measured) -> Iterator[str]:
+def broken(limits: GateLimits, measured: GateFigures) -> Iterator[str]:
     """Yield a line for each limit that is broken."""
-    for name, limit, value in zip(Limits._fields, limits, measured, strict=True):
+    for name, limit, value in zip(GateLimits._fields, limits, measured, strict=True):
         if limit is None:
             continue
         what = name.partition("_")[2].replace("_", " ")

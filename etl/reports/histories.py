@@ -9,8 +9,8 @@ from sqlalchemy import Connection
 
 from etl.derived.outcome_reader import Variant
 from etl.derived.plans import NamedTest
-from etl.reports.model import Request
-from etl.reports.source import Places, variants, within
+from etl.reports.model import ReportRequest
+from etl.reports.selection import Places, variants, within
 from etl.reports.spans import asked
 
 
@@ -35,7 +35,7 @@ class History(NamedTuple):
         return "".join(result.letter for result in reversed(self.results))
 
 
-def histories(connection: Connection, request: Request, test: str) -> Iterator[History]:
+def histories(connection: Connection, request: ReportRequest, test: str) -> Iterator[History]:
     """Yield the history of each series whose test is called `test`."""
     places = Places(test)
     for variant, runs in variants(connection, request, *within(asked(request))):

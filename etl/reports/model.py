@@ -13,7 +13,7 @@ from etl.config.settings import Rules
 Row = Sequence[Any]
 
 
-class Kind(StrEnum):
+class ColumnKind(StrEnum):
     """What a column's values are. Each can be missing (None): the data does not support a number.
 
     In Python: str, int, float from 0 to 1, float, aware UTC datetime, date, int, bool, str.
@@ -38,7 +38,7 @@ class Column(NamedTuple):
     """A column of a report; `meaning` is a line for people."""
 
     name: str
-    kind: Kind
+    kind: ColumnKind
     meaning: str
 
     @property
@@ -82,7 +82,7 @@ class Filters(NamedTuple):
         return frozenset(f for f, value in zip(Filter, values, strict=True) if value is not None)
 
 
-class Request(NamedTuple):
+class ReportRequest(NamedTuple):
     """What is asked of a report.
 
     `now` is what ages are counted to. With `as_of`, the answer is what the archive knew then (and
@@ -97,7 +97,7 @@ class Request(NamedTuple):
     most_rows: int | None = None
 
 
-class Answer(NamedTuple):
+class ReportData(NamedTuple):
     """What a definition finds: rows in any order, what they cover, and remarks about them all."""
 
     rows: Iterable[Row]
@@ -119,14 +119,14 @@ class Definition(NamedTuple):
     brief: tuple[str, ...]
     order: tuple[str, ...]
     filters: frozenset[Filter]
-    answer: Callable[[Connection, Request], Answer]
+    answer: Callable[[Connection, ReportRequest], ReportData]
 
 
-class Report(NamedTuple):
+class ReportResult(NamedTuple):
     """A report that was answered: `rows` are in the order of `columns`, out of `total` ones."""
 
     definition: Definition
-    request: Request
+    request: ReportRequest
     rows: Sequence[Row]
     total: int
     window: str

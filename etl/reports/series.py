@@ -17,66 +17,81 @@ from etl.reports.columns import (
     TEST,
     environments_text,
 )
-from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Filter, Kind, Request, Row
-from etl.reports.source import PAGE_ROWS, is_kept, of_variant, variants, within
+from etl.reports.model import (
+    EVERY_FILTER,
+    Column,
+    ColumnKind,
+    Definition,
+    Filter,
+    ReportData,
+    ReportRequest,
+    Row,
+)
+from etl.reports.selection import PAGE_ROWS, is_kept, of_variant, variants, within
 from etl.reports.spans import asked, told
 
 STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN, Filter.TEST})
 _FLAGS = (
-    Column("is_flaky", Kind.FLAG, "Changes between passed and failed so often that it is flaky"),
-    Column("is_confirmed_flaky", Kind.FLAG, "Both passed and failed with the same label `commit`"),
-    Column("is_regression", Kind.FLAG, "Failed, and passed before that"),
-    Column("is_new_failure", Kind.FLAG, "A regression, and the only failure in the window"),
-    Column("is_always_failing", Kind.FLAG, "Did not pass in the window"),
-    Column("is_recovered", Kind.FLAG, "Passed, and failed before that"),
+    Column(
+        "is_flaky", ColumnKind.FLAG, "Changes between passed and failed so often that it is flaky"
+    ),
+    Column(
+        "is_confirmed_flaky", ColumnKind.FLAG, "Both passed and failed with the same label `commit`"
+    ),
+    Column("is_regression", ColumnKind.FLAG, "Failed, and passed before that"),
+    Column("is_new_failure", ColumnKind.FLAG, "A regression, and the only failure in the window"),
+    Column("is_always_failing", ColumnKind.FLAG, "Did not pass in the window"),
+    Column("is_recovered", ColumnKind.FLAG, "Passed, and failed before that"),
 )
 _COLUMNS = (
     APPLICATION,
     PLAN,
     ENVIRONMENTS,
     TEST,
-    Column("type", Kind.TEXT, "The test's type"),
-    Column("test_id", Kind.TEXT, "The test's id, where ids stay the same from run to run"),
-    Column("decided", Kind.INTEGER, "Results in the window that are passed or failed"),
+    Column("type", ColumnKind.TEXT, "The test's type"),
+    Column("test_id", ColumnKind.TEXT, "The test's id, where ids stay the same from run to run"),
+    Column("decided", ColumnKind.INTEGER, "Results in the window that are passed or failed"),
     *COUNTS,
     *RATES,
-    Column("flips", Kind.INTEGER, "Neighbours among the decided results that differ"),
-    Column("flip_rate", Kind.RATE, "flips / (decided - 1)"),
-    Column("health", Kind.RATE, "passed / decided * (1 - flip_rate)"),
+    Column("flips", ColumnKind.INTEGER, "Neighbours among the decided results that differ"),
+    Column("flip_rate", ColumnKind.RATE, "flips / (decided - 1)"),
+    Column("health", ColumnKind.RATE, "passed / decided * (1 - flip_rate)"),
     *_FLAGS,
-    Column("fail_streak", Kind.INTEGER, "Decided results since the last one that passed"),
-    Column("streak_since", Kind.MOMENT, "When the first run of the streak started"),
-    Column("recent", Kind.STRIP, "The results in the window, the oldest first"),
-    Column("last_status", Kind.TEXT, "The last result, if its word is documented"),
-    Column("last_run_id", Kind.TEXT, "The run that it is from"),
-    Column("last_started_at", Kind.MOMENT, "When that run started"),
-    Column("window_starts_at", Kind.MOMENT, "When the first run in the window started"),
-    Column("series_id", Kind.TEXT, "The key of the series"),
+    Column("fail_streak", ColumnKind.INTEGER, "Decided results since the last one that passed"),
+    Column("streak_since", ColumnKind.MOMENT, "When the first run of the streak started"),
+    Column("recent", ColumnKind.STRIP, "The results in the window, the oldest first"),
+    Column("last_status", ColumnKind.TEXT, "The last result, if its word is documented"),
+    Column("last_run_id", ColumnKind.TEXT, "The run that it is from"),
+    Column("last_started_at", ColumnKind.MOMENT, "When that run started"),
+    Column("window_starts_at", ColumnKind.MOMENT, "When the first run in the window started"),
+    Column("series_id", ColumnKind.TEXT, "The key of the series"),
 )
 PLACES = {column.name: place for place, column in enumerate(_COLUMNS)}
 _CLASS = Column(
-    "class", Kind.TEXT, "new_failure, regression, failing (for longer), always_failing, recovered"
+    "class",
+    ColumnKind.TEXT,
+    "new_failure, regression, failing (for longer), always_failing, recovered",
 )
 
 
-def _series(connection: Connection, request: Request) -> Answer:
-    return Answer(rows(connection, request), _window(request))
+def _series(connection: Connection, request: ReportRequest) -> ReportData:
+    return ReportData(rows(connection, request), _window(request))
 
 
-def _flaky(connection: Connection, request: Request) -> Answer:
+def _flaky(connection: Connection, request: ReportRequest) -> ReportData:
     found = (row for row in rows(connection, request) if row[PLACES["is_flaky"]])
     rules = request.rules
     threshold = (
         f"flaky: {rules.flaky_min_results} decided results or more, {rules.flaky_min_flips} flips"
         f" or more, and a flip rate of {rules.flaky_min_flip_rate:g} or more"
     )
-    return Answer(found, _window(request), (threshold,))
+    return ReportData(found, _window(request), (threshold,))
 
 
-def _failures(connection: Connection, request: Request) -> Answer:
+def _failures(connection: Connection, request: ReportRequest) -> ReportData:
     classed = ((failure_class(row), row) for row in rows(connection, request))
     found = ((word, *row) for word, row in classed if word)
-    return Answer(found, _window(request))
+    return ReportData(found, _window(request))
 
 
 def failure_class(row: Row) -> str | None:
@@ -92,7 +107,7 @@ def failure_class(row: Row) -> str | None:
     return "recovered" if row[PLACES["is_recovered"]] else None
 
 
-def rows(connection: Connection, request: Request) -> Iterator[Row]:
+def rows(connection: Connection, request: ReportRequest) -> Iterator[Row]:
     """Yield a row of the report `series` for each series."""
     found = (
         _stored(connection, request)
@@ -105,7 +120,7 @@ def rows(connection: Connection, request: Request) -> Iterator[Row]:
             yield row
 
 
-def _streamed(connection: Connection, request: Request) -> Iterator[Row]:
+def _streamed(connection: Connection, request: ReportRequest) -> Iterator[Row]:
     for variant, runs in variants(connection, request, *within(asked(request))):
         for found in compute_series(runs, request.rules):
             row = _row(variant, build_series_row(variant.variant_id, found))
@@ -118,7 +133,7 @@ def _without_labels(row: Row) -> Row:
     return (*row[:place], None, *row[place + 1 :])
 
 
-def _stored(connection: Connection, request: Request) -> Iterator[Row]:
+def _stored(connection: Connection, request: ReportRequest) -> Iterator[Row]:
     statement = (
         select(*plan_variants.columns, *series.columns)
         .join(plan_variants, plan_variants.c.variant_id == series.c.variant_id)
@@ -137,7 +152,7 @@ def _row(variant: Variant, stored: Row) -> Row:
     return (variant.application, variant.plan, environments, *rest, series_id)
 
 
-def _window(request: Request) -> str:
+def _window(request: ReportRequest) -> str:
     results = f"the last {request.rules.window_results} decided results of each test"
     return f"{results}, in {told('runs', asked(request), request.zone)}"
 

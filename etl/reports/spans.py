@@ -4,7 +4,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from etl.reports.model import Request
+from etl.reports.model import ReportRequest
 
 DAY = timedelta(days=1)
 
@@ -26,12 +26,12 @@ class Days(NamedTuple):
     last: date | None
 
 
-def asked(request: Request) -> Span:
+def asked(request: ReportRequest) -> Span:
     """Return the span that the request's filters name."""
     return Span(request.filters.since, request.filters.until)
 
 
-def asked_or_last(request: Request, days: int) -> Span:
+def asked_or_last(request: ReportRequest, days: int) -> Span:
     """Return the span that the filters name, or so many days up to and with today."""
     span = asked(request)
     if span != ALWAYS:

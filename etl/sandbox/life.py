@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from etl.sandbox import dice
-from etl.sandbox.catalog import PlanTest, plan_test
-from etl.sandbox.roster import Fate, Run
+from etl.sandbox.plans import PlanTest, plan_test
+from etl.sandbox.runs import Fate, Run
 
 STEPS = 4  # of a run under way; the first is its start
 FIRST_DECISION = timedelta(hours=2)  # after the run's end, at the earliest
@@ -45,7 +45,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class TestState:
     """One test of a run in one stage, with the number of its checks of each status."""
 
     test: PlanTest
@@ -60,13 +60,13 @@ def stages(run: Run) -> list[Stage]:
     return going + [Stage(instant, None) for instant in sorted({run.ended_at} | decided)]
 
 
-def states(run: Run, stage: Stage) -> list[State]:
+def states(run: Run, stage: Stage) -> list[TestState]:
     """Return the run's tests in that stage, in the answer's order."""
     statuses = _over(run, stage.since) if stage.step is None else _going(run, stage.step)
     environments = len(run.plan.environments_of(run.number))
     tests = [plan_test(run.plan.plan_id, position) for position in range(len(statuses))]
     found = [
-        State(test, status, _checks(test.pages * environments, status, run, position))
+        TestState(test, status, _checks(test.pages * environments, status, run, position))
         for position, (test, status) in enumerate(zip(tests, statuses, strict=True))
     ]
     if stage.step:
@@ -74,14 +74,14 @@ def states(run: Run, stage: Stage) -> list[State]:
     return found
 
 
-def _work_on(found: list[State], step: int) -> None:
+def _work_on(found: list[TestState], step: int) -> None:
     """Let the first test that is not done have passed its first checks."""
     position = next(i for i, state in enumerate(found) if state.status is Status.PENDING)
     state = found[position]
     count = state.checks[Status.PENDING]
     passed = count * step // STEPS
     checks = {Status.PENDING: count - passed, Status.PASSED: passed}
-    found[position] = State(state.test, state.status, checks)
+    found[position] = TestState(state.test, state.status, checks)
 
 
 def _going(run: Run, step: int) -> list[Status]:

@@ -12,7 +12,7 @@ from enum import Enum
 import msgspec
 
 from etl.sandbox import dice
-from etl.sandbox.roster import Run
+from etl.sandbox.runs import Run
 from etl.sandbox.world import World
 
 BRANCHES = ("main", "main", "main", "release/24.2", "feature/größe", "fix-basket")

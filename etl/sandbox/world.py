@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from etl.sandbox import dice, life, render, roster
-from etl.sandbox.catalog import uniform_plan
-from etl.sandbox.roster import Roster, Run
+from etl.sandbox import dice, life, render
+from etl.sandbox.plans import uniform_plan
+from etl.sandbox.runs import RealisticRuns, Run, RunCollection, UniformRuns, execute_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +53,20 @@ class World:
     ) -> None:
         self.seed = seed
         self.end = _utc(end)
-        self._roster = _roster(self.end, runs, seed, shape)
-        self.plans = {plan.plan_id: plan for plan in self._roster.plans}
+        self._scheduled = _runs_of_world(self.end, runs, seed, shape)
+        self.plans = {plan.plan_id: plan for plan in self._scheduled.plans}
         self._executed: dict[str, Run] = {}
         self._executed_of: Counter[str] = Counter()
 
     def runs(self, at: datetime) -> Iterator[Run]:
         """Yield the runs that have started by `at`, older ones first, executed ones last."""
         at = _utc(at)
-        for runs in (self._roster, list(self._executed.values())):
+        for runs in (self._scheduled, list(self._executed.values())):
             yield from (run for run in runs if run.started_at <= at)
 
     def run(self, run_id: str) -> Run | None:
         """Return the run with that id, started or not."""
-        return self._executed.get(run_id) or self._roster.find(run_id)
+        return self._executed.get(run_id) or self._scheduled.find(run_id)
 
     def answer(self, run_id: str, at: datetime) -> bytes | None:
         """Return the API's JSON for the run at that time; None: there is no such run yet."""
@@ -102,10 +102,10 @@ class World:
         The id depends on the seed and on how many were started before, and on nothing else.
         """
         plan = self.plans[plan_id]
-        run = roster.executed(
+        run = execute_plan(
             plan,
-            index=len(self._roster) + len(self._executed),
-            number=self._roster.count(plan) + self._executed_of[plan_id],
+            index=len(self._scheduled) + len(self._executed),
+            number=self._scheduled.count(plan) + self._executed_of[plan_id],
             at=_utc(at),
             seed=self.seed,
         )
@@ -114,11 +114,11 @@ class World:
         return run
 
 
-def _roster(end: datetime, runs: int, seed: int, shape: Shape | None) -> Roster:
+def _runs_of_world(end: datetime, runs: int, seed: int, shape: Shape | None) -> RunCollection:
     if shape is None:
-        return roster.Realistic(end=end, runs=runs, seed=seed)
+        return RealisticRuns(end=end, runs=runs, seed=seed)
     plan = uniform_plan(shape.environments, shape.tests, seed)
-    return roster.Uniform(end=end, runs=runs, seed=seed, plan=plan)
+    return UniformRuns(end=end, runs=runs, seed=seed, plan=plan)
 
 
 def _utc(instant: datetime) -> datetime:

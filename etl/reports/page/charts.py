@@ -67,7 +67,7 @@ class Chart(NamedTuple):
 # --- a line for each row --------------------------------------------------------------------
 
 
-class _Lines(NamedTuple):
+class _RowLayout(NamedTuple):
     """Where things stand in a chart that has a line for each row.
 
     When it is wide, names stand to the left of the lines, else above them.
@@ -107,16 +107,16 @@ def _lowered(layer: Spec, by_px: int) -> Spec:
     return {**layer, "mark": mark, "encoding": {**layer["encoding"], "y": line}}
 
 
-def _wide(rows: Sequence[Row]) -> _Lines:
+def _wide(rows: Sequence[Row]) -> _RowLayout:
     names_px = max(len(row[NAME]) for row in rows) * LETTER_PX + 14
-    return _Lines(names_px, WIDE_PX - names_px - NUMBER_PX, 0)
+    return _RowLayout(names_px, WIDE_PX - names_px - NUMBER_PX, 0)
 
 
-def _narrow() -> _Lines:
-    return _Lines(2, NARROW_PX - NUMBER_PX, BELOW_NAME_PX)
+def _narrow() -> _RowLayout:
+    return _RowLayout(2, NARROW_PX - NUMBER_PX, BELOW_NAME_PX)
 
 
-def _lines(alt: str, rows: Sequence[Row], layers: Callable[[_Lines], Sequence[Spec]]) -> Chart:
+def _lines(alt: str, rows: Sequence[Row], layers: Callable[[_RowLayout], Sequence[Spec]]) -> Chart:
     wide, narrow = _wide(rows), _narrow()
     return Chart(
         alt,
@@ -133,7 +133,7 @@ def intervals(rows: Sequence[Row]) -> Chart:
         for row in rows
     ]
 
-    def layers(lines: _Lines) -> list[Spec]:
+    def layers(lines: _RowLayout) -> list[Spec]:
         axis = {"format": ".0%", "title": "pass rate", "tickCount": lines.plot_px // 80}
         return [
             {
@@ -154,7 +154,7 @@ def intervals(rows: Sequence[Row]) -> Chart:
 def bars(rows: Sequence[Row], number: str, title: str, color: str = "accent") -> Chart:
     """Return a bar for each row, with its number at the end; `color` is the style sheet's."""
 
-    def layers(lines: _Lines) -> list[Spec]:
+    def layers(lines: _RowLayout) -> list[Spec]:
         axis = {"title": title, "tickCount": lines.plot_px // 90, "tickMinStep": 1, "format": "d"}
         length = {"field": number, "type": "quantitative"}
         return [
@@ -177,7 +177,7 @@ def ranges(rows: Sequence[Row]) -> Chart:
         for row in rows
     ]
 
-    def layers(lines: _Lines) -> list[Spec]:
+    def layers(lines: _RowLayout) -> list[Spec]:
         axis = {"title": f"{unit} for a run", "tickCount": lines.plot_px // 90}
         p50 = {"field": "p50", "type": "quantitative", "scale": {"zero": True}}
         p95 = {"field": "p95", "type": "quantitative"}
@@ -203,7 +203,7 @@ def strips(rows: Sequence[Row]) -> Chart:
     names = [_only(row, NAME) for row in rows]
     longest = max(len(row["recent"]) for row in rows) * CELL_PX
 
-    def make(lines: _Lines) -> Spec:
+    def make(lines: _RowLayout) -> Spec:
         fitted = lines._replace(plot_px=min(longest, lines.plot_px // CELL_PX * CELL_PX))
         spec = fitted.spec(names, _cells(rows, fitted.plot_px), 2)
         return {**spec, "resolve": {"scale": {"color": "independent"}}}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from etl.derived.metrics import Counts, add_counts, compute_rates
 from etl.reports.backlog import AGES
-from etl.reports.model import Definition, Report
+from etl.reports.model import Definition, ReportResult
 from etl.reports.page import cells, charts
 from etl.reports.page.charts import NAME, OUTCOMES, Calendar, Chart, Row
 
@@ -58,7 +58,7 @@ class Section(NamedTuple):
     tiles: Callable[[Sequence[Row]], list[Tile]] = lambda _rows: []
 
 
-def records(report: Report) -> list[dict[str, Any]]:
+def records(report: ReportResult) -> list[dict[str, Any]]:
     """Return a report's rows by the names of its columns."""
     names = [column.name for column in report.columns]
     return [dict(zip(names, row, strict=True)) for row in report.rows]

@@ -16,7 +16,7 @@ from etl.derived.metrics import Counts
 from etl.derived.outcome_reader import RosterCache, Variant, read_plan_run, select_plan_runs
 from etl.derived.plans import IdentityRule, Plan, PlanRun, Roster
 from etl.derived.refresh import has_dirty_marks
-from etl.reports.model import Filter, Filters, Request
+from etl.reports.model import Filter, Filters, ReportRequest
 from etl.reports.spans import Span
 
 FINISHED = FINAL_STATUSES | {OPEN_STATUS}
@@ -35,7 +35,7 @@ def query(name: str) -> TextClause:
 
 
 def variants(
-    connection: Connection, request: Request, *conditions: ColumnElement[bool]
+    connection: Connection, request: ReportRequest, *conditions: ColumnElement[bool]
 ) -> Iterator[tuple[Variant, Iterator[PlanRun]]]:
     """Yield each variant with those of its runs that are asked for, the newest first.
 
@@ -73,7 +73,7 @@ class Shelf:
     As of a moment, nobody knows what labels said: they have no history.
     """
 
-    def __init__(self, connection: Connection, request: Request) -> None:
+    def __init__(self, connection: Connection, request: ReportRequest) -> None:
         self.has_labels = request.as_of is None
         self._connection = connection
         self._namings = IdentityRules(connection, request.as_of)
@@ -92,7 +92,7 @@ class Shelf:
         return self._book
 
 
-def is_kept(connection: Connection, request: Request, filters: Collection[Filter]) -> bool:
+def is_kept(connection: Connection, request: ReportRequest, filters: Collection[Filter]) -> bool:
     """Tell whether a table has what is asked for now: it can be filtered by `filters` alone.
 
     Not while a pass has yet to count what it stored.
@@ -101,7 +101,7 @@ def is_kept(connection: Connection, request: Request, filters: Collection[Filter
     return is_now and not has_dirty_marks(connection)
 
 
-def is_valid(request: Request) -> ColumnElement[bool]:
+def is_valid(request: ReportRequest) -> ColumnElement[bool]:
     """Return which rows of `outcomes` say what runs are, or were at the moment asked for."""
     if request.as_of is None:
         return IS_CURRENT
@@ -176,7 +176,7 @@ class FoundRun(NamedTuple):
 
 
 def find_run(
-    connection: Connection, request: Request, *conditions: ColumnElement[bool]
+    connection: Connection, request: ReportRequest, *conditions: ColumnElement[bool]
 ) -> FoundRun | None:
     """Return the newest of the runs that are asked for."""
     statement = (

@@ -29,7 +29,7 @@ class Ids(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class SandboxPlan:
     """What is run again and again. Run number n is the plan's n-th, counted from 0."""
 
     plan_id: str = ""
@@ -178,8 +178,8 @@ EVERYWHERE = (CHROME, CHROME_SMALL, CHROME_WINDOWS, FIREFOX, EDGE, SAFARI, PHONE
 
 MINUTE_MS = 60_000
 
-# Two runs of every 300 are of this one: see `roster`.
-CRAWL = Plan(
+# Two runs of every 300 are of this one: see `runs`.
+CRAWL = SandboxPlan(
     application="Storefront",
     name="Catalogue crawl",
     environments=(CHROME,),
@@ -188,7 +188,7 @@ CRAWL = Plan(
 )
 
 PLANS = (
-    Plan(
+    SandboxPlan(
         application="Storefront",
         name="Nightly",
         environments=(CHROME, FIREFOX, PHONE),
@@ -199,7 +199,7 @@ PLANS = (
         slowdown=0.015,
         weight=4,
     ),
-    Plan(
+    SandboxPlan(
         application="Storefront",
         name="Checkout smoke",
         environments=(CHROME,),
@@ -208,7 +208,7 @@ PLANS = (
         duration_ms=4 * MINUTE_MS,
         weight=6,
     ),
-    Plan(
+    SandboxPlan(
         application="Storefront",
         name="Product pages",
         environments=EVERYWHERE,
@@ -217,7 +217,7 @@ PLANS = (
         duration_ms=31 * MINUTE_MS,
         weight=3,
     ),
-    Plan(
+    SandboxPlan(
         application="Booking portal",
         name="Search and book",
         ids=Ids.FRESH,
@@ -228,7 +228,7 @@ PLANS = (
         slowdown=0.03,
         weight=3,
     ),
-    Plan(
+    SandboxPlan(
         application="Booking portal",
         name="Smoke",
         ids=Ids.FRESH,
@@ -237,7 +237,7 @@ PLANS = (
         duration_ms=2 * MINUTE_MS,
         weight=5,
     ),
-    Plan(
+    SandboxPlan(
         application="Booking portal",
         name="Buchung auf Deutsch: Überblick",
         ids=Ids.FRESH,
@@ -247,7 +247,7 @@ PLANS = (
         duration_ms=9 * MINUTE_MS,
         weight=2,
     ),
-    Plan(
+    SandboxPlan(
         application="Member area",
         name="Sign-in",
         environments=(SAFARI,),
@@ -255,7 +255,7 @@ PLANS = (
         duration_ms=1 * MINUTE_MS,
         weight=4,
     ),
-    Plan(
+    SandboxPlan(
         application="Member area",
         name="Account settings",
         environments=(CHROME, SAFARI),
@@ -265,7 +265,7 @@ PLANS = (
         duration_ms=7 * MINUTE_MS,
         weight=3,
     ),
-    Plan(
+    SandboxPlan(
         application="Member area",
         name="Release check",
         environments=(CHROME, FIREFOX, EDGE, SAFARI, PHONE),
@@ -274,7 +274,7 @@ PLANS = (
         duration_ms=38 * MINUTE_MS,
         weight=2,
     ),
-    Plan(
+    SandboxPlan(
         application="Café guide",
         name="Landing pages",
         ids=Ids.FRESH,
@@ -284,7 +284,7 @@ PLANS = (
         slowdown=0.01,
         weight=2,
     ),
-    Plan(
+    SandboxPlan(
         application="Café guide",
         name="Kontakt & Impressum",
         environments=(FIREFOX,),
@@ -295,15 +295,15 @@ PLANS = (
 )
 
 
-def plans(seed: int) -> tuple[Plan, ...]:
+def make_plans(seed: int) -> tuple[SandboxPlan, ...]:
     """Return the catalogue's plans with the ids that `seed` gives them; the crawl is the last."""
     return tuple(_identified(plan, seed) for plan in (*PLANS, CRAWL))
 
 
-def uniform_plan(environments: int, tests: int, seed: int) -> Plan:
+def uniform_plan(environments: int, tests: int, seed: int) -> SandboxPlan:
     """Return a plan of that size, for benchmarks."""
     turns = (divmod(i, len(EVERYWHERE)) for i in range(environments))
-    plan = Plan(
+    plan = SandboxPlan(
         application="Benchmark",
         name=f"{environments} environments, {tests} tests",
         environments=tuple(
@@ -316,5 +316,5 @@ def uniform_plan(environments: int, tests: int, seed: int) -> Plan:
     return _identified(plan, seed)
 
 
-def _identified(plan: Plan, seed: int) -> Plan:
+def _identified(plan: SandboxPlan, seed: int) -> SandboxPlan:
     return replace(plan, plan_id=dice.uuid4("plan", seed, plan.application, plan.name))

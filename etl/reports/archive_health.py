@@ -1,0 +1,64 @@
+"""`health`: how the archive itself is, as its last pass measured it."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, select
+
+from etl.db.schema import health
+from etl.derived.metrics import MILLISECOND
+from etl.reports.model import Column, ColumnKind, Definition, ReportData, ReportRequest
+
+_COLUMNS = (
+    Column("measured_at", ColumnKind.MOMENT, "When a pass measured it, at its end"),
+    Column("open_runs", ColumnKind.INTEGER, "Runs that wait for a person"),
+    Column("open_tests", ColumnKind.INTEGER, "Tests that wait for a person"),
+    Column("oldest_open_at", ColumnKind.MOMENT, "Since when the oldest of them waits"),
+    Column(
+        "never_fetched", ColumnKind.INTEGER, "Runs that were tracked and have not been fetched yet"
+    ),
+    Column("failed", ColumnKind.INTEGER, "Runs that were given up"),
+    Column("gone", ColumnKind.INTEGER, "Runs that the API does not have any more"),
+    Column(
+        "poll_gap_p95_ms", ColumnKind.MILLISECONDS, "95 % of the gaps between looks are no longer"
+    ),
+    Column("new_fields_7_days", ColumnKind.INTEGER, "Fields that the API had not shown before"),
+    Column("last_success_at", ColumnKind.MOMENT, "When the last pass ended that had no failure"),
+    Column("last_success_age_ms", ColumnKind.MILLISECONDS, "How long ago that is"),
+)
+
+
+def _health(connection: Connection, request: ReportRequest) -> ReportData:
+    columns = [health.c[column.name] for column in _COLUMNS[:-1]]
+    newest = select(*columns).order_by(health.c.measured_at.desc(), health.c.pass_id.desc())
+    if request.as_of:
+        newest = newest.where(health.c.measured_at <= request.as_of)
+    rows = [(*row, _age_ms(row[-1], request.now)) for row in connection.execute(newest.limit(1))]
+    return ReportData(rows, "the last pass that measured it")
+
+
+def _age_ms(moment: datetime | None, now: datetime) -> int | None:
+    return None if moment is None else max(now - moment, timedelta(0)) // MILLISECOND
+
+
+REPORTS = (
+    Definition(
+        "health",
+        "The archive's health",
+        "the whole archive",
+        _COLUMNS,
+        (
+            "measured_at",
+            "open_runs",
+            "open_tests",
+            "never_fetched",
+            "failed",
+            "gone",
+            "poll_gap_p95_ms",
+            "new_fields_7_days",
+            "last_success_age_ms",
+        ),
+        ("measured_at",),
+        frozenset(),
+        _health,
+    ),
+)
