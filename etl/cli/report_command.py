@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etl import display, files
+from etl import display
 from etl.cli import options
 from etl.errors import UsageError
+from etl.files import ForeignFileError, write_whole
 
 if TYPE_CHECKING:
     from etl.cli.questions import Question
@@ -124,13 +125,18 @@ def _written_to(file: Path | None) -> Iterator[None]:
         return
     if not file.name:
         raise UsageError(f"--output {file}: is a folder; name a file in it")
+
+    from etl.export.own_files import is_replaceable_answer
+
     try:
         with (
-            files.finished([file]) as [unfinished],
-            unfinished.open("x", encoding="utf-8") as text,
+            write_whole({file: is_replaceable_answer}) as [draft],
+            draft.open("w", encoding="utf-8") as text,
             redirect_stdout(text),
         ):
             yield
+    except ForeignFileError as error:
+        raise UsageError(f"--output {error}") from None
     except OSError as error:
         raise UsageError(f"--output {file}: cannot be written: {error.strerror}") from None
 

@@ -361,3 +361,46 @@ def test_a_time_at_the_end_of_the_calendar_cannot_be_asked_for(
 def test_an_answer_cannot_be_written_to_a_folder(archiver: Program, folder: str) -> None:
     done = archiver.call("report", "flaky", "--output", folder)
     assert done == (2, "", f"error: --output {folder}: is a folder; name a file in it\n")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"run_id,read_token\nrun-1,tok-1\n",
+        b'[{"run_id": "run-1", "read_token": "tok-1"}]',
+        b'\xef\xbb\xbf"Run ID";"read_token"\r\n',
+        b"SQLite format 3\0 and so on",
+    ],
+)
+@pytest.mark.parametrize("is_link", [False, True])
+def test_no_answer_replaces_a_database_or_a_list_with_tokens(
+    archiver: Program, content: bytes, is_link: bool
+) -> None:
+    theirs = archiver.folder / "theirs"
+    theirs.write_bytes(content)
+    if is_link:
+        (archiver.folder / "link").symlink_to("theirs")
+    file = "link" if is_link else "theirs"
+    done = archiver.call("report", "flaky", "--format", "csv", "--output", file)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: --output {file}: exists, and is no earlier output")
+    assert theirs.read_bytes() == content
+
+
+@pytest.mark.parametrize("form", ["csv", "html"])
+def test_an_answer_goes_through_a_link(archiver: Program, form: str) -> None:
+    (archiver.folder / "www").mkdir()
+    published = archiver.folder / "www" / "answer"
+    published.write_text("old")
+    link = archiver.folder / "latest"
+    link.symlink_to("www/answer")
+    assert archiver.call("report", "flaky", "--format", form, "--output", link).exit_code == 0
+    assert link.is_symlink()
+    assert "flip" in published.read_text("utf-8")
+
+
+@pytest.mark.parametrize("stream", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_an_answer_can_be_written_to_a_stream(archiver: Program, stream: str) -> None:
+    done = archiver.run("report", "statuses", "--json", "--output", stream)
+    assert done.exit_code == 0, done.stderr
+    assert done.json()["report"] == "statuses"
