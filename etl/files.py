@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from tempfile import TemporaryDirectory
 
 MAX_LINKS = 40
 """The kernel follows as many symbolic links in one path."""
@@ -67,22 +67,24 @@ def create_once(target: Path, content: bytes) -> None:
     """Create `target`, readable by its owner alone; leave a file that is there as it is.
 
     A hard link makes the file whole or not at all. On a drive without hard links (SMB, FAT) the
-    file is created exclusively and then written, so that a reader can meet it empty for a moment.
+    name is claimed by an empty file, which the whole one replaces at once.
 
     Raises:
         OSError: the file cannot be written.
     """
-    with NamedTemporaryFile(dir=target.parent) as draft:
-        draft.write(content)
-        draft.flush()
-        os.fsync(draft.fileno())
-        with suppress(FileExistsError):
-            try:
-                os.link(draft.name, target)
-            except FileExistsError:
-                raise
-            except OSError:
-                _create_exclusively(target, content)
+    with _temporary_folder(target) as folder:
+        draft = Path(folder, target.name)
+        draft.touch(mode=0o600)
+        draft.write_bytes(content)
+        _sync(draft)
+        try:
+            os.link(draft, target)
+        except FileExistsError:
+            return
+        except OSError:
+            with suppress(FileExistsError):
+                target.touch(mode=0o600, exist_ok=False)
+                draft.replace(target)
 
 
 def is_stream(path: Path) -> bool:
@@ -128,15 +130,3 @@ def _temporary_folder(place: Path) -> "TemporaryDirectory[str]":
 def _sync(path: Path) -> None:
     with path.open("rb") as opened:
         os.fsync(opened.fileno())
-
-
-def _create_exclusively(target: Path, content: bytes) -> None:
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123  a descriptor, no path
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-    except OSError:
-        target.unlink()
-        raise
