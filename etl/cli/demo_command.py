@@ -33,6 +33,7 @@ def demo(file: Path) -> int:
     from etl.db.opening import open_or_create
     from etl.telemetry import log
 
+    demo_archive.mark(file)
     display.note("starting a made-up API on loopback: no key and no network are needed")
     with demo_archive.serving(file) as (sandbox, config):
         log.configure(config.log)
