@@ -21,8 +21,15 @@ from etl.reports.model import (
     ReportRequest,
     Row,
 )
-from etl.reports.selection import PAGE_ROWS, Places, Shelf, is_valid, of_filters, within
-from etl.reports.spans import asked, told
+from etl.reports.selection import (
+    PAGE_ROWS,
+    RosterLoader,
+    TestPlaces,
+    filter_conditions,
+    start_conditions,
+    valid_condition,
+)
+from etl.reports.spans import describe_requested, requested_span
 
 AGES = (
     ("under_1_day", "under 1 day", timedelta(days=1)),
@@ -61,19 +68,19 @@ def open_runs(connection: Connection, request: ReportRequest) -> Iterator[OpenRu
             outcomes.c.roster_id,
         )
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
-        .where(is_open, is_valid(request))
-        .where(*of_filters(request.filters), *within(asked(request)))
+        .where(is_open, valid_condition(request))
+        .where(*filter_conditions(request.filters), *start_conditions(requested_span(request)))
         .execution_options(yield_per=PAGE_ROWS)
     )
-    shelf = Shelf(connection, request)
-    places = None if request.filters.test is None else Places(request.filters.test)
+    loader = RosterLoader(connection, request)
+    places = None if request.filters.test is None else TestPlaces(request.filters.test)
     for page in connection.execute(statement).partitions():
         if places is None:
             yield from (_open_run(row) for row in page)
             continue
         for plan, rows in groupby(page, key=lambda row: Plan(row.application, row.plan)):
             found = list(rows)
-            book = shelf.learned(plan, found)
+            book = loader.load(plan, found)
             yield from (run for row in found if (run := _narrowed(row, book, places)).tests)
 
 
@@ -82,7 +89,7 @@ def _open_run(row: Row) -> OpenRun:
     return OpenRun(Plan(application, plan), *rest)
 
 
-def _narrowed(row: Row, book: RosterCache, places: Places) -> OpenRun:
+def _narrowed(row: Row, book: RosterCache, places: TestPlaces) -> OpenRun:
     """Return a run with no other test counted than those at `places`."""
     *_, strip, roster_id = row
     tests = sum(strip[place] == "U" for place in places.of(book[roster_id]))
@@ -113,7 +120,7 @@ def _unresolved(connection: Connection, request: ReportRequest) -> ReportData:
         )
         for run in open_runs(connection, request)
     )
-    return ReportData(rows, _window(request))
+    return ReportData(rows, describe_requested(request))
 
 
 def _backlog(connection: Connection, request: ReportRequest) -> ReportData:
@@ -122,7 +129,7 @@ def _backlog(connection: Connection, request: ReportRequest) -> ReportData:
         (*plan, *_summed(list(runs), request.now))
         for plan, runs in groupby(by_plan, key=lambda run: run.plan)
     )
-    return ReportData(rows, _window(request))
+    return ReportData(rows, describe_requested(request))
 
 
 def _summed(runs: Sequence[OpenRun], now: datetime) -> Row:
@@ -132,10 +139,6 @@ def _summed(runs: Sequence[OpenRun], now: datetime) -> Row:
         tests[age_place(run, now)] += run.tests
     oldest = min(runs, key=lambda run: run.opened_at)
     return (len(runs), sum(tests), *tests, oldest.opened_at, age_ms(oldest, now))
-
-
-def _window(request: ReportRequest) -> str:
-    return told("runs", asked(request), request.zone)
 
 
 REPORTS = (

@@ -22,8 +22,8 @@ from etl.reports.model import (
     ReportRequest,
     Row,
 )
-from etl.reports.selection import PAGE_ROWS, of_filters
-from etl.reports.spans import Span, asked_or_last, told
+from etl.reports.selection import PAGE_ROWS, filter_conditions
+from etl.reports.spans import Span, describe_span, requested_or_recent
 
 OUTCOMES = ("passed", "failed", "aborted")
 _BOUNDS = (
@@ -49,7 +49,7 @@ def _statement(request: ReportRequest, span: Span) -> Select[tuple[object, ...]]
         )
         .join(outcomes, of_revision)
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
-        .where(*of_filters(request.filters), *_seen_in(request, span))
+        .where(*filter_conditions(request.filters), *_seen_in(request, span))
         .execution_options(yield_per=PAGE_ROWS)
     )
 
@@ -65,9 +65,9 @@ def _seen_in(request: ReportRequest, span: Span) -> Iterator[ColumnElement[bool]
 
 
 def _changes(connection: Connection, request: ReportRequest) -> ReportData:
-    span = asked_or_last(request, request.rules.window_days)
+    span = requested_or_recent(request, request.rules.window_days)
     rows = connection.execute(_statement(request, span))
-    return ReportData(_of_test(request, rows), told("changes seen", span, request.zone))
+    return ReportData(_of_test(request, rows), describe_span("changes seen", span, request.zone))
 
 
 def _of_test(request: ReportRequest, rows: Iterable[Row]) -> Iterator[Row]:
@@ -88,7 +88,7 @@ class _Decided(NamedTuple):
 
 
 def _resolution(connection: Connection, request: ReportRequest) -> ReportData:
-    span = asked_or_last(request, request.rules.window_days)
+    span = requested_or_recent(request, request.rules.window_days)
     of_tests = and_(status_changes.c.from_status == OPEN_STATUS, status_changes.c.position > 0)
     changes = _of_test(request, connection.execute(_statement(request, span).where(of_tests)))
     decided = sorted(
@@ -100,7 +100,7 @@ def _resolution(connection: Connection, request: ReportRequest) -> ReportData:
         (*plan, *_summed(found.get(plan, []), still_open[plan]))
         for plan in found.keys() | still_open.keys()
     )
-    return ReportData(rows, told("changes seen", span, request.zone), (_BOUNDS,))
+    return ReportData(rows, describe_span("changes seen", span, request.zone), (_BOUNDS,))
 
 
 def _still_open(connection: Connection, request: ReportRequest) -> Counter[Plan]:

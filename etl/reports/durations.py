@@ -18,8 +18,8 @@ from etl.reports.model import (
     ReportRequest,
     Row,
 )
-from etl.reports.selection import is_kept, of_variant, variants, within
-from etl.reports.spans import asked, told
+from etl.reports.selection import can_use_stored, read_runs, start_conditions, variant_conditions
+from etl.reports.spans import describe_requested, requested_span
 
 STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN})
 _COLUMNS = (
@@ -48,7 +48,7 @@ _COLUMNS = (
 def _durations(connection: Connection, request: ReportRequest) -> ReportData:
     found = (
         _stored(connection, request)
-        if is_kept(connection, request, STORED_FILTERS)
+        if can_use_stored(connection, request, STORED_FILTERS)
         else _streamed(connection, request)
     )
     rows = (
@@ -56,11 +56,11 @@ def _durations(connection: Connection, request: ReportRequest) -> ReportData:
         for variant, row in found
     )
     days = f"the {request.rules.window_days} days up to the last run of each"
-    return ReportData(rows, f"{days}, in {told('runs', asked(request), request.zone)}")
+    return ReportData(rows, f"{days}, in {describe_requested(request)}")
 
 
 def _streamed(connection: Connection, request: ReportRequest) -> Iterator[tuple[Variant, Row]]:
-    for variant, runs in variants(connection, request, *within(asked(request))):
+    for variant, runs in read_runs(connection, request, *start_conditions(requested_span(request))):
         found = compute_durations(runs, request.rules)
         if found:
             yield variant, found
@@ -70,7 +70,7 @@ def _stored(connection: Connection, request: ReportRequest) -> Iterator[tuple[Va
     statement = (
         select(*plan_variants.columns, *list(durations.columns)[1:])
         .join(plan_variants, plan_variants.c.variant_id == durations.c.variant_id)
-        .where(*of_variant(request.filters))
+        .where(*variant_conditions(request.filters))
     )
     names = len(plan_variants.columns)
     for row in connection.execute(statement):

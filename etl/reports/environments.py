@@ -21,8 +21,8 @@ from etl.reports.model import (
     ReportRequest,
     Row,
 )
-from etl.reports.selection import FINISHED, variants, within
-from etl.reports.spans import Span, asked_or_last, told
+from etl.reports.selection import FINISHED, read_runs, start_conditions
+from etl.reports.spans import Span, describe_span, requested_or_recent
 
 NOTHING = Counts()
 EXPECTED_DAYS = 90
@@ -59,7 +59,7 @@ def _ended_at(run: PlanRun) -> datetime:
 
 
 def _environments(connection: Connection, request: ReportRequest) -> ReportData:
-    window = asked_or_last(request, request.rules.window_days)
+    window = requested_or_recent(request, request.rules.window_days)
     found = _found(connection, request, window)
     covered = sum(each.alone + each.shared > 0 for each in found.values())
     note = (
@@ -67,7 +67,7 @@ def _environments(connection: Connection, request: ReportRequest) -> ReportData:
         f" {EXPECTED_DAYS} days have one in the window"
     )
     rows = (_row(*item, request.now) for item in found.items())
-    return ReportData(rows, told("runs", window, request.zone), (note,))
+    return ReportData(rows, describe_span("runs", window, request.zone), (note,))
 
 
 def _found(
@@ -76,7 +76,7 @@ def _found(
     """Return the environments in which runs ended, in the window or before it."""
     seen = Span(window.since and min(window.since, _expected_since(request)), window.until)
     found: defaultdict[Identity, _Coverage] = defaultdict(_Coverage)
-    for variant, runs in variants(connection, request, *within(seen)):
+    for variant, runs in read_runs(connection, request, *start_conditions(seen)):
         identities = json.loads(variant.environment_signature)
         for run in runs:
             if run.status not in FINISHED:

@@ -11,7 +11,7 @@ from etl.derived.metrics import compute_rates, count_letters
 from etl.derived.plans import PlanRun
 from etl.derived.series_metrics import compute_series
 from etl.reports.model import ReportRequest
-from etl.reports.selection import FoundRun, variants
+from etl.reports.selection import FoundRun, read_runs
 
 
 class GateLimits(NamedTuple):
@@ -63,7 +63,7 @@ def _new_failures(connection: Connection, request: ReportRequest, run: FoundRun)
     )
     failing = {
         series.test_key
-        for _, runs in variants(connection, request, *earlier)
+        for _, runs in read_runs(connection, request, *earlier)
         for series in compute_series(_before(runs, run), request.rules, frozenset(failed))
         if series.fail_streak
     }

@@ -10,8 +10,8 @@ from sqlalchemy import Connection
 from etl.derived.outcome_reader import Variant
 from etl.derived.plans import NamedTest
 from etl.reports.model import ReportRequest
-from etl.reports.selection import Places, variants, within
-from etl.reports.spans import asked
+from etl.reports.selection import TestPlaces, read_runs, start_conditions
+from etl.reports.spans import requested_span
 
 
 class Result(NamedTuple):
@@ -37,8 +37,8 @@ class History(NamedTuple):
 
 def histories(connection: Connection, request: ReportRequest, test: str) -> Iterator[History]:
     """Yield the history of each series whose test is called `test`."""
-    places = Places(test)
-    for variant, runs in variants(connection, request, *within(asked(request))):
+    places = TestPlaces(test)
+    for variant, runs in read_runs(connection, request, *start_conditions(requested_span(request))):
         found: defaultdict[str, list[Result]] = defaultdict(list)
         tests: dict[str, NamedTest] = {}
         for run in runs:

@@ -21,11 +21,11 @@ from etl.reports.model import (
     ReportRequest,
     Row,
 )
-from etl.reports.spans import asked_or_last, told
+from etl.reports.spans import describe_span, requested_or_recent
 
 
 def _overview(connection: Connection, request: ReportRequest) -> ReportData:
-    window = asked_or_last(request, request.rules.window_days)
+    window = requested_or_recent(request, request.rules.window_days)
     results: defaultdict[str, list[Period]] = defaultdict(list)
     for plan, period in trends.periods(connection, request, window):
         results[plan.application].append(period)
@@ -48,7 +48,7 @@ def _overview(connection: Connection, request: ReportRequest) -> ReportData:
         f"flaky and open count at any time; a test is judged with {MIN_DECIDED} decided results"
         f" or more among its last {request.rules.window_results}"
     )
-    return ReportData(rows, told("runs", window, request.zone), (note,))
+    return ReportData(rows, describe_span("runs", window, request.zone), (note,))
 
 
 def _summed(periods: Sequence[Period]) -> Row:

@@ -29,12 +29,12 @@ MOST_ROSTERS = 2000
 
 
 @cache
-def query(name: str) -> TextClause:
+def load_query(name: str) -> TextClause:
     """Return the query in the file `name`.sql."""
     return text((FOLDER / f"{name}.sql").read_text(encoding="utf-8"))
 
 
-def variants(
+def read_runs(
     connection: Connection, request: ReportRequest, *conditions: ColumnElement[bool]
 ) -> Iterator[tuple[Variant, Iterator[PlanRun]]]:
     """Yield each variant with those of its runs that are asked for, the newest first.
@@ -42,32 +42,34 @@ def variants(
     Leaves times and test to `conditions` and the caller. Reads as it goes: the runs of a variant
     are gone when the next one is asked for.
     """
-    wanted = select(plan_variants).where(*of_variant(request.filters))
+    wanted = select(plan_variants).where(*variant_conditions(request.filters))
     known = {row.variant_id: Variant(*row) for row in connection.execute(wanted)}
     # All down: so the index of what is current has them in this order.
     columns = (outcomes.c.variant_id, outcomes.c.started_at, outcomes.c.run_id)
-    chosen = and_(is_valid(request), *of_filters(request.filters), *conditions)
+    chosen = and_(valid_condition(request), *filter_conditions(request.filters), *conditions)
     statement = (
         select_plan_runs(chosen)
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
         .order_by(*[column.desc() for column in columns])
         .execution_options(yield_per=PAGE_ROWS)
     )
-    shelf = Shelf(connection, request)
+    loader = RosterLoader(connection, request)
     rows = connection.execute(statement)
     for variant_id, found in groupby(rows, key=lambda row: row.variant_id):
-        yield known[variant_id], _as_plan_runs(found, known[variant_id], shelf)
+        yield known[variant_id], _as_plan_runs(found, known[variant_id], loader)
 
 
-def _as_plan_runs(rows: Iterator[Any], variant: Variant, shelf: "Shelf") -> Iterator[PlanRun]:
+def _as_plan_runs(
+    rows: Iterator[Any], variant: Variant, loader: "RosterLoader"
+) -> Iterator[PlanRun]:
     while batch := list(islice(rows, BATCH_ROWS)):
-        book = shelf.learned(Plan(variant.application, variant.plan), batch)
+        book = loader.load(Plan(variant.application, variant.plan), batch)
         for row in batch:
             run = read_plan_run(row, book)
-            yield run if shelf.has_labels else run._replace(commit=None)
+            yield run if loader.has_labels else run._replace(commit=None)
 
 
-class Shelf:
+class RosterLoader:
     """The lists of tests that the rows of one plan after the other refer to.
 
     As of a moment, nobody knows what labels said: they have no history.
@@ -81,7 +83,7 @@ class Shelf:
         self._held: set[str] = set()
         self._book = RosterCache(connection, IdentityRule())
 
-    def learned(self, plan: Plan, rows: Iterable[Any]) -> RosterCache:
+    def load(self, plan: Plan, rows: Iterable[Any]) -> RosterCache:
         """Return a book that has the lists of tests of `rows`, which are of `plan`."""
         wanted = {row.roster_id for row in rows}
         if plan != self._plan or len(self._held | wanted) > MOST_ROSTERS:
@@ -92,7 +94,9 @@ class Shelf:
         return self._book
 
 
-def is_kept(connection: Connection, request: ReportRequest, filters: Collection[Filter]) -> bool:
+def can_use_stored(
+    connection: Connection, request: ReportRequest, filters: Collection[Filter]
+) -> bool:
     """Tell whether a table has what is asked for now: it can be filtered by `filters` alone.
 
     Not while a pass has yet to count what it stored.
@@ -101,7 +105,7 @@ def is_kept(connection: Connection, request: ReportRequest, filters: Collection[
     return is_now and not has_dirty_marks(connection)
 
 
-def is_valid(request: ReportRequest) -> ColumnElement[bool]:
+def valid_condition(request: ReportRequest) -> ColumnElement[bool]:
     """Return which rows of `outcomes` say what runs are, or were at the moment asked for."""
     if request.as_of is None:
         return IS_CURRENT
@@ -109,9 +113,9 @@ def is_valid(request: ReportRequest) -> ColumnElement[bool]:
     return and_(outcomes.c.observed_at <= request.as_of, is_last)
 
 
-def of_filters(filters: Filters) -> Iterator[ColumnElement[bool]]:
+def filter_conditions(filters: Filters) -> Iterator[ColumnElement[bool]]:
     """Yield what `filters` ask of `outcomes` and `plan_variants`, apart from times and test."""
-    yield from of_variant(filters)
+    yield from variant_conditions(filters)
     for name, value in filters.labels:
         found = labels.alias()
         yield exists(
@@ -121,7 +125,7 @@ def of_filters(filters: Filters) -> Iterator[ColumnElement[bool]]:
         )
 
 
-def of_variant(filters: Filters) -> Iterator[ColumnElement[bool]]:
+def variant_conditions(filters: Filters) -> Iterator[ColumnElement[bool]]:
     """Yield what `filters` ask of `plan_variants`."""
     if filters.application is not None:
         yield plan_variants.c.application == filters.application
@@ -129,7 +133,7 @@ def of_variant(filters: Filters) -> Iterator[ColumnElement[bool]]:
         yield plan_variants.c.plan == filters.plan
 
 
-def within(span: Span) -> Iterator[ColumnElement[bool]]:
+def start_conditions(span: Span) -> Iterator[ColumnElement[bool]]:
     """Yield what `span` asks of the start of a run."""
     if span.since:
         yield outcomes.c.started_at >= span.since
@@ -137,7 +141,7 @@ def within(span: Span) -> Iterator[ColumnElement[bool]]:
         yield outcomes.c.started_at < span.until
 
 
-class Places:
+class TestPlaces:
     """Where tests of one name stand in runs."""
 
     def __init__(self, test: str) -> None:
@@ -155,7 +159,7 @@ class Places:
         return self._known[roster.roster_id]
 
 
-def narrowed(runs: Iterable[PlanRun], places: Places) -> Iterator[PlanRun]:
+def narrow_to_test(runs: Iterable[PlanRun], places: TestPlaces) -> Iterator[PlanRun]:
     """Yield those runs that have such a test, with its results alone."""
     for run in runs:
         if found := places.of(run.roster):
@@ -191,13 +195,13 @@ def find_run(
             outcomes.c.roster_id,
         )
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
-        .where(is_valid(request), *of_filters(request.filters), *conditions)
+        .where(valid_condition(request), *filter_conditions(request.filters), *conditions)
         .order_by(outcomes.c.started_at.desc(), outcomes.c.run_id.desc())
         .limit(1)
     )
     for row in connection.execute(statement):
         plan = Plan(row.application, row.plan)
-        book = Shelf(connection, request).learned(plan, [row])
+        book = RosterLoader(connection, request).load(plan, [row])
         return FoundRun(
             row.run_id,
             row.variant_id,

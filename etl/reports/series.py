@@ -27,8 +27,14 @@ from etl.reports.model import (
     ReportRequest,
     Row,
 )
-from etl.reports.selection import PAGE_ROWS, is_kept, of_variant, variants, within
-from etl.reports.spans import asked, told
+from etl.reports.selection import (
+    PAGE_ROWS,
+    can_use_stored,
+    read_runs,
+    start_conditions,
+    variant_conditions,
+)
+from etl.reports.spans import describe_requested, requested_span
 
 STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN, Filter.TEST})
 _FLAGS = (
@@ -89,12 +95,12 @@ def _flaky(connection: Connection, request: ReportRequest) -> ReportData:
 
 
 def _failures(connection: Connection, request: ReportRequest) -> ReportData:
-    classed = ((failure_class(row), row) for row in rows(connection, request))
+    classed = ((classify_failure(row), row) for row in rows(connection, request))
     found = ((word, *row) for word, row in classed if word)
     return ReportData(found, _window(request))
 
 
-def failure_class(row: Row) -> str | None:
+def classify_failure(row: Row) -> str | None:
     """Return what a row of `series` says of its failures, None where it has none to tell of."""
     if row[PLACES["is_new_failure"]]:
         return "new_failure"
@@ -111,7 +117,7 @@ def rows(connection: Connection, request: ReportRequest) -> Iterator[Row]:
     """Yield a row of the report `series` for each series."""
     found = (
         _stored(connection, request)
-        if is_kept(connection, request, STORED_FILTERS)
+        if can_use_stored(connection, request, STORED_FILTERS)
         else _streamed(connection, request)
     )
     test = request.filters.test
@@ -121,7 +127,7 @@ def rows(connection: Connection, request: ReportRequest) -> Iterator[Row]:
 
 
 def _streamed(connection: Connection, request: ReportRequest) -> Iterator[Row]:
-    for variant, runs in variants(connection, request, *within(asked(request))):
+    for variant, runs in read_runs(connection, request, *start_conditions(requested_span(request))):
         for found in compute_series(runs, request.rules):
             row = _row(variant, build_series_row(variant.variant_id, found))
             yield _without_labels(row) if request.as_of else row
@@ -137,7 +143,7 @@ def _stored(connection: Connection, request: ReportRequest) -> Iterator[Row]:
     statement = (
         select(*plan_variants.columns, *series.columns)
         .join(plan_variants, plan_variants.c.variant_id == series.c.variant_id)
-        .where(*of_variant(request.filters))
+        .where(*variant_conditions(request.filters))
         .execution_options(yield_per=PAGE_ROWS)
     )
     names = len(plan_variants.columns)
@@ -154,7 +160,7 @@ def _row(variant: Variant, stored: Row) -> Row:
 
 def _window(request: ReportRequest) -> str:
     results = f"the last {request.rules.window_results} decided results of each test"
-    return f"{results}, in {told('runs', asked(request), request.zone)}"
+    return f"{results}, in {describe_requested(request)}"
 
 
 _NAMES = ("application", "plan", "test", "environments", "series_id")

@@ -26,14 +26,14 @@ class Days(NamedTuple):
     last: date | None
 
 
-def asked(request: ReportRequest) -> Span:
+def requested_span(request: ReportRequest) -> Span:
     """Return the span that the request's filters name."""
     return Span(request.filters.since, request.filters.until)
 
 
-def asked_or_last(request: ReportRequest, days: int) -> Span:
+def requested_or_recent(request: ReportRequest, days: int) -> Span:
     """Return the span that the filters name, or so many days up to and with today."""
-    span = asked(request)
+    span = requested_span(request)
     if span != ALWAYS:
         return span
     today = request.now.astimezone(request.zone).date()
@@ -55,7 +55,7 @@ def whole_days(span: Span, zone: ZoneInfo) -> Days | None:
     return Days(first, after and after - DAY)
 
 
-def told(what: str, span: Span, zone: ZoneInfo) -> str:
+def describe_span(what: str, span: Span, zone: ZoneInfo) -> str:
     """Return what is in a span for people: "runs from 2026-11-01 to 2026-11-30"."""
     if span == ALWAYS:
         return f"all {what}"
@@ -63,3 +63,8 @@ def told(what: str, span: Span, zone: ZoneInfo) -> str:
     ends = days or [each and each.astimezone(zone).isoformat(" ", "minutes") for each in span]
     words = [f" {word} {end}" for word, end in zip(("from", "to"), ends, strict=True) if end]
     return f"{what}{''.join(words)}"
+
+
+def describe_requested(request: ReportRequest) -> str:
+    """Return which runs the request's filters of time leave."""
+    return describe_span("runs", requested_span(request), request.zone)

@@ -8,8 +8,8 @@ from sqlalchemy import BigInteger, Connection, Select, Text, and_, func, select
 from etl.db.schema import outcomes, plan_variants
 from etl.derived.metrics import LETTERS
 from etl.reports.model import OF_RUNS, Column, ColumnKind, Definition, ReportData, ReportRequest
-from etl.reports.selection import is_valid, of_filters, query, within
-from etl.reports.spans import asked, told
+from etl.reports.selection import filter_conditions, load_query, start_conditions, valid_condition
+from etl.reports.spans import describe_requested, requested_span
 
 UNKNOWN = "unknown"
 COUNTED_AS = {
@@ -33,12 +33,12 @@ def _statuses(connection: Connection, request: ReportRequest) -> ReportData:
     if unknown:
         found.update({("test", word): n for word, n in connection.execute(_unknown(request))})
     rows = ((*word, COUNTED_AS.get(word[1] or ""), n) for word, n in found.items() if n)
-    return ReportData(rows, told("runs", asked(request), request.zone))
+    return ReportData(rows, describe_requested(request))
 
 
 def _unknown(request: ReportRequest) -> Select[Any]:
     words = (
-        query("unknown_words")
+        load_query("unknown_words")
         .columns(run_id=Text, revision=BigInteger, status=Text)
         .subquery("words")
     )
@@ -59,7 +59,11 @@ def _of_chosen(statement: Select[Any], request: ReportRequest) -> Select[Any]:
     return (
         statement.select_from(outcomes)
         .join(plan_variants, of_plan)
-        .where(is_valid(request), *of_filters(request.filters), *within(asked(request)))
+        .where(
+            valid_condition(request),
+            *filter_conditions(request.filters),
+            *start_conditions(requested_span(request)),
+        )
     )
 
 

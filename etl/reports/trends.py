@@ -22,8 +22,17 @@ from etl.reports.model import (
     ReportRequest,
     Row,
 )
-from etl.reports.selection import Places, narrowed, variants, within
-from etl.reports.spans import ALWAYS, Days, Span, asked, asked_or_last, midnight, told, whole_days
+from etl.reports.selection import TestPlaces, narrow_to_test, read_runs, start_conditions
+from etl.reports.spans import (
+    ALWAYS,
+    Days,
+    Span,
+    describe_span,
+    midnight,
+    requested_or_recent,
+    requested_span,
+    whole_days,
+)
 
 WEEKS = 13
 """How many weeks `weekly` shows unless it is told."""
@@ -51,13 +60,13 @@ _BRIEF = (
 
 
 def _trend(connection: Connection, request: ReportRequest) -> ReportData:
-    span = asked_or_last(request, request.rules.window_days)
+    span = requested_or_recent(request, request.rules.window_days)
     rows = (_row(request, *found) for found in periods(connection, request, span))
-    return ReportData(rows, told("runs", span, request.zone))
+    return ReportData(rows, describe_span("runs", span, request.zone))
 
 
 def _weekly(connection: Connection, request: ReportRequest) -> ReportData:
-    span = asked(request)
+    span = requested_span(request)
     if span == ALWAYS:
         this_week = week_start(request.now.astimezone(request.zone).date())
         first, after = this_week - timedelta(weeks=WEEKS - 1), this_week + timedelta(weeks=1)
@@ -70,7 +79,7 @@ def _weekly(connection: Connection, request: ReportRequest) -> ReportData:
         streamed = _streamed(connection, request, span).items()
         found = ((plan, week) for plan, periods in streamed for week in sum_weeks(periods))
     rows = (_row(request, *each) for each in found)
-    return ReportData(rows, told("runs", span, request.zone))
+    return ReportData(rows, describe_span("runs", span, request.zone))
 
 
 def periods(
@@ -123,9 +132,9 @@ def _streamed(
     connection: Connection, request: ReportRequest, span: Span
 ) -> dict[Plan, list[Period]]:
     found: defaultdict[Plan, list[Period]] = defaultdict(list)
-    places = None if request.filters.test is None else Places(request.filters.test)
-    for variant, runs in variants(connection, request, *within(span)):
-        chosen = narrowed(runs, places) if places else runs
+    places = None if request.filters.test is None else TestPlaces(request.filters.test)
+    for variant, runs in read_runs(connection, request, *start_conditions(span)):
+        chosen = narrow_to_test(runs, places) if places else runs
         found[Plan(variant.application, variant.plan)] += sum_days(chosen)
     return {plan: sum_periods(days) for plan, days in found.items()}
 
