@@ -97,6 +97,7 @@ def gate(
 
 def _find_newest(connection: "Connection", request: "ReportRequest") -> "FoundRun":
     from etl.db.schema import outcomes
+    from etl.reports.empty_answers import explain_no_match
     from etl.reports.selection import FINISHED, find_run
 
     is_finished = outcomes.c.status.in_(FINISHED)
@@ -105,7 +106,8 @@ def _find_newest(connection: "Connection", request: "ReportRequest") -> "FoundRu
         filters = request.filters
         raise UsageError(
             f"gate: no run that is over is archived of application"
-            f" {display.safe(filters.application)!r}, plan {display.safe(filters.plan)!r}"
+            f" {display.safe(filters.application)!r}, plan {display.safe(filters.plan)!r}",
+            explain_no_match(connection, request),
         )
     return found
 

@@ -102,7 +102,7 @@ def report(
         else:
             if question.rows is None and wanted in {Form.TABLE, Form.MARKDOWN}:
                 question = question._replace(rows=TABLE_ROWS)
-            _print_report(_answer(session, name, question), wanted, raw=raw)
+            _answer(session, name, question, wanted, raw=raw)
     return 0
 
 
@@ -148,19 +148,25 @@ def _print_names() -> None:
     display.table(["report", "shows", "a row is"], rows)
 
 
-def _answer(session: "Session", name: str, question: "Question") -> "ReportResult":
+def _answer(session: "Session", name: str, question: "Question", form: Form, *, raw: bool) -> None:
     from etl.cli.questions import asking
     from etl.reports import catalog
+    from etl.reports.empty_answers import explain_empty
 
     definition = catalog.find(name)
     with asking(session, question) as (connection, request):
-        return catalog.run(connection, definition, request)
+        found = catalog.run(connection, definition, request)
+        reason = explain_empty(connection, [found])
+    _print_report(found, form, raw=raw)
+    if reason:
+        display.note(reason)
 
 
 def _print_page(session: "Session", name: str | None, question: "Question") -> None:
     """Print one report as a page, or all those that have the filters of the question."""
     from etl.cli.questions import asking
     from etl.reports import catalog
+    from etl.reports.empty_answers import explain_empty
     from etl.reports.page import document, sections
 
     wanted = [catalog.find(each) for each in ([name] if name else sections.PAGE)]
@@ -169,7 +175,12 @@ def _print_page(session: "Session", name: str | None, question: "Question") -> N
         if name is None:
             wanted = [each for each in wanted if request.filters.used <= each.filters]
         found = [catalog.run(connection, definition, request) for definition in wanted]
+        is_narrowed = name or request.as_of or request.filters.used
+        # The whole page of an empty archive says so in each section.
+        reason = explain_empty(connection, found) if is_narrowed else None
     display.say(document.render(found, question.rows))
+    if reason:
+        display.note(reason)
 
 
 def _print_report(found: "ReportResult", form: Form, *, raw: bool) -> None:
