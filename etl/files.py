@@ -17,11 +17,11 @@ IsOurs = Callable[[Path], bool]
 
 
 class ForeignFileError(Exception):
-    """A target exists and is no earlier output of ours: it stays as it is."""
+    """A target exists and was not written by us: it stays as it is."""
 
     def __init__(self, target: Path) -> None:
         super().__init__(
-            f"{target}: exists, and is no earlier output of this command; move it away, or give"
+            f"{target}: exists, and was not written by this command; move it away, or give"
             " another name"
         )
 

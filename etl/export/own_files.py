@@ -30,7 +30,7 @@ def read_application_id(file: Path) -> int | None:
 
 
 def mark_database(file: Path, application_id: int) -> None:
-    """Write the application ID into a database; makes the file where there is none."""
+    """Write the application ID into a database; create a missing file."""
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA application_id = {application_id}")
 

@@ -1,7 +1,7 @@
 """Make a finished copy of an archive in SQLite, for readers that may not write beside the archive.
 
-The archive itself is in WAL mode: whoever opens it has to write into its folder. The copy is one
-file that nobody changes any more, without what only the archiver needs to know.
+The archive itself is in WAL mode: a reader has to write into its folder. The copy is one file that
+nobody changes any more, without tokens and leases.
 """
 
 import sqlite3
@@ -23,8 +23,8 @@ def copy_to(engine: Engine, target: Path) -> None:
     """Write the copy to `target`, all of it at once; a file that is there is replaced.
 
     Raises:
-        UsageError: the archive is not in SQLite, or `target` exists and is no earlier copy.
-        DatabaseError: there is no archive, or the copy cannot be written.
+        UsageError: the archive is not in SQLite, or `target` exists and is not an earlier copy.
+        DatabaseError: the archive is missing, or the copy cannot be written.
     """
     if engine.dialect.name != "sqlite":
         raise UsageError(
@@ -50,7 +50,7 @@ def _require_file(source: Path, target: Path) -> None:
     if target.is_dir():
         raise UsageError(f"{target}: is a folder; name a file in it")
     if is_stream(target):
-        raise UsageError(f"{target}: is no regular file; a database can only be written to one")
+        raise UsageError(f"{target}: is a pipe or device; a database needs a regular file")
     if target.exists() and target.samefile(source):
         raise UsageError(f"{target}: is the archive itself; name another file")
 

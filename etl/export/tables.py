@@ -1,7 +1,7 @@
 """Write an archive into a folder for other programs: a file for each view and each table.
 
-Views have what reports need; tables have what the API said. Neither payloads nor anything that
-only the archiver needs to know is handed on.
+Views have the figures of reports; tables have the content of API answers. Payloads, tokens and the
+ledger are not exported.
 """
 
 import csv
@@ -60,7 +60,7 @@ TABLES = (
     schema.test_revisions,
 )
 ROWS_AT_ONCE = 5000
-"""How many rows are held in memory."""
+"""The number of rows in memory."""
 
 _DAYS = frozenset(
     each.name
@@ -94,8 +94,8 @@ def write(
         The files, each named after its view or table, with the number of their rows.
 
     Raises:
-        UsageError: the folder has a file of one of these names that is no earlier export.
-        DatabaseError: there is no archive, or it cannot be read.
+        UsageError: the folder has a file of one of these names that is not an earlier export.
+        DatabaseError: the archive is missing, or cannot be read.
         OSError: the folder or a file cannot be written.
     """
     require_archive(engine)

@@ -1,4 +1,4 @@
-"""`unresolved` and `backlog`: what waits for a person, and for how long."""
+"""`unresolved` and `backlog`: tests that wait for a person, and their age."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta

@@ -1,4 +1,4 @@
-"""All reports by name, and how one is asked for."""
+"""All reports by name, and the function that runs one."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -37,7 +37,7 @@ REPORTS: dict[str, Definition] = {
 
 
 def find(name: str) -> Definition:
-    """Return the report called `name`. Raises UsageError when there is none."""
+    """Return the report called `name`. Raises UsageError for an unknown name."""
     report = REPORTS.get(name)
     if report is None:
         raise UsageError(f"report {name}: there is none; there are {', '.join(REPORTS)}")
@@ -71,6 +71,6 @@ def _sorted(definition: Definition, rows: Iterable[Row]) -> list[Row]:
 
 
 def _rank(place: int, is_down: bool, row: Row) -> tuple[bool, Any]:  # noqa: FBT001
-    """Return what a row is sorted by: missing values are the last, whatever the direction."""
+    """Return the sort key of a row: missing values come last, up or down."""
     value = row[place]
     return (value is None) != is_down, value if value is not None else 0

@@ -53,5 +53,5 @@ def environments_text(signature: str) -> str:
 
 
 def environment_text(identity: Sequence[str | None]) -> str:
-    """Return (OS, browser, device, viewport) for people, without what is not known."""
+    """Return (OS, browser, device, viewport) for people, without missing parts."""
     return " / ".join(part for part in identity if part) or "-"

@@ -1,4 +1,4 @@
-"""`changes` and `resolution`: what became of results later, and how long people took to decide."""
+"""`changes` and `resolution`: later changes of results, and the time that people took to decide."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -71,7 +71,7 @@ def _changes(connection: Connection, request: ReportRequest) -> ReportData:
 
 
 def _of_test(request: ReportRequest, rows: Iterable[Row]) -> Iterator[Row]:
-    """Yield the rows of the test that is asked for, or all."""
+    """Yield the rows of the requested test, or all."""
     test, place = request.filters.test, 4
     for row in rows:
         if test is None or (row[place] or "").strip() == test:
@@ -177,9 +177,11 @@ REPORTS = (
             ),
             TEST,
             Column(
-                "from_status", ColumnKind.TEXT, "What it was; missing for a test that was not there"
+                "from_status",
+                ColumnKind.TEXT,
+                "Status before; missing for a test that was added",
             ),
-            Column("to_status", ColumnKind.TEXT, "What it is; missing for a test that left"),
+            Column("to_status", ColumnKind.TEXT, "Status after; missing for a test that left"),
             Column("last_seen_at", ColumnKind.MOMENT, "When it was last seen as it was"),
             Column("changed_by", ColumnKind.MOMENT, "When it was first seen changed"),
             Column("resolution_min_ms", ColumnKind.MILLISECONDS, "The least it was unresolved for"),

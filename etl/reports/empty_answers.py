@@ -1,4 +1,4 @@
-"""Say why a report has no rows: which name the archive does not have, or what does not match."""
+"""Explain a report without rows: a name that the archive does not have, or no match."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches

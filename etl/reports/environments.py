@@ -1,4 +1,4 @@
-"""`environments`: which are covered, how stale they are, and how tests fare in each."""
+"""`environments`: coverage, staleness, and results of runs in one environment."""
 
 import json
 from collections import defaultdict
@@ -26,14 +26,14 @@ from etl.reports.spans import Span, describe_span, requested_or_recent
 
 NOTHING = Counts()
 EXPECTED_DAYS = 90
-"""An environment is expected when it was seen within so many days."""
+"""An environment is expected if a run ended in it within this number of days."""
 Identity = tuple[str, str | None, str | None, str | None, str | None]
 """Application, OS, browser, device, viewport."""
 
 
 @dataclass
 class _Coverage:
-    """What is known of an environment of an application."""
+    """The runs of an application in one environment."""
 
     alone: int = 0
     shared: int = 0
@@ -41,7 +41,7 @@ class _Coverage:
     last_ended_at: datetime | None = None
 
     def add(self, run: PlanRun, *, is_alone: bool, is_in_window: bool) -> None:
-        """Take in a run that is over. What a run in several of them found is no one's."""
+        """Add a finished run. The API does not assign results to one of several environments."""
         ended_at = _ended_at(run)
         self.last_ended_at = max(ended_at, self.last_ended_at or ended_at)
         if is_in_window and is_alone:
@@ -113,14 +113,14 @@ REPORTS = (
     Definition(
         "environments",
         "Environments: coverage, and results where they are one environment's",
-        "an environment of an application; its name does not count, since that can be made up",
+        "an environment of an application, without its name, which the API can generate",
         (
             APPLICATION,
             Column("environment", ColumnKind.TEXT, "OS, browser, device and viewport"),
             Column("os", ColumnKind.TEXT, "The operating system"),
             Column("browser", ColumnKind.TEXT, "The browser"),
             Column("device", ColumnKind.TEXT, "The device"),
-            Column("viewport", ColumnKind.TEXT, "Width and height of what is seen"),
+            Column("viewport", ColumnKind.TEXT, "Width and height of the viewport"),
             Column("is_covered", ColumnKind.FLAG, "A run in it ended that started in the window"),
             Column(
                 "runs", ColumnKind.INTEGER, "Such runs in it alone: counts and rates are of these"
@@ -128,7 +128,7 @@ REPORTS = (
             Column(
                 "shared",
                 ColumnKind.INTEGER,
-                "Such runs in several: the API does not tell whose is what",
+                "Such runs in several environments: not in the rates",
             ),
             *COUNTS,
             *RATES,

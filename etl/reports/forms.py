@@ -1,7 +1,7 @@
 """The forms that a report is given in: text for people, CSV, JSON and Markdown for programs.
 
-Names come from the API: what could steer a terminal is made visible, what a spreadsheet would
-run or Markdown would render is disarmed.
+Names come from the API: control characters are made visible, and texts that a spreadsheet would
+evaluate or Markdown would render are escaped.
 """
 
 import csv
@@ -61,7 +61,7 @@ _SHOWN: dict[ColumnKind, Callable[[Any], str]] = {
 
 
 def context(report: ReportResult) -> Iterator[str]:
-    """Yield what a person has to know to read the rows: what they cover, and what is left out."""
+    """Yield the lines that explain the rows: window, time zone, notes, and rows left out."""
     request = report.request
     moment = f"as of {_moment(request.as_of)}: " if request.as_of else ""
     yield f"{moment}{report.window}; times are {request.zone.key}"
@@ -71,7 +71,7 @@ def context(report: ReportResult) -> Iterator[str]:
 
 
 def brief(report: ReportResult) -> tuple[list[Column], list[list[str]]]:
-    """Return the columns that there is room for, and their values for people."""
+    """Return the brief columns, and their values for people."""
     places = {column.name: place for place, column in enumerate(report.columns)}
     chosen = [places[name] for name in report.definition.brief]
     columns = [report.columns[place] for place in chosen]
@@ -84,7 +84,7 @@ def brief(report: ReportResult) -> tuple[list[Column], list[list[str]]]:
 
 
 def show_table(report: ReportResult) -> None:
-    """Print a report as a table, with what one has to know to read it."""
+    """Print a report as a table, with its context."""
     columns, rows = brief(report)
     display.say(report.definition.title)
     display.text_table([_heading(column) for column in columns], rows)
@@ -98,7 +98,7 @@ def _heading(column: Column) -> display.Heading:
 
 
 def as_markdown(report: ReportResult) -> Iterator[str]:
-    """Yield the lines of a report in Markdown: what `brief` has, and its context."""
+    """Yield the lines of a report in Markdown: the brief columns and the context."""
     columns, rows = brief(report)
     yield f"## {report.definition.title}"
     yield ""
@@ -130,7 +130,7 @@ def as_csv(report: ReportResult, *, raw: bool) -> Iterator[str]:
 
 
 def csv_cell(value: Any, *, raw: bool) -> Any:
-    """Return what a cell of CSV has; texts run nothing in a spreadsheet, unless `raw`."""
+    """Return the content of a CSV cell; formulas are escaped, unless `raw`."""
     if isinstance(value, str):
         return value if raw else _no_formula(display.safe(value))
     if isinstance(value, bool):

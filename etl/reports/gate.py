@@ -1,4 +1,4 @@
-"""Whether a run is good enough to go on: what it has, against limits."""
+"""Judge a run by limits for its rates and counts, for a CI job that goes on or stops."""
 
 from collections.abc import Iterator
 from itertools import dropwhile, islice
@@ -15,7 +15,7 @@ from etl.reports.selection import FoundRun, read_runs
 
 
 class GateLimits(NamedTuple):
-    """The least share or the most tests that a run may have; None is no limit."""
+    """The minimum shares and maximum counts of a run; None sets no limit."""
 
     min_pass_rate: float | None = None
     min_decided_share: float | None = None
@@ -26,7 +26,7 @@ class GateLimits(NamedTuple):
 
 
 class GateFigures(NamedTuple):
-    """What a run has of what limits are about, in their order."""
+    """The figures of a run that limits are compared with, in their order."""
 
     pass_rate: float | None
     decided_share: float | None
@@ -37,7 +37,7 @@ class GateFigures(NamedTuple):
 
 
 def measure(connection: Connection, request: ReportRequest, run: FoundRun) -> GateFigures:
-    """Return what `run` has."""
+    """Return the figures of `run`."""
     counts = count_letters(run.outcomes)
     found = compute_rates(counts)
     return GateFigures(
@@ -76,14 +76,14 @@ def _before(runs: Iterator[PlanRun], run: FoundRun) -> Iterator[PlanRun]:
 
 
 def broken(limits: GateLimits, measured: GateFigures) -> Iterator[str]:
-    """Yield a line for each limit that is broken."""
+    """Yield a line for each broken limit."""
     for name, limit, value in zip(GateLimits._fields, limits, measured, strict=True):
         if limit is None:
             continue
-        what = name.partition("_")[2].replace("_", " ")
+        figure = name.partition("_")[2].replace("_", " ")
         if value is None:
-            yield f"{what}: nothing is decided, and {limit:.2%} or more is wanted"
+            yield f"{figure}: nothing is decided, and {limit:.2%} or more is wanted"
         elif name.startswith("min_") and value < limit:
-            yield f"{what}: {value:.2%}, and {limit:.2%} or more is wanted"
+            yield f"{figure}: {value:.2%}, and {limit:.2%} or more is wanted"
         elif name.startswith("max_") and value > limit:
-            yield f"{what}: {value}, and at most {limit} are allowed"
+            yield f"{figure}: {value}, and at most {limit} are allowed"

@@ -1,4 +1,4 @@
-"""What a report is: a question, typed columns, and rows; the same for each form it is shown in."""
+"""The parts of a report: definition, request, typed columns and rows, alike in every form."""
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -14,7 +14,7 @@ Row = Sequence[Any]
 
 
 class ColumnKind(StrEnum):
-    """What a column's values are. Each can be missing (None): the data does not support a number.
+    """The type of a column's values. A value can be None: the data does not support a number.
 
     In Python: str, int, float from 0 to 1, float, aware UTC datetime, date, int, bool, str.
     """
@@ -48,7 +48,7 @@ class Column(NamedTuple):
 
 
 class Filter(StrEnum):
-    """What the rows of a report can be limited by."""
+    """The filters of reports."""
 
     APPLICATION = "application"
     PLAN = "plan"
@@ -63,7 +63,7 @@ OF_RUNS = EVERY_FILTER - {Filter.TEST}
 
 
 class Filters(NamedTuple):
-    """What to limit a report to: names without blanks at their ends, times as UTC.
+    """The values of the filters: names without blanks at their ends, times as UTC.
 
     `since` is included, `until` is not. Labels are (name, value), and all of them have to match.
     """
@@ -77,16 +77,16 @@ class Filters(NamedTuple):
 
     @property
     def used(self) -> frozenset[Filter]:
-        """Which of the filters limit something."""
+        """The filters that have a value."""
         values = (self.application, self.plan, self.test, self.labels or None, self[4], self[5])
         return frozenset(f for f, value in zip(Filter, values, strict=True) if value is not None)
 
 
 class ReportRequest(NamedTuple):
-    """What is asked of a report.
+    """The moment, rules and filters of a report.
 
-    `now` is what ages are counted to. With `as_of`, the answer is what the archive knew then (and
-    `now` is the same moment): the same bytes, whatever came later. `most_rows` None is all rows.
+    Ages are counted up to `now`. With `as_of`, which is `now` too, the report shows the archive as
+    of then: the same bytes, whatever came later. `most_rows` None is all rows.
     """
 
     now: datetime
@@ -98,7 +98,7 @@ class ReportRequest(NamedTuple):
 
 
 class ReportData(NamedTuple):
-    """What a definition finds: rows in any order, what they cover, and remarks about them all."""
+    """The result of a definition's query: rows in any order, their window, and notes."""
 
     rows: Iterable[Row]
     window: str
@@ -106,10 +106,10 @@ class ReportData(NamedTuple):
 
 
 class Definition(NamedTuple):
-    """A report that can be asked for.
+    """A report by name, with its columns and its query.
 
     `order` names the columns that rows are sorted by, "-" before one that goes down; missing
-    values are the last. `brief` names the columns that there is room for on a terminal.
+    values are the last. `brief` names the columns that a terminal has room for.
     """
 
     name: str
@@ -123,7 +123,7 @@ class Definition(NamedTuple):
 
 
 class ReportResult(NamedTuple):
-    """A report that was answered: `rows` are in the order of `columns`, out of `total` ones."""
+    """The first `rows` of a report, out of `total`, each in the order of `columns`."""
 
     definition: Definition
     request: ReportRequest

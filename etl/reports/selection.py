@@ -1,4 +1,4 @@
-"""Where reports take their runs from: `outcomes`, as it is now or as it was at any moment."""
+"""Select the runs of a report from `outcomes`, now or as of a moment."""
 
 from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
@@ -20,12 +20,12 @@ from etl.reports.model import Filter, Filters, ReportRequest
 from etl.reports.spans import Span
 
 FINISHED = FINAL_STATUSES | {OPEN_STATUS}
-"""What a run's status is when it is over. `unresolved` is, though people can still change it."""
+"""The statuses of a finished run. `unresolved` is one, though people can still change it."""
 FOLDER = Path(__file__).parent
 PAGE_ROWS = 1000
 BATCH_ROWS = 50
 MOST_ROSTERS = 2000
-"""So many lists of tests are held at a time: as many as there are runs, if names are made up."""
+"""The number of rosters in memory; with generated test names there is one for each run."""
 
 
 @cache
@@ -37,14 +37,14 @@ def load_query(name: str) -> TextClause:
 def read_runs(
     connection: Connection, request: ReportRequest, *conditions: ColumnElement[bool]
 ) -> Iterator[tuple[Variant, Iterator[PlanRun]]]:
-    """Yield each variant with those of its runs that are asked for, the newest first.
+    """Yield each variant with its requested runs, the newest first.
 
-    Leaves times and test to `conditions` and the caller. Reads as it goes: the runs of a variant
-    are gone when the next one is asked for.
+    Ignores the filters of time and test: `conditions` and the caller apply them. Streams: the runs
+    of a variant are gone when the next variant is read.
     """
     wanted = select(plan_variants).where(*variant_conditions(request.filters))
     known = {row.variant_id: Variant(*row) for row in connection.execute(wanted)}
-    # All down: so the index of what is current has them in this order.
+    # All descending, as in the index of current outcomes.
     columns = (outcomes.c.variant_id, outcomes.c.started_at, outcomes.c.run_id)
     chosen = and_(valid_condition(request), *filter_conditions(request.filters), *conditions)
     statement = (
@@ -70,9 +70,9 @@ def _as_plan_runs(
 
 
 class RosterLoader:
-    """The lists of tests that the rows of one plan after the other refer to.
+    """Loads the rosters of rows, one plan after the other.
 
-    As of a moment, nobody knows what labels said: they have no history.
+    Labels have no history, so that there are none as of a moment.
     """
 
     def __init__(self, connection: Connection, request: ReportRequest) -> None:
@@ -84,7 +84,7 @@ class RosterLoader:
         self._book = RosterCache(connection, IdentityRule())
 
     def load(self, plan: Plan, rows: Iterable[Any]) -> RosterCache:
-        """Return a book that has the lists of tests of `rows`, which are of `plan`."""
+        """Return a book with the rosters of `rows`, which are of `plan`."""
         wanted = {row.roster_id for row in rows}
         if plan != self._plan or len(self._held | wanted) > MOST_ROSTERS:
             self._book = RosterCache(self._connection, self._namings.for_plan(plan))
@@ -97,16 +97,16 @@ class RosterLoader:
 def can_use_stored(
     connection: Connection, request: ReportRequest, filters: Collection[Filter]
 ) -> bool:
-    """Tell whether a table has what is asked for now: it can be filtered by `filters` alone.
+    """Tell whether a derived table, which has no filters but `filters`, can answer the request.
 
-    Not while a pass has yet to count what it stored.
+    It cannot as of a moment, nor while dirty marks wait for a refresh.
     """
     is_now = request.as_of is None and request.filters.used <= set(filters)
     return is_now and not has_dirty_marks(connection)
 
 
 def valid_condition(request: ReportRequest) -> ColumnElement[bool]:
-    """Return which rows of `outcomes` say what runs are, or were at the moment asked for."""
+    """Return the condition for rows of `outcomes` valid now, or at the requested moment."""
     if request.as_of is None:
         return IS_CURRENT
     is_last = or_(IS_CURRENT, outcomes.c.superseded_at > request.as_of)
@@ -114,7 +114,7 @@ def valid_condition(request: ReportRequest) -> ColumnElement[bool]:
 
 
 def filter_conditions(filters: Filters) -> Iterator[ColumnElement[bool]]:
-    """Yield what `filters` ask of `outcomes` and `plan_variants`, apart from times and test."""
+    """Yield conditions of `outcomes` and `plan_variants` for all filters but times and test."""
     yield from variant_conditions(filters)
     for name, value in filters.labels:
         found = labels.alias()
@@ -126,7 +126,7 @@ def filter_conditions(filters: Filters) -> Iterator[ColumnElement[bool]]:
 
 
 def variant_conditions(filters: Filters) -> Iterator[ColumnElement[bool]]:
-    """Yield what `filters` ask of `plan_variants`."""
+    """Yield the conditions of `plan_variants`."""
     if filters.application is not None:
         yield plan_variants.c.application == filters.application
     if filters.plan is not None:
@@ -134,7 +134,7 @@ def variant_conditions(filters: Filters) -> Iterator[ColumnElement[bool]]:
 
 
 def start_conditions(span: Span) -> Iterator[ColumnElement[bool]]:
-    """Yield what `span` asks of the start of a run."""
+    """Yield the conditions for runs that started in `span`."""
     if span.since:
         yield outcomes.c.started_at >= span.since
     if span.until:
@@ -142,14 +142,14 @@ def start_conditions(span: Span) -> Iterator[ColumnElement[bool]]:
 
 
 class TestPlaces:
-    """Where tests of one name stand in runs."""
+    """The places of tests of one name in rosters."""
 
     def __init__(self, test: str) -> None:
         self._test = test
         self._known: dict[str, list[int]] = {}
 
     def of(self, roster: Roster) -> list[int]:
-        """Return where they stand in a roster."""
+        """Return their places in a roster."""
         if roster.roster_id not in self._known:
             self._known[roster.roster_id] = [
                 place
@@ -160,7 +160,7 @@ class TestPlaces:
 
 
 def narrow_to_test(runs: Iterable[PlanRun], places: TestPlaces) -> Iterator[PlanRun]:
-    """Yield those runs that have such a test, with its results alone."""
+    """Yield the runs that have such a test, with its results alone."""
     for run in runs:
         if found := places.of(run.roster):
             strip = "".join(run.outcomes[place] for place in found)
@@ -182,7 +182,7 @@ class FoundRun(NamedTuple):
 def find_run(
     connection: Connection, request: ReportRequest, *conditions: ColumnElement[bool]
 ) -> FoundRun | None:
-    """Return the newest of the runs that are asked for."""
+    """Return the newest requested run."""
     statement = (
         select(
             outcomes.c.run_id,

@@ -38,9 +38,7 @@ from etl.reports.spans import describe_requested, requested_span
 
 STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN, Filter.TEST})
 _FLAGS = (
-    Column(
-        "is_flaky", ColumnKind.FLAG, "Changes between passed and failed so often that it is flaky"
-    ),
+    Column("is_flaky", ColumnKind.FLAG, "Flaky by the rules: enough results, flips and flip rate"),
     Column(
         "is_confirmed_flaky", ColumnKind.FLAG, "Both passed and failed with the same label `commit`"
     ),
@@ -101,7 +99,7 @@ def _failures(connection: Connection, request: ReportRequest) -> ReportData:
 
 
 def classify_failure(row: Row) -> str | None:
-    """Return what a row of `series` says of its failures, None where it has none to tell of."""
+    """Return the class of failures of a row of `series`, None where it does not fail."""
     if row[PLACES["is_new_failure"]]:
         return "new_failure"
     if row[PLACES["is_always_failing"]]:
@@ -134,7 +132,7 @@ def _streamed(connection: Connection, request: ReportRequest) -> Iterator[Row]:
 
 
 def _without_labels(row: Row) -> Row:
-    """Leave out what labels say: they have no history, so nobody knows what they said then."""
+    """Leave out figures from labels, which have no history."""
     place = PLACES["is_confirmed_flaky"]
     return (*row[:place], None, *row[place + 1 :])
 

@@ -1,6 +1,6 @@
 """The sandbox's HTTP interface, as a plain ASGI application.
 
-Below /api it answers as the vendor's API does; what only the sandbox has is below /sandbox.
+Paths below /api answer as the vendor's API does; paths below /sandbox are the sandbox's own.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """What the answer depends on: the path in decoded segments, the query, the body's source."""
+    """A request: the path in decoded segments, the query, and the source of the body."""
 
     method: str
     segments: list[str]
@@ -75,7 +75,7 @@ class HttpError(Exception):
 
 
 class ClockSetting(msgspec.Struct, forbid_unknown_fields=True):
-    """What may be set of the clock; what is missing goes on as it was."""
+    """New values for the clock; a missing one stays as it was."""
 
     now: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     speed: Annotated[float, msgspec.Meta(ge=0, le=MAX_SPEED)] | None = None

@@ -1,4 +1,4 @@
-"""What a run looks like at an instant: how far it has come, and what its tests say.
+"""The state of a run at an instant: its progress, and the statuses of its tests.
 
 A run's life is made of stages: it starts, goes forward in `STEPS` steps, ends, and, where it ended
 unresolved, changes each time that a person decides. Within a stage nothing changes.
@@ -19,7 +19,7 @@ MOST_DIFFERENCES = 6
 
 
 class Status(StrEnum):
-    """What the API says of a test, and of most runs."""
+    """The statuses of tests, and of most runs."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -30,7 +30,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a person makes of an unresolved test, and when."""
+    """A person's decision on an unresolved test."""
 
     at: datetime
     status: Status
@@ -70,12 +70,12 @@ def states(run: Run, stage: Stage) -> list[TestState]:
         for position, (test, status) in enumerate(zip(tests, statuses, strict=True))
     ]
     if stage.step:
-        _work_on(found, stage.step)
+        _pass_first_checks(found, stage.step)
     return found
 
 
-def _work_on(found: list[TestState], step: int) -> None:
-    """Let the first test that is not done have passed its first checks."""
+def _pass_first_checks(found: list[TestState], step: int) -> None:
+    """Mark the first checks of the first unfinished test as passed."""
     position = next(i for i, state in enumerate(found) if state.status is Status.PENDING)
     state = found[position]
     count = state.checks[Status.PENDING]
@@ -92,7 +92,7 @@ def _going(run: Run, step: int) -> list[Status]:
 
 
 def _over(run: Run, at: datetime) -> list[Status]:
-    """Return each test's status after the run's end: what a person has decided by then counts."""
+    """Return each test's status after the run's end, with the decisions made by then."""
     statuses = _ends(run)
     for position, decision in _differences(run).items():
         if decision is not None and decision.at <= at:
@@ -104,7 +104,7 @@ def _ends(run: Run) -> list[Status]:
     """Return each test's status when the run ends."""
     count = run.plan.tests_of(run.number)
     if run.fate is Fate.ABORTED:
-        # After the last step: what was done before stays done.
+        # After the last step: finished tests stay finished.
         cut = count * (STEPS - 1) // STEPS
         return _outcomes(run, cut) + [Status.ABORTED] * (count - cut)
     outcomes = _outcomes(run, count)
@@ -114,14 +114,14 @@ def _ends(run: Run) -> list[Status]:
 
 
 def _outcomes(run: Run, count: int) -> list[Status]:
-    """Return what the run's first `count` tests come to by themselves."""
+    """Return the outcomes of the run's first `count` tests before any decision."""
     plan_id = run.plan.plan_id
     fails = (plan_test(plan_id, i).fails(plan_id, i, run.number) for i in range(count))
     return [Status.FAILED if failed else Status.PASSED for failed in fails]
 
 
 def _differences(run: Run) -> dict[int, Decision | None]:
-    """Return the tests that end unresolved, by position, with what is decided, if ever."""
+    """Return the tests that end unresolved, by position, with their decisions, if any."""
     if run.fate is not Fate.DIFFERENT:
         return {}
     last = run.plan.tests_of(run.number) - 1

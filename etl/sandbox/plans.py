@@ -1,6 +1,6 @@
-"""The made-up applications: their plans, and the environments and tests of each plan.
+"""The simulated applications: their plans, with environments and tests.
 
-What is here belongs to a plan and not to one of its runs; `life` says what a run makes of it.
+All of it is the same in each run of a plan; `life` derives the results of a run.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ class Ids(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxPlan:
-    """What is run again and again. Run number n is the plan's n-th, counted from 0."""
+    """A test plan. Run number n is the plan's n-th, counted from 0."""
 
     plan_id: str = ""
     application: str
@@ -39,10 +39,10 @@ class SandboxPlan:
     environments: tuple[Environment, ...]
     next_environments: tuple[Environment, ...] = ()  # from run 10 on; none: no change
     tests: int  # in run 0
-    runs_per_new_test: int = 0  # the plan grows by one test after so many runs; 0: never
+    runs_per_new_test: int = 0  # runs after which the plan grows by one test; 0: never
     duration_ms: int  # of run 0, give or take
     slowdown: float = 0.0  # each run takes longer by this share of `duration_ms`
-    weight: int = 1  # how often it runs, beside the others
+    weight: int = 1  # relative frequency of its runs
 
     def environments_of(self, number: int) -> tuple[Environment, ...]:
         """Return the environments of run `number`."""
@@ -57,7 +57,7 @@ class SandboxPlan:
 
 
 class Behaviour(Enum):
-    """What a test does over a plan's runs."""
+    """The pattern of a test's outcomes over a plan's runs."""
 
     STABLE = "stable"  # passes
     FLAKY = "flaky"  # fails now and then, without a reason
@@ -81,7 +81,7 @@ class PlanTest:
     offset: int
 
     def fails(self, plan_id: str, position: int, number: int) -> bool:
-        """Say whether the test fails in the plan's run `number`."""
+        """Tell whether the test fails in the plan's run `number`."""
         if self.behaviour is Behaviour.FLAKY:
             return dice.chance("flaky", plan_id, position, number) < self.fail_share
         if self.behaviour is Behaviour.REGRESSING:

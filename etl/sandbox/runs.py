@@ -1,4 +1,4 @@
-"""Which runs a world has, of which plan each is, when it starts, how long it takes, how it ends."""
+"""The runs of a world: the plan, start, duration and end of each."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def ended_at(self) -> datetime:
-        """The instant from which on the run is no longer going."""
+        """The instant of the run's end."""
         return self.after_ms(self.duration_ms)
 
     def after_ms(self, elapsed_ms: int) -> datetime:

@@ -1,4 +1,4 @@
-"""The made-up world behind the sandbox: seed, run id and time in, the API's answer out.
+"""The simulated world behind the sandbox: seed, run id and time give the API's answer.
 
 Reads no clock, file or network: the same seed, run id and time give the same bytes in every process
 and on every machine. Nothing but the runs that `execute` started is ever added to a world.
@@ -36,12 +36,12 @@ class Snapshot:
     until: datetime | None  # None: for good
 
     def holds(self, at: datetime) -> bool:
-        """Say whether the answer at that time is this one."""
+        """Tell whether the answer at that time is this one."""
         return self.since <= at and (self.until is None or at < self.until)
 
 
 class World:
-    """All runs of one seed, and what the API answers for each of them at any time.
+    """All runs of one seed, and the API's answer for each of them at any time.
 
     `end` is the instant at which a sandbox's clock starts: most runs are over by then, some are
     under way or wait for a person, and some are still to come. With a `shape`, all runs are of that
@@ -69,7 +69,7 @@ class World:
         return self._executed.get(run_id) or self._scheduled.find(run_id)
 
     def answer(self, run_id: str, at: datetime) -> bytes | None:
-        """Return the API's JSON for the run at that time; None: there is no such run yet."""
+        """Return the API's JSON for the run at that time; None: the run does not exist yet."""
         snapshot = self.snapshot(run_id, at)
         return snapshot.body if snapshot else None
 
@@ -97,7 +97,7 @@ class World:
         return dice.token(32, "read token", self.seed, run_id)
 
     def execute(self, plan_id: str, at: datetime) -> Run:
-        """Start a run of the plan; a KeyError if there is no such plan.
+        """Start a run of the plan; KeyError for an unknown plan.
 
         The id depends on the seed and on how many were started before, and on nothing else.
         """

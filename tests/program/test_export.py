@@ -261,7 +261,7 @@ def test_a_file_that_is_no_export_is_named_and_nothing_is_written(
     done = archiver.call("export", f"--{name.rpartition('.')[2]}", ".")
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr == (
-        f"error: {name}: exists, and is no earlier output of this command; move it away, or give"
+        f"error: {name}: exists, and was not written by this command; move it away, or give"
         " another name\n"
     )
     assert contents_of_files(archiver.folder) == before

@@ -182,7 +182,7 @@ def test_a_file_that_is_not_ours_is_named_and_stays(tmp_path: Path, is_link: boo
     else:
         target.write_text("mine")
     new = tmp_path / "new.csv"
-    message = f"^{target}: exists, and is no earlier output"
+    message = f"^{target}: exists, and was not written by this command"
     with (
         pytest.raises(ForeignFileError, match=message),
         write_whole({new: refuse, target: refuse}),

@@ -384,7 +384,9 @@ def test_no_answer_replaces_a_database_or_a_list_with_tokens(
     file = "link" if is_link else "theirs"
     done = archiver.call("report", "flaky", "--format", "csv", "--output", file)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: --output {file}: exists, and is no earlier output")
+    assert done.stderr.startswith(
+        f"error: --output {file}: exists, and was not written by this command"
+    )
     assert theirs.read_bytes() == content
 
 

@@ -1,4 +1,4 @@
-"""Values as the page writes them: as the other forms do, and names cut to what a cell can hold."""
+"""Format values for the page as for the other forms, with long names cut."""
 
 from collections.abc import Sequence
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""What the charts of the page look like: rows in, Vega-Lite specifications out.
+"""Make the Vega-Lite specifications of the page's charts from rows.
 
 Pure. Colours are variables of the page's style sheet, so that one drawing serves light and dark.
 Charts come in two widths, so that their text can be read on a phone too. Texts from the API stand
@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 Spec = dict[str, Any]
 
 NAME = "name"
-"""The column that says in a chart what a row is about."""
+"""The column with the label of a row in a chart."""
 
 WIDE_PX = 880
 NARROW_PX = 330
@@ -36,7 +36,7 @@ OUTCOMES = {
 _WORDS = list(OUTCOMES.values())
 RATES = ("pass_rate", "pass_rate_low", "pass_rate_high")
 _CONFIG: Spec = {
-    "aria": False,  # the figure says what it shows, and the table below has each value
+    "aria": False,  # the figure has a label, and the table below has each value
     "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif",
     "background": None,
     "view": {"stroke": None},
@@ -57,7 +57,7 @@ _CONFIG: Spec = {
 
 
 class Chart(NamedTuple):
-    """A chart, wide and narrow (None: the same), and what is told to those who cannot see it."""
+    """A chart, wide and narrow (None: the same), and its text for screen readers."""
 
     alt: str
     wide: Spec
@@ -68,7 +68,7 @@ class Chart(NamedTuple):
 
 
 class _RowLayout(NamedTuple):
-    """Where things stand in a chart that has a line for each row.
+    """The layout of a chart with a line for each row.
 
     When it is wide, names stand to the left of the lines, else above them.
     """
@@ -266,7 +266,7 @@ class Calendar(NamedTuple):
         return (self.last - self.first).days // self.step_days + 1
 
     def axis(self) -> Spec:
-        """Return the axis of time, with at most so many of the days named as have room."""
+        """Return the time axis, with labels for as many days as have room."""
         half = self.step_days * DAY_MS // 2
         first, last = _milliseconds(self.first), _milliseconds(self.last)
         every = self.step_days * DAY_MS * -(-self.periods // MOST_TICKS)
@@ -364,7 +364,7 @@ def _volume_over(time: Spec, bar_px: float) -> Spec:
 
 
 def _only(row: Row, *names: str) -> dict[str, Any]:
-    """Return what a chart needs of a row."""
+    """Return some columns of a row."""
     return {name: row[name] for name in names}
 
 

@@ -26,12 +26,12 @@ from etl.reports.page.sections import Figure, Mark, Tile
 FOLDER = Path(__file__).parent
 TITLE = "Test results"
 LEAD = (
-    "What the archive of visual test results says. A result is one test of one run; it is decided"
+    "The archived results of visual tests. A result is one test of one run; it is decided"
     " when it passed or failed, and open while it waits for a person."
 )
 MOST_ROWS = 10
 MOST_ROWS_ALONE = 1000
-"""So many rows a table has, unless more are asked for: on a page of several reports, and of one."""
+"""The default numbers of rows in a table: on a page of several reports, and of one."""
 
 
 class Head(NamedTuple):
@@ -78,7 +78,7 @@ class Block(NamedTuple):
 def render(reports: Sequence[ReportResult], most_rows: int | None = None) -> str:
     """Return the page that shows `reports`, which answer the same request with all their rows.
 
-    Its tables have `most_rows` rows at most (0: all), or as many as suit so many reports.
+    Its tables have `most_rows` rows at most (0: all), or by default fewer with several reports.
     """
     is_alone = len(reports) == 1
     if most_rows is None:
@@ -115,7 +115,7 @@ def _policy(style: str) -> str:
 
 
 def _facts(report: ReportResult) -> list[tuple[str, str]]:
-    """Return what all numbers of the page depend on."""
+    """Return the moment, time zone and filters of the page."""
     request = report.request
     zone = request.zone
     known = request.as_of or request.now
@@ -154,7 +154,7 @@ def _block(report: ReportResult, most_rows: int) -> Block:
 
 
 def _basis(report: ReportResult, rows: Sequence[Row]) -> str:
-    """Return what was counted, and how much of it there is."""
+    """Return the window, the number of decided results, and the meaning of a row."""
     parts = [_capitalized(report.window)]
     if rows and {"passed", "failed"} <= rows[0].keys():
         decided = sum(row["passed"] + row["failed"] for row in rows)
@@ -204,7 +204,7 @@ def _how_many(shown: int, total: int) -> str:
 
 
 def _more(report: ReportResult, most_rows: int) -> list[str]:
-    """Return where to find what is not shown."""
+    """Return the command that shows the remaining rows."""
     if report.total <= most_rows:
         return []
     command = f"result-archiver report {report.definition.name} --format csv"
