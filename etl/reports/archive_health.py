@@ -6,24 +6,20 @@ from sqlalchemy import Connection, select
 
 from etl.db.schema import health
 from etl.derived.metrics import MILLISECOND
-from etl.reports.model import Column, ColumnKind, Definition, ReportData, ReportRequest
+from etl.reports.model import Column, Definition, ReportData, ReportRequest, Type
 
 _COLUMNS = (
-    Column("measured_at", ColumnKind.MOMENT, "When a pass measured it, at its end"),
-    Column("open_runs", ColumnKind.INTEGER, "Runs that wait for a person"),
-    Column("open_tests", ColumnKind.INTEGER, "Tests that wait for a person"),
-    Column("oldest_open_at", ColumnKind.MOMENT, "Since when the oldest of them waits"),
-    Column(
-        "never_fetched", ColumnKind.INTEGER, "Runs that were tracked and have not been fetched yet"
-    ),
-    Column("failed", ColumnKind.INTEGER, "Runs that were given up"),
-    Column("gone", ColumnKind.INTEGER, "Runs that the API does not have any more"),
-    Column(
-        "poll_gap_p95_ms", ColumnKind.MILLISECONDS, "95 % of the gaps between looks are no longer"
-    ),
-    Column("new_fields_7_days", ColumnKind.INTEGER, "Fields that the API had not shown before"),
-    Column("last_success_at", ColumnKind.MOMENT, "When the last pass ended that had no failure"),
-    Column("last_success_age_ms", ColumnKind.MILLISECONDS, "How long ago that is"),
+    Column("measured_at", Type.MOMENT, "When a pass measured it, at its end"),
+    Column("open_runs", Type.INTEGER, "Runs that wait for a person"),
+    Column("open_tests", Type.INTEGER, "Tests that wait for a person"),
+    Column("oldest_open_at", Type.MOMENT, "Since when the oldest of them waits"),
+    Column("never_fetched", Type.INTEGER, "Runs that were tracked and have not been fetched yet"),
+    Column("failed", Type.INTEGER, "Runs that were given up"),
+    Column("gone", Type.INTEGER, "Runs that the API does not have any more"),
+    Column("poll_gap_p95_ms", Type.MILLISECONDS, "95 % of the gaps between looks are no longer"),
+    Column("new_fields_7_days", Type.INTEGER, "Fields that the API had not shown before"),
+    Column("last_success_at", Type.MOMENT, "When the last pass ended that had no failure"),
+    Column("last_success_age_ms", Type.MILLISECONDS, "How long ago that is"),
 )
 
 

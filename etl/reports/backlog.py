@@ -12,24 +12,9 @@ from etl.derived.metrics import MILLISECOND
 from etl.derived.outcome_reader import RosterCache
 from etl.derived.plans import Plan
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID
-from etl.reports.model import (
-    EVERY_FILTER,
-    Column,
-    ColumnKind,
-    Definition,
-    ReportData,
-    ReportRequest,
-    Row,
-)
-from etl.reports.selection import (
-    PAGE_ROWS,
-    RosterLoader,
-    TestPlaces,
-    filter_conditions,
-    start_conditions,
-    valid_condition,
-)
-from etl.reports.spans import describe_requested, requested_span
+from etl.reports.model import EVERY_FILTER, Column, Definition, ReportData, ReportRequest, Row, Type
+from etl.reports.selection import PAGE_ROWS, RosterLoader, TestPlaces, request_conditions
+from etl.reports.spans import describe_requested
 
 AGES = (
     ("under_1_day", "under 1 day", timedelta(days=1)),
@@ -68,8 +53,7 @@ def open_runs(connection: Connection, request: ReportRequest) -> Iterator[OpenRu
             outcomes.c.roster_id,
         )
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
-        .where(is_open, valid_condition(request))
-        .where(*filter_conditions(request.filters), *start_conditions(requested_span(request)))
+        .where(is_open, *request_conditions(request))
         .execution_options(yield_per=PAGE_ROWS)
     )
     loader = RosterLoader(connection, request)
@@ -150,16 +134,12 @@ REPORTS = (
             APPLICATION,
             PLAN,
             RUN_ID,
-            Column("status", ColumnKind.TEXT, "The run's status"),
-            Column("started_at", ColumnKind.MOMENT, "When it started"),
-            Column(
-                "opened_at", ColumnKind.MOMENT, "When it ended, or else was first seen like this"
-            ),
-            Column("age_ms", ColumnKind.MILLISECONDS, "How long it has waited"),
-            Column(
-                "age", ColumnKind.TEXT, f"The same as one of: {', '.join(age[1] for age in AGES)}"
-            ),
-            Column("tests", ColumnKind.INTEGER, "Its unresolved tests"),
+            Column("status", Type.TEXT, "The run's status"),
+            Column("started_at", Type.MOMENT, "When it started"),
+            Column("opened_at", Type.MOMENT, "When it ended, or else was first seen like this"),
+            Column("age_ms", Type.MILLISECONDS, "How long it has waited"),
+            Column("age", Type.TEXT, f"The same as one of: {', '.join(age[1] for age in AGES)}"),
+            Column("tests", Type.INTEGER, "Its unresolved tests"),
         ),
         ("application", "plan", "opened_at", "tests", "run_id"),
         ("opened_at", "run_id"),
@@ -173,14 +153,11 @@ REPORTS = (
         (
             APPLICATION,
             PLAN,
-            Column("runs", ColumnKind.INTEGER, "Runs with unresolved tests"),
-            Column("tests", ColumnKind.INTEGER, "Their unresolved tests"),
-            *[
-                Column(name, ColumnKind.INTEGER, f"Those waiting for {age}")
-                for name, age, _ in AGES
-            ],
-            Column("oldest_opened_at", ColumnKind.MOMENT, "Since when the oldest run waits"),
-            Column("oldest_age_ms", ColumnKind.MILLISECONDS, "How long that is"),
+            Column("runs", Type.INTEGER, "Runs with unresolved tests"),
+            Column("tests", Type.INTEGER, "Their unresolved tests"),
+            *[Column(name, Type.INTEGER, f"Those waiting for {age}") for name, age, _ in AGES],
+            Column("oldest_opened_at", Type.MOMENT, "Since when the oldest run waits"),
+            Column("oldest_age_ms", Type.MILLISECONDS, "How long that is"),
         ),
         ("application", "plan", "runs", "tests", *[age[0] for age in AGES], "oldest_age_ms"),
         ("-tests", "-runs", "application", "plan"),

@@ -13,15 +13,7 @@ from etl.derived.metrics import percentile
 from etl.derived.plans import Plan
 from etl.reports.backlog import open_runs
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID, TEST
-from etl.reports.model import (
-    EVERY_FILTER,
-    Column,
-    ColumnKind,
-    Definition,
-    ReportData,
-    ReportRequest,
-    Row,
-)
+from etl.reports.model import EVERY_FILTER, Column, Definition, ReportData, ReportRequest, Row, Type
 from etl.reports.selection import PAGE_ROWS, filter_conditions
 from etl.reports.spans import Span, describe_span, requested_or_recent
 
@@ -132,25 +124,17 @@ REPORTS = (
         (
             APPLICATION,
             PLAN,
-            Column("resolved", ColumnKind.INTEGER, "Unresolved tests that somebody decided"),
+            Column("resolved", Type.INTEGER, "Unresolved tests that somebody decided"),
             *[
-                Column(f"to_{word}", ColumnKind.INTEGER, f"Those that are {word} now")
+                Column(f"to_{word}", Type.INTEGER, f"Those that are {word} now")
                 for word in OUTCOMES
             ],
-            Column("to_other", ColumnKind.INTEGER, "Not counted: became pending, unknown, or left"),
-            Column("still_open", ColumnKind.INTEGER, "Tests that wait now"),
-            Column(
-                "p50_min_ms", ColumnKind.MILLISECONDS, "Half were decided in this time, at best"
-            ),
-            Column(
-                "p50_max_ms", ColumnKind.MILLISECONDS, "Half were decided in this time, at worst"
-            ),
-            Column(
-                "p95_min_ms", ColumnKind.MILLISECONDS, "95 % were decided in this time, at best"
-            ),
-            Column(
-                "p95_max_ms", ColumnKind.MILLISECONDS, "95 % were decided in this time, at worst"
-            ),
+            Column("to_other", Type.INTEGER, "Not counted: became pending, unknown, or left"),
+            Column("still_open", Type.INTEGER, "Tests that wait now"),
+            Column("p50_min_ms", Type.MILLISECONDS, "Half were decided in this time, at best"),
+            Column("p50_max_ms", Type.MILLISECONDS, "Half were decided in this time, at worst"),
+            Column("p95_min_ms", Type.MILLISECONDS, "95 % were decided in this time, at best"),
+            Column("p95_max_ms", Type.MILLISECONDS, "95 % were decided in this time, at worst"),
         ),
         (
             "application",
@@ -172,22 +156,14 @@ REPORTS = (
             APPLICATION,
             PLAN,
             RUN_ID,
-            Column(
-                "position", ColumnKind.INTEGER, "The test's place in the run; 0 is the run itself"
-            ),
+            Column("position", Type.INTEGER, "The test's place in the run; 0 is the run itself"),
             TEST,
-            Column(
-                "from_status",
-                ColumnKind.TEXT,
-                "Status before; missing for a test that was added",
-            ),
-            Column("to_status", ColumnKind.TEXT, "Status after; missing for a test that left"),
-            Column("last_seen_at", ColumnKind.MOMENT, "When it was last seen as it was"),
-            Column("changed_by", ColumnKind.MOMENT, "When it was first seen changed"),
-            Column("resolution_min_ms", ColumnKind.MILLISECONDS, "The least it was unresolved for"),
-            Column(
-                "resolution_max_ms", ColumnKind.MILLISECONDS, "The longest it was unresolved for"
-            ),
+            Column("from_status", Type.TEXT, "Status before; missing for a test that was added"),
+            Column("to_status", Type.TEXT, "Status after; missing for a test that left"),
+            Column("last_seen_at", Type.MOMENT, "When it was last seen as it was"),
+            Column("changed_by", Type.MOMENT, "When it was first seen changed"),
+            Column("resolution_min_ms", Type.MILLISECONDS, "The least it was unresolved for"),
+            Column("resolution_max_ms", Type.MILLISECONDS, "The longest it was unresolved for"),
         ),
         ("changed_by", "application", "plan", "test", "from_status", "to_status"),
         ("-changed_by", "run_id", "position"),

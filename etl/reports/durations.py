@@ -11,12 +11,12 @@ from etl.reports.columns import APPLICATION, ENVIRONMENTS, PLAN, environments_te
 from etl.reports.model import (
     OF_RUNS,
     Column,
-    ColumnKind,
     Definition,
     Filter,
     ReportData,
     ReportRequest,
     Row,
+    Type,
 )
 from etl.reports.selection import can_use_stored, read_runs, start_conditions, variant_conditions
 from etl.reports.spans import describe_requested, requested_span
@@ -26,22 +26,18 @@ _COLUMNS = (
     APPLICATION,
     PLAN,
     ENVIRONMENTS,
-    Column(
-        "measured", ColumnKind.INTEGER, "Runs in the window that passed, failed or are unresolved"
-    ),
-    Column("p50_ms", ColumnKind.MILLISECONDS, "Half of them took no longer (nearest rank)"),
-    Column("p95_ms", ColumnKind.MILLISECONDS, "95 % of them took no longer (nearest rank)"),
-    Column("p50_per_test_ms", ColumnKind.MILLISECONDS, "The same, of duration / number of tests"),
-    Column("p50_last_7_days_ms", ColumnKind.MILLISECONDS, "p50 of the last 7 days"),
-    Column("p50_28_days_before_ms", ColumnKind.MILLISECONDS, "p50 of the 28 days before these"),
-    Column("change", ColumnKind.CHANGE, "p50_last_7_days_ms / p50_28_days_before_ms - 1"),
-    Column("last_run_id", ColumnKind.TEXT, "The last run that was measured"),
-    Column("last_started_at", ColumnKind.MOMENT, "When it started"),
-    Column("last_duration_ms", ColumnKind.MILLISECONDS, "How long it took"),
-    Column(
-        "p95_before_last_ms", ColumnKind.MILLISECONDS, "p95 of the window without it, of 5 or more"
-    ),
-    Column("is_slow", ColumnKind.FLAG, "It took longer than p95_before_last_ms"),
+    Column("measured", Type.INTEGER, "Runs in the window that passed, failed or are unresolved"),
+    Column("p50_ms", Type.MILLISECONDS, "Half of them took no longer (nearest rank)"),
+    Column("p95_ms", Type.MILLISECONDS, "95 % of them took no longer (nearest rank)"),
+    Column("p50_per_test_ms", Type.MILLISECONDS, "The same, of duration / number of tests"),
+    Column("p50_last_7_days_ms", Type.MILLISECONDS, "p50 of the last 7 days"),
+    Column("p50_28_days_before_ms", Type.MILLISECONDS, "p50 of the 28 days before these"),
+    Column("change", Type.CHANGE, "p50_last_7_days_ms / p50_28_days_before_ms - 1"),
+    Column("last_run_id", Type.TEXT, "The last run that was measured"),
+    Column("last_started_at", Type.MOMENT, "When it started"),
+    Column("last_duration_ms", Type.MILLISECONDS, "How long it took"),
+    Column("p95_before_last_ms", Type.MILLISECONDS, "p95 of the window without it, of 5 or more"),
+    Column("is_slow", Type.FLAG, "It took longer than p95_before_last_ms"),
 )
 
 

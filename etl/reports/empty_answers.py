@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, func, select
 from etl import display
 from etl.db.schema import labels, outcomes, plan_variants, series
 from etl.reports.forms import for_people
-from etl.reports.model import ColumnKind, Filters, ReportRequest, ReportResult
+from etl.reports.model import Filters, ReportRequest, ReportResult, Type
 from etl.reports.selection import filter_conditions, valid_condition, variant_conditions
 
 LISTED_NAMES = 8
@@ -107,7 +107,7 @@ def _describe_matching(connection: Connection, request: ReportRequest) -> str:
     first, last = connection.execute(statement).one()
     if first is None:
         return runs
-    since, until = (for_people(each, ColumnKind.MOMENT, request.zone) for each in (first, last))
+    since, until = (for_people(each, Type.MOMENT, request.zone) for each in (first, last))
     return f"{runs}, started from {since} to {until}"
 
 

@@ -12,15 +12,7 @@ from etl.answers.rows import COUNTERS
 from etl.derived.metrics import MILLISECOND, Counts, add_counts, compute_rates, count_letters
 from etl.derived.plans import PlanRun
 from etl.reports.columns import APPLICATION, COUNTS, RATES, environment_text
-from etl.reports.model import (
-    OF_RUNS,
-    Column,
-    ColumnKind,
-    Definition,
-    ReportData,
-    ReportRequest,
-    Row,
-)
+from etl.reports.model import OF_RUNS, Column, Definition, ReportData, ReportRequest, Row, Type
 from etl.reports.selection import FINISHED, read_runs, start_conditions
 from etl.reports.spans import Span, describe_span, requested_or_recent
 
@@ -116,24 +108,18 @@ REPORTS = (
         "an environment of an application, without its name, which the API can generate",
         (
             APPLICATION,
-            Column("environment", ColumnKind.TEXT, "OS, browser, device and viewport"),
-            Column("os", ColumnKind.TEXT, "The operating system"),
-            Column("browser", ColumnKind.TEXT, "The browser"),
-            Column("device", ColumnKind.TEXT, "The device"),
-            Column("viewport", ColumnKind.TEXT, "Width and height of the viewport"),
-            Column("is_covered", ColumnKind.FLAG, "A run in it ended that started in the window"),
-            Column(
-                "runs", ColumnKind.INTEGER, "Such runs in it alone: counts and rates are of these"
-            ),
-            Column(
-                "shared",
-                ColumnKind.INTEGER,
-                "Such runs in several environments: not in the rates",
-            ),
+            Column("environment", Type.TEXT, "OS, browser, device and viewport"),
+            Column("os", Type.TEXT, "The operating system"),
+            Column("browser", Type.TEXT, "The browser"),
+            Column("device", Type.TEXT, "The device"),
+            Column("viewport", Type.TEXT, "Width and height of the viewport"),
+            Column("is_covered", Type.FLAG, "A run in it ended that started in the window"),
+            Column("runs", Type.INTEGER, "Such runs in it alone: counts and rates are of these"),
+            Column("shared", Type.INTEGER, "Such runs in several environments: not in the rates"),
             *COUNTS,
             *RATES,
-            Column("last_ended_at", ColumnKind.MOMENT, "When the last run in it ended"),
-            Column("staleness_ms", ColumnKind.MILLISECONDS, "How long ago that is"),
+            Column("last_ended_at", Type.MOMENT, "When the last run in it ended"),
+            Column("staleness_ms", Type.MILLISECONDS, "How long ago that is"),
         ),
         (
             "application",

@@ -17,21 +17,19 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from etl import display
-from etl.reports.model import Column, ColumnKind, ReportResult
+from etl.reports.model import Column, ReportResult, Type
 
-NUMBERS = frozenset(
-    {ColumnKind.INTEGER, ColumnKind.RATE, ColumnKind.CHANGE, ColumnKind.MILLISECONDS}
-)
+NUMBERS = frozenset({Type.INTEGER, Type.RATE, Type.CHANGE, Type.MILLISECONDS})
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#!|~:])|(?<=www)(\.)", re.IGNORECASE)
 _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000))
 
 
-def for_people(value: Any, kind: ColumnKind, zone: ZoneInfo) -> str:
+def for_people(value: Any, kind: Type, zone: ZoneInfo) -> str:
     """Return a value with its unit; moments are shown in `zone`."""
     if value is None:
         return "-"
-    if kind is ColumnKind.MOMENT:
+    if kind is Type.MOMENT:
         return display.safe(_in_zone(value, zone))
     shown = _SHOWN.get(kind)
     return shown(value) if shown else display.safe(value) or "-"
@@ -52,11 +50,11 @@ def _duration(milliseconds: int) -> str:
     return f"{milliseconds / 1000:.1f}s" if milliseconds >= 1000 else f"{milliseconds}ms"
 
 
-_SHOWN: dict[ColumnKind, Callable[[Any], str]] = {
-    ColumnKind.RATE: "{:.1%}".format,
-    ColumnKind.CHANGE: "{:+.1%}".format,
-    ColumnKind.MILLISECONDS: _duration,
-    ColumnKind.FLAG: {True: "yes", False: "no"}.__getitem__,
+_SHOWN: dict[Type, Callable[[Any], str]] = {
+    Type.RATE: "{:.1%}".format,
+    Type.CHANGE: "{:+.1%}".format,
+    Type.MILLISECONDS: _duration,
+    Type.FLAG: {True: "yes", False: "no"}.__getitem__,
 }
 
 
@@ -93,7 +91,7 @@ def show_table(report: ReportResult) -> None:
 
 
 def _heading(column: Column) -> display.Heading:
-    is_whole = column.kind not in {ColumnKind.TEXT, ColumnKind.STRIP} or column.name.endswith("_id")
+    is_whole = column.kind not in {Type.TEXT, Type.STRIP} or column.name.endswith("_id")
     return display.Heading(column.heading, column.kind in NUMBERS, is_whole)
 
 

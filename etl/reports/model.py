@@ -13,7 +13,7 @@ from etl.config.settings import Rules
 Row = Sequence[Any]
 
 
-class ColumnKind(StrEnum):
+class Type(StrEnum):
     """The type of a column's values. A value can be None: the data does not support a number.
 
     In Python: str, int, float from 0 to 1, float, aware UTC datetime, date, int, bool, str.
@@ -38,7 +38,7 @@ class Column(NamedTuple):
     """A column of a report; `meaning` is a line for people."""
 
     name: str
-    kind: ColumnKind
+    kind: Type
     meaning: str
 
     @property

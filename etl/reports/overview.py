@@ -12,15 +12,7 @@ from etl.derived.series_metrics import MIN_DECIDED
 from etl.reports import series, trends
 from etl.reports.backlog import open_runs
 from etl.reports.columns import APPLICATION, COUNTS, RATES, UNKNOWN
-from etl.reports.model import (
-    EVERY_FILTER,
-    Column,
-    ColumnKind,
-    Definition,
-    ReportData,
-    ReportRequest,
-    Row,
-)
+from etl.reports.model import EVERY_FILTER, Column, Definition, ReportData, ReportRequest, Row, Type
 from etl.reports.spans import describe_span, requested_or_recent
 
 
@@ -90,18 +82,16 @@ REPORTS = (
         "an application",
         (
             APPLICATION,
-            Column("runs", ColumnKind.INTEGER, "Runs that started in the window"),
-            Column("tests", ColumnKind.INTEGER, "Results of tests of these runs"),
+            Column("runs", Type.INTEGER, "Runs that started in the window"),
+            Column("tests", Type.INTEGER, "Results of tests of these runs"),
             *COUNTS,
             UNKNOWN,
             *RATES,
-            Column(
-                "judged_series", ColumnKind.INTEGER, "Tests with enough decided results to be flaky"
-            ),
-            Column("flaky_series", ColumnKind.INTEGER, "Those that are"),
-            Column("flaky_rate", ColumnKind.RATE, "flaky_series / judged_series"),
-            Column("open_runs", ColumnKind.INTEGER, "Runs that wait for a person now"),
-            Column("open_tests", ColumnKind.INTEGER, "Tests that wait for a person now"),
+            Column("judged_series", Type.INTEGER, "Tests with enough decided results to be flaky"),
+            Column("flaky_series", Type.INTEGER, "Those that are"),
+            Column("flaky_rate", Type.RATE, "flaky_series / judged_series"),
+            Column("open_runs", Type.INTEGER, "Runs that wait for a person now"),
+            Column("open_tests", Type.INTEGER, "Tests that wait for a person now"),
         ),
         (
             "application",

@@ -17,7 +17,7 @@ from etl.derived.outcome_reader import RosterCache, Variant, read_plan_run, sele
 from etl.derived.plans import IdentityRule, Plan, PlanRun, Roster
 from etl.derived.refresh import has_dirty_marks
 from etl.reports.model import Filter, Filters, ReportRequest
-from etl.reports.spans import Span
+from etl.reports.spans import Span, requested_span
 
 FINISHED = FINAL_STATUSES | {OPEN_STATUS}
 """The statuses of a finished run. `unresolved` is one, though people can still change it."""
@@ -111,6 +111,13 @@ def valid_condition(request: ReportRequest) -> ColumnElement[bool]:
         return IS_CURRENT
     is_last = or_(IS_CURRENT, outcomes.c.superseded_at > request.as_of)
     return and_(outcomes.c.observed_at <= request.as_of, is_last)
+
+
+def request_conditions(request: ReportRequest) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions of a request for `outcomes` and `plan_variants`, all but the test's."""
+    yield valid_condition(request)
+    yield from filter_conditions(request.filters)
+    yield from start_conditions(requested_span(request))
 
 
 def filter_conditions(filters: Filters) -> Iterator[ColumnElement[bool]]:

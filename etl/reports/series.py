@@ -20,12 +20,12 @@ from etl.reports.columns import (
 from etl.reports.model import (
     EVERY_FILTER,
     Column,
-    ColumnKind,
     Definition,
     Filter,
     ReportData,
     ReportRequest,
     Row,
+    Type,
 )
 from etl.reports.selection import (
     PAGE_ROWS,
@@ -38,42 +38,40 @@ from etl.reports.spans import describe_requested, requested_span
 
 STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN, Filter.TEST})
 _FLAGS = (
-    Column("is_flaky", ColumnKind.FLAG, "Flaky by the rules: enough results, flips and flip rate"),
-    Column(
-        "is_confirmed_flaky", ColumnKind.FLAG, "Both passed and failed with the same label `commit`"
-    ),
-    Column("is_regression", ColumnKind.FLAG, "Failed, and passed before that"),
-    Column("is_new_failure", ColumnKind.FLAG, "A regression, and the only failure in the window"),
-    Column("is_always_failing", ColumnKind.FLAG, "Did not pass in the window"),
-    Column("is_recovered", ColumnKind.FLAG, "Passed, and failed before that"),
+    Column("is_flaky", Type.FLAG, "Flaky by the rules: enough results, flips and flip rate"),
+    Column("is_confirmed_flaky", Type.FLAG, "Both passed and failed with the same label `commit`"),
+    Column("is_regression", Type.FLAG, "Failed, and passed before that"),
+    Column("is_new_failure", Type.FLAG, "A regression, and the only failure in the window"),
+    Column("is_always_failing", Type.FLAG, "Did not pass in the window"),
+    Column("is_recovered", Type.FLAG, "Passed, and failed before that"),
 )
 _COLUMNS = (
     APPLICATION,
     PLAN,
     ENVIRONMENTS,
     TEST,
-    Column("type", ColumnKind.TEXT, "The test's type"),
-    Column("test_id", ColumnKind.TEXT, "The test's id, where ids stay the same from run to run"),
-    Column("decided", ColumnKind.INTEGER, "Results in the window that are passed or failed"),
+    Column("type", Type.TEXT, "The test's type"),
+    Column("test_id", Type.TEXT, "The test's id, where ids stay the same from run to run"),
+    Column("decided", Type.INTEGER, "Results in the window that are passed or failed"),
     *COUNTS,
     *RATES,
-    Column("flips", ColumnKind.INTEGER, "Neighbours among the decided results that differ"),
-    Column("flip_rate", ColumnKind.RATE, "flips / (decided - 1)"),
-    Column("health", ColumnKind.RATE, "passed / decided * (1 - flip_rate)"),
+    Column("flips", Type.INTEGER, "Neighbours among the decided results that differ"),
+    Column("flip_rate", Type.RATE, "flips / (decided - 1)"),
+    Column("health", Type.RATE, "passed / decided * (1 - flip_rate)"),
     *_FLAGS,
-    Column("fail_streak", ColumnKind.INTEGER, "Decided results since the last one that passed"),
-    Column("streak_since", ColumnKind.MOMENT, "When the first run of the streak started"),
-    Column("recent", ColumnKind.STRIP, "The results in the window, the oldest first"),
-    Column("last_status", ColumnKind.TEXT, "The last result, if its word is documented"),
-    Column("last_run_id", ColumnKind.TEXT, "The run that it is from"),
-    Column("last_started_at", ColumnKind.MOMENT, "When that run started"),
-    Column("window_starts_at", ColumnKind.MOMENT, "When the first run in the window started"),
-    Column("series_id", ColumnKind.TEXT, "The key of the series"),
+    Column("fail_streak", Type.INTEGER, "Decided results since the last one that passed"),
+    Column("streak_since", Type.MOMENT, "When the first run of the streak started"),
+    Column("recent", Type.STRIP, "The results in the window, the oldest first"),
+    Column("last_status", Type.TEXT, "The last result, if its word is documented"),
+    Column("last_run_id", Type.TEXT, "The run that it is from"),
+    Column("last_started_at", Type.MOMENT, "When that run started"),
+    Column("window_starts_at", Type.MOMENT, "When the first run in the window started"),
+    Column("series_id", Type.TEXT, "The key of the series"),
 )
 PLACES = {column.name: place for place, column in enumerate(_COLUMNS)}
 _CLASS = Column(
     "class",
-    ColumnKind.TEXT,
+    Type.TEXT,
     "new_failure, regression, failing (for longer), always_failing, recovered",
 )
 

@@ -7,9 +7,9 @@ from sqlalchemy import BigInteger, Connection, Select, Text, and_, func, select
 
 from etl.db.schema import outcomes, plan_variants
 from etl.derived.metrics import LETTERS
-from etl.reports.model import OF_RUNS, Column, ColumnKind, Definition, ReportData, ReportRequest
-from etl.reports.selection import filter_conditions, load_query, start_conditions, valid_condition
-from etl.reports.spans import describe_requested, requested_span
+from etl.reports.model import OF_RUNS, Column, Definition, ReportData, ReportRequest, Type
+from etl.reports.selection import load_query, request_conditions
+from etl.reports.spans import describe_requested
 
 UNKNOWN = "unknown"
 COUNTED_AS = {
@@ -59,11 +59,7 @@ def _of_chosen(statement: Select[Any], request: ReportRequest) -> Select[Any]:
     return (
         statement.select_from(outcomes)
         .join(plan_variants, of_plan)
-        .where(
-            valid_condition(request),
-            *filter_conditions(request.filters),
-            *start_conditions(requested_span(request)),
-        )
+        .where(*request_conditions(request))
     )
 
 
@@ -73,12 +69,10 @@ REPORTS = (
         "Words that the API sent as a status",
         "a word, of runs or of tests",
         (
-            Column("of", ColumnKind.TEXT, "run or test"),
-            Column("status", ColumnKind.TEXT, "The word, missing where there was none"),
-            Column(
-                "counted_as", ColumnKind.TEXT, "decided, open, ...; missing: listed, never counted"
-            ),
-            Column("results", ColumnKind.INTEGER, "How many have it"),
+            Column("of", Type.TEXT, "run or test"),
+            Column("status", Type.TEXT, "The word, missing where there was none"),
+            Column("counted_as", Type.TEXT, "decided, open, ...; missing: listed, never counted"),
+            Column("results", Type.INTEGER, "How many have it"),
         ),
         ("of", "status", "counted_as", "results"),
         ("of", "-results", "status"),

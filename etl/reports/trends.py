@@ -15,12 +15,12 @@ from etl.reports.columns import APPLICATION, CHECK_PASS_RATE, CHECKS, COUNTS, PL
 from etl.reports.model import (
     EVERY_FILTER,
     Column,
-    ColumnKind,
     Definition,
     Filter,
     ReportData,
     ReportRequest,
     Row,
+    Type,
 )
 from etl.reports.selection import TestPlaces, narrow_to_test, read_runs, start_conditions
 from etl.reports.spans import (
@@ -40,8 +40,8 @@ STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN, Filter.FROM, Filter
 _COUNTED = (
     APPLICATION,
     PLAN,
-    Column("runs", ColumnKind.INTEGER, "Runs that started in it"),
-    Column("tests", ColumnKind.INTEGER, "Results of tests of these runs"),
+    Column("runs", Type.INTEGER, "Runs that started in it"),
+    Column("tests", Type.INTEGER, "Results of tests of these runs"),
     *COUNTS,
     UNKNOWN,
     *RATES,
@@ -151,7 +151,7 @@ REPORTS = (
         "trend",
         "Results by day",
         "a plan and a day on which runs of it started",
-        (Column("day", ColumnKind.DAY, "The day, in the report's time zone"), *_COUNTED),
+        (Column("day", Type.DAY, "The day, in the report's time zone"), *_COUNTED),
         ("day", *_BRIEF),
         ("-day", "application", "plan"),
         EVERY_FILTER,
@@ -161,7 +161,7 @@ REPORTS = (
         "weekly",
         "Results by week",
         "a plan and a week in which runs of it started",
-        (Column("week_starts_on", ColumnKind.DAY, "The Monday of the week (ISO 8601)"), *_COUNTED),
+        (Column("week_starts_on", Type.DAY, "The Monday of the week (ISO 8601)"), *_COUNTED),
         ("week_starts_on", *_BRIEF),
         ("-week_starts_on", "application", "plan"),
         EVERY_FILTER,

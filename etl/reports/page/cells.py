@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from etl.derived.metrics import WORDS
 from etl.display import safe
 from etl.reports.forms import NUMBERS, for_people
-from etl.reports.model import Column, ColumnKind
+from etl.reports.model import Column, Type
 
 LONGEST_TEXT = 160
 LONGEST_STRIP = 60
@@ -31,10 +31,10 @@ class Cell(NamedTuple):
 
 def cell(column: Column, value: Any, zone: ZoneInfo) -> Cell:
     """Return a value of a report as the page shows it."""
-    if column.kind is ColumnKind.STRIP and value:
-        return Cell(value, ColumnKind.STRIP, strip(value))
-    if column.kind is ColumnKind.TEXT and value:
-        return Cell(text(value), ColumnKind.TEXT)
+    if column.kind is Type.STRIP and value:
+        return Cell(value, Type.STRIP, strip(value))
+    if column.kind is Type.TEXT and value:
+        return Cell(text(value), Type.TEXT)
     kind = "number" if column.kind in NUMBERS else str(column.kind)
     return Cell(for_people(value, column.kind, zone), kind)
 
@@ -56,9 +56,9 @@ def strip(recent: str) -> list[Letter]:
 
 def moment(value: datetime, zone: ZoneInfo) -> str:
     """Return a moment in the page's time zone, to the minute."""
-    return for_people(value, ColumnKind.MOMENT, zone)
+    return for_people(value, Type.MOMENT, zone)
 
 
 def rate(value: float | None) -> str:
     """Return a share in percent."""
-    return for_people(value, ColumnKind.RATE, ZoneInfo("UTC"))
+    return for_people(value, Type.RATE, ZoneInfo("UTC"))
