@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from etl.sandbox import dice
-from etl.sandbox.plans import PlanTest, plan_test
+from etl.sandbox.plan_catalog import PlanTest, plan_test
 from etl.sandbox.runs import Fate, Run
 
 STEPS = 4  # of a run under way; the first is its start

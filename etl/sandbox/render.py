@@ -4,7 +4,7 @@ import msgspec
 
 from etl.sandbox import dice, life, quirks
 from etl.sandbox.life import Stage, Status, TestState
-from etl.sandbox.plans import Ids
+from etl.sandbox.plan_catalog import Ids
 from etl.sandbox.quirks import Answer
 from etl.sandbox.runs import Fate, Run
 

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Protocol
 
 from etl.sandbox import dice, quirks
-from etl.sandbox.plans import SandboxPlan, make_plans
+from etl.sandbox.plan_catalog import SandboxPlan, make_plans
 from etl.sandbox.quirks import Quirk
 
 HISTORY = timedelta(days=120)  # before a world's `end`, all of its past runs

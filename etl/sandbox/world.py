@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from etl.sandbox import dice, life, render
-from etl.sandbox.plans import uniform_plan
+from etl.sandbox.plan_catalog import uniform_plan
 from etl.sandbox.runs import RealisticRuns, Run, RunCollection, UniformRuns, execute_plan
 
 
