@@ -25,10 +25,10 @@ from etl.ingest.interrupt import Interrupt
 from etl.ingest.one_pass import PassOrder, run_pass
 from etl.ledger import standings, tracking
 from etl.ledger.tracking import Entry
-from etl.sandbox.app import READ_KEY
-from etl.sandbox.clock import Clock
+from etl.sandbox.api import READ_KEY
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
+from etl.sandbox.world_clock import Clock
 from etl.secrets.keys import DEFAULT_SOURCE
 
 END = datetime(2026, 11, 2, tzinfo=UTC)

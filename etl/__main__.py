@@ -3,9 +3,9 @@
 import gc
 import sys
 
-from etl.runtime import look_for_cycles_seldom
+from etl.runtime import relax_garbage_collection
 
-look_for_cycles_seldom()
+relax_garbage_collection()
 
 from etl.cli import command_line, streams  # noqa: E402  imports alone make hundreds of thousands of objects
 

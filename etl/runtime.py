@@ -1,4 +1,4 @@
-"""Spare memory, and the time it takes to start, where libraries and the C library waste them."""
+"""Tune imports, garbage collection and the C heap, to save memory and start-up time."""
 
 import gc
 import sys
@@ -8,11 +8,8 @@ from warnings import catch_warnings, simplefilter
 
 
 @contextmanager
-def without(name: str) -> Iterator[None]:
-    """Have libraries imported meanwhile believe that the package `name` is not installed.
-
-    What they have to say about that is not heard.
-    """
+def hide_package(name: str) -> Iterator[None]:
+    """Hide the package `name` from libraries that are imported meanwhile; mute warnings."""
     if name in sys.modules:
         yield
         return
@@ -25,26 +22,26 @@ def without(name: str) -> Iterator[None]:
         del sys.modules[name]
 
 
-def look_for_cycles_seldom() -> None:
-    """Have Python look for cycles less often: ours hold hardly any.
+def relax_garbage_collection() -> None:
+    """Run the garbage collector less often: we create almost no reference cycles.
 
-    It would take a third of the time of storing a large pass, and a tenth of that of fetching it.
+    With Python's thresholds it takes a third of the time of storing a large pass, and a tenth of
+    the time of fetching it.
     """
     gc.set_threshold(20_000, 10, 100)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_KEPT_BYTES = 4 * 1_048_576
+_TRIM_BYTES = 4 * 1_048_576
 
 
 def tune_heap() -> None:
-    """Have threads share one heap that keeps what large answers need, where there is glibc.
+    """Use one malloc arena for all threads, and trim it rarely, where the C library is glibc.
 
-    It would give each thread a heap of its own, and what is free in one cannot be used in
-    another: 10 to 20 MiB of a pass. Python's own lock keeps threads from having to wait for the
-    one heap. And what an answer of 400 KB took it would give back to the kernel after each, only
-    to have it cleared and given again: a third of the time of fetching it. See mallopt(3). To be
-    called before there are threads.
+    By default each thread has an arena, whose free memory no other thread can use: 10 to 20 MiB in
+    a pass. One arena causes no contention, since Python's lock is held. The trim threshold keeps
+    the memory of an answer (400 KB): returning it to the kernel, which clears it and gives it
+    again, takes a third of the time of fetching. See mallopt(3). Call it before threads start.
     """
     try:
         import ctypes  # noqa: PLC0415  only who starts threads needs it, and not each Python has it
@@ -53,5 +50,5 @@ def tune_heap() -> None:
     except (ImportError, OSError, AttributeError):
         return  # another C library
     mallopt(_M_ARENA_MAX, 1)
-    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-    mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
+    mallopt(_M_MMAP_THRESHOLD, _TRIM_BYTES)

@@ -33,6 +33,7 @@ def demo(file: Path) -> int:
     from etl.db.opening import open_or_create
     from etl.telemetry import log
 
+    demo_archive.mark(file)
     display.note("starting a made-up API on loopback: no key and no network are needed")
     with demo_archive.serving(file) as (sandbox, config):
         log.configure(config.log)
@@ -50,13 +51,13 @@ def _print_reports(connection: "Connection", tally: "Tally") -> None:
     from etl.cli.demo_archive import TODAY
     from etl.config.settings import DEFAULT_RULES
     from etl.reports import catalog, forms
-    from etl.reports.model import Request
+    from etl.reports.model import ReportRequest
 
     display.say(
         f"{tally.new} runs archived, {tally.changed} changed, {tally.unchanged} asked again and"
         f" unchanged, {tally.failed + tally.rejected} failed"
     )
-    request = Request(TODAY, DEFAULT_RULES, ZoneInfo("UTC"), most_rows=ROWS)
+    request = ReportRequest(TODAY, DEFAULT_RULES, ZoneInfo("UTC"), most_rows=ROWS)
     for name in REPORTS:
         display.say()
         forms.show_table(catalog.run(connection, catalog.find(name), request))

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from etl.cli.session import Session
-    from etl.reports.model import Request
-    from etl.reports.source import FoundRun
+    from etl.reports.model import ReportRequest
+    from etl.reports.selection import FoundRun
 
 
 @click.command(
@@ -62,8 +62,8 @@ def gate(
     The run is the given one, or the newest finished one of a plan.
     """
     from etl.cli.questions import Question, asking, find_tracked
-    from etl.reports.gate import Limits, broken, measure
-    from etl.reports.source import FINISHED
+    from etl.reports.gate import GateLimits, broken, measure
+    from etl.reports.selection import FINISHED
 
     if not any(limit is not None for limit in limits.values()):
         raise UsageError("gate: give a limit, such as --min-pass-rate 0.95")
@@ -77,7 +77,7 @@ def gate(
             run = find_tracked(connection, request, run_id)
         is_finished = run is not None and run.status in FINISHED
         measured = measure(connection, request, run) if run and is_finished else None
-    reasons = list(broken(Limits(**limits), measured)) if measured else [_describe_open(run)]
+    reasons = list(broken(GateLimits(**limits), measured)) if measured else [_describe_open(run)]
     name = run.run_id if run else run_id
     if as_json:
         display.as_json(
@@ -95,9 +95,10 @@ def gate(
     return 1 if reasons else 0
 
 
-def _find_newest(connection: "Connection", request: "Request") -> "FoundRun":
+def _find_newest(connection: "Connection", request: "ReportRequest") -> "FoundRun":
     from etl.db.schema import outcomes
-    from etl.reports.source import FINISHED, find_run
+    from etl.reports.empty_answers import explain_no_match
+    from etl.reports.selection import FINISHED, find_run
 
     is_finished = outcomes.c.status.in_(FINISHED)
     found = find_run(connection, request, is_finished, outcomes.c.started_at.is_not(None))
@@ -105,7 +106,8 @@ def _find_newest(connection: "Connection", request: "Request") -> "FoundRun":
         filters = request.filters
         raise UsageError(
             f"gate: no run that is over is archived of application"
-            f" {display.safe(filters.application)!r}, plan {display.safe(filters.plan)!r}"
+            f" {display.safe(filters.application)!r}, plan {display.safe(filters.plan)!r}",
+            explain_no_match(connection, request),
         )
     return found
 

@@ -13,8 +13,8 @@ from etl.cli.session import Session
 from etl.db.schema import outcomes, to_milliseconds, tracked_runs
 from etl.errors import UsageError
 from etl.intake.arguments import read_labels
-from etl.reports.model import Filters, Request
-from etl.reports.source import FoundRun, find_run
+from etl.reports.model import Filters, ReportRequest
+from etl.reports.selection import FoundRun, find_run
 from etl.reports.spans import DAY, midnight
 
 YEARS = range(1000, 9000)
@@ -35,14 +35,14 @@ class Question(NamedTuple):
 
 
 @contextmanager
-def asking(session: Session, question: Question) -> Iterator[tuple[Connection, Request]]:
+def asking(session: Session, question: Question) -> Iterator[tuple[Connection, ReportRequest]]:
     """Open the archive, and give a connection that reads one state of it. Raises UsageError."""
     request = as_request(question, session)
     with session.open_to_read() as archive, archive.snapshot() as connection:
         yield connection, request
 
 
-def as_request(question: Question, session: Session) -> Request:
+def as_request(question: Question, session: Session) -> ReportRequest:
     """Check the filters, and read their times. Raises UsageError."""
     zone = session.config.reporting_zone
     as_of = _moment("--as-of", question.as_of, zone, is_end=True)
@@ -59,7 +59,7 @@ def as_request(question: Question, session: Session) -> Request:
     )
     if filters.since and filters.until and filters.since >= filters.until:
         raise UsageError(f"--from {question.since}: is not before --to {question.until}")
-    return Request(
+    return ReportRequest(
         as_of or session.now, session.config.rules, zone, filters, as_of, question.rows or None
     )
 
@@ -92,7 +92,7 @@ def _parse(text: str, zone: ZoneInfo, *, is_end: bool) -> datetime:
     return moment
 
 
-def find_archived(connection: Connection, request: Request, run_id: str) -> FoundRun:
+def find_archived(connection: Connection, request: ReportRequest, run_id: str) -> FoundRun:
     """Return an archived run. Raises UsageError for any other."""
     found = find_tracked(connection, request, run_id)
     if found is None:
@@ -100,7 +100,7 @@ def find_archived(connection: Connection, request: Request, run_id: str) -> Foun
     return found
 
 
-def find_tracked(connection: Connection, request: Request, run_id: str) -> FoundRun | None:
+def find_tracked(connection: Connection, request: ReportRequest, run_id: str) -> FoundRun | None:
     """Return a run, None where nothing of it is archived. Raises UsageError if not tracked."""
     found = find_run(connection, request, outcomes.c.run_id == run_id)
     is_it = tracked_runs.c.run_id == run_id

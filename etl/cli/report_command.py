@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etl import display, files
+from etl import display
 from etl.cli import options
 from etl.errors import UsageError
+from etl.files import ForeignFileError, write_whole
 
 if TYPE_CHECKING:
     from etl.cli.questions import Question
     from etl.cli.session import Session
-    from etl.reports.model import Report
+    from etl.reports.model import ReportResult
 
 TABLE_ROWS = 20
 """How many rows people are shown by default; programs get all."""
@@ -101,7 +102,7 @@ def report(
         else:
             if question.rows is None and wanted in {Form.TABLE, Form.MARKDOWN}:
                 question = question._replace(rows=TABLE_ROWS)
-            _print_report(_answer(session, name, question), wanted, raw=raw)
+            _answer(session, name, question, wanted, raw=raw)
     return 0
 
 
@@ -124,13 +125,18 @@ def _written_to(file: Path | None) -> Iterator[None]:
         return
     if not file.name:
         raise UsageError(f"--output {file}: is a folder; name a file in it")
+
+    from etl.export.own_files import is_replaceable_answer
+
     try:
         with (
-            files.finished([file]) as [unfinished],
-            unfinished.open("x", encoding="utf-8") as text,
+            write_whole({file: is_replaceable_answer}) as [draft],
+            draft.open("w", encoding="utf-8") as text,
             redirect_stdout(text),
         ):
             yield
+    except ForeignFileError as error:
+        raise UsageError(f"--output {error}") from None
     except OSError as error:
         raise UsageError(f"--output {file}: cannot be written: {error.strerror}") from None
 
@@ -142,19 +148,25 @@ def _print_names() -> None:
     display.table(["report", "shows", "a row is"], rows)
 
 
-def _answer(session: "Session", name: str, question: "Question") -> "Report":
+def _answer(session: "Session", name: str, question: "Question", form: Form, *, raw: bool) -> None:
     from etl.cli.questions import asking
     from etl.reports import catalog
+    from etl.reports.empty_answers import explain_empty
 
     definition = catalog.find(name)
     with asking(session, question) as (connection, request):
-        return catalog.run(connection, definition, request)
+        found = catalog.run(connection, definition, request)
+        reason = explain_empty(connection, [found])
+    _print_report(found, form, raw=raw)
+    if reason:
+        display.note(reason)
 
 
 def _print_page(session: "Session", name: str | None, question: "Question") -> None:
     """Print one report as a page, or all those that have the filters of the question."""
     from etl.cli.questions import asking
     from etl.reports import catalog
+    from etl.reports.empty_answers import explain_empty
     from etl.reports.page import document, sections
 
     wanted = [catalog.find(each) for each in ([name] if name else sections.PAGE)]
@@ -163,10 +175,15 @@ def _print_page(session: "Session", name: str | None, question: "Question") -> N
         if name is None:
             wanted = [each for each in wanted if request.filters.used <= each.filters]
         found = [catalog.run(connection, definition, request) for definition in wanted]
+        is_narrowed = name or request.as_of or request.filters.used
+        # The whole page of an empty archive says so in each section.
+        reason = explain_empty(connection, found) if is_narrowed else None
     display.say(document.render(found, question.rows))
+    if reason:
+        display.note(reason)
 
 
-def _print_report(found: "Report", form: Form, *, raw: bool) -> None:
+def _print_report(found: "ReportResult", form: Form, *, raw: bool) -> None:
     """Print a report; for CSV, what is to be known beside its rows goes to stderr."""
     from etl.reports import forms
 

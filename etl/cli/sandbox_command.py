@@ -68,9 +68,9 @@ def sandbox(
 
     They progress, fail, end unresolved and are resolved later. SIGTERM and Ctrl-C end it.
     """
-    from etl.sandbox.clock import Clock
     from etl.sandbox.server import serve
     from etl.sandbox.world import World
+    from etl.sandbox.world_clock import Clock
 
     start = _start(now)
     # Times hang on the day that the world ends with, so that a day has one world.
@@ -110,7 +110,7 @@ def _print_list(world: "World", name: str, moment: datetime) -> int:
 
 
 def _introduce(sandbox: "Sandbox") -> None:
-    from etl.sandbox.app import EXECUTE_KEY, READ_KEY
+    from etl.sandbox.api import EXECUTE_KEY, READ_KEY
 
     display.say(f"serving {sandbox.url} until Ctrl-C; it explains itself at {sandbox.url}/")
     display.say(f"keys: {READ_KEY} (reads all), {EXECUTE_KEY} (needs each run's read token)")

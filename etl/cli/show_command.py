@@ -58,13 +58,15 @@ def _show_run(session: "Session", run_id: str, *, as_json: bool) -> int:
 def _show_test(session: "Session", question: "Question", *, as_json: bool) -> int:
     from etl.cli import test_history
     from etl.cli.questions import asking
+    from etl.reports.empty_answers import explain_no_match
     from etl.reports.histories import histories
 
     with asking(session, question) as (connection, request):
         test = request.filters.test or ""
         found = list(histories(connection, request, test))
-    if not found:
-        raise UsageError(f"test {display.safe(test)}: no run has it")
+        if not found:
+            reason = explain_no_match(connection, request)
+            raise UsageError(f"test {display.safe(test)}: no run has it", reason)
     if as_json:
         display.as_json([test_history.as_dict(history) for history in found])
     else:

@@ -9,7 +9,7 @@ from etl.derived.metrics import WORDS, compute_rates, count_letters
 from etl.reports.columns import environments_text
 from etl.reports.forms import for_people
 from etl.reports.histories import History
-from etl.reports.model import Kind
+from etl.reports.model import Type
 
 LISTED_RUNS = 5
 """How many runs of each history people are shown; JSON has all."""
@@ -45,7 +45,7 @@ def print_history(history: History, zone: ZoneInfo) -> None:
     counts = count_letters(history.strip)
     found = compute_rates(counts)
     rate, share = (
-        for_people(each, Kind.RATE, zone) for each in (found.pass_rate, found.decided_share)
+        for_people(each, Type.RATE, zone) for each in (found.pass_rate, found.decided_share)
     )
     for line in (
         " / ".join([*plan, history.test.name or "-"]),
@@ -55,7 +55,7 @@ def print_history(history: History, zone: ZoneInfo) -> None:
     ):
         display.say(textwrap.fill(display.safe(line), display.WIDTH))
     newest = [
-        (for_people(result.started_at, Kind.MOMENT, zone), result.letter, result.run_id)
+        (for_people(result.started_at, Type.MOMENT, zone), result.letter, result.run_id)
         for result in history.results[:LISTED_RUNS]
     ]
     display.table(["started_at", "result", "run_id"], newest)

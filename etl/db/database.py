@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from etl.db import faults
 from etl.db.read_only import open_read_only
 from etl.errors import DatabaseError, Fault
-from etl.runtime import without
+from etl.runtime import hide_package
 from etl.secrets.masking import hide_password, mask_url_password
 
 HEAD = "0004"
@@ -307,7 +307,7 @@ def migrations_folder() -> Path:
 
 
 def _migrate(engine: Engine, direction: str, revision: str) -> None:
-    with without("pygments"):  # a third of the loading time, for colours
+    with hide_package("pygments"):  # a third of the loading time, for colours
         from alembic import command  # noqa: PLC0415  takes a fifth of a second
         from alembic.config import Config  # noqa: PLC0415
         from alembic.util import CommandError  # noqa: PLC0415

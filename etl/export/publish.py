@@ -1,7 +1,7 @@
 """Make a finished copy of an archive in SQLite, for readers that may not write beside the archive.
 
-The archive itself is in WAL mode: whoever opens it has to write into its folder. The copy is one
-file that nobody changes any more, without what only the archiver needs to know.
+The archive itself is in WAL mode: a reader has to write into its folder. The copy is one file that
+nobody changes any more, without tokens and leases.
 """
 
 import sqlite3
@@ -10,9 +10,10 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from etl import files
 from etl.db.database import require_archive, shown_url
 from etl.errors import DatabaseError, UsageError
+from etl.export.own_files import PUBLISHED_COPY, is_published_copy, mark_database
+from etl.files import ForeignFileError, is_stream, write_whole
 
 EMPTIED = ("read_token", "lease_owner", "lease_until")
 """Columns of `tracked_runs`: an encrypted secret, and which process of which host is at work."""
@@ -22,8 +23,8 @@ def copy_to(engine: Engine, target: Path) -> None:
     """Write the copy to `target`, all of it at once; a file that is there is replaced.
 
     Raises:
-        UsageError: the archive is no SQLite file, or `target` is, or is a folder.
-        DatabaseError: there is no archive, or the copy cannot be written.
+        UsageError: the archive is not in SQLite, or `target` exists and is not an earlier copy.
+        DatabaseError: the archive is missing, or the copy cannot be written.
     """
     if engine.dialect.name != "sqlite":
         raise UsageError(
@@ -32,29 +33,31 @@ def copy_to(engine: Engine, target: Path) -> None:
         )
     require_archive(engine)
     source = Path(engine.url.database or "")
-    _refuse_unfit(source, target)
     try:
-        with files.finished([target]) as [unfinished]:
-            _copy(source, unfinished)
-            _empty_secrets(unfinished)
+        _require_file(source, target)
+        with write_whole({target: is_published_copy}) as [draft]:
+            _copy(source, draft)
+            _empty_secrets(draft)
+            mark_database(draft, PUBLISHED_COPY)
+    except ForeignFileError as error:
+        raise UsageError(str(error)) from None
     except (OSError, sqlite3.Error) as error:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise DatabaseError(f"{target}: cannot be written: {reason}") from None
 
 
-def _refuse_unfit(source: Path, target: Path) -> None:
-    try:
-        if target.is_dir():
-            raise UsageError(f"{target}: is a folder; name a file in it")
-        if target.exists() and target.samefile(source):
-            raise UsageError(f"{target}: is the archive itself; name another file")
-    except OSError as error:
-        raise DatabaseError(f"{target}: cannot be written: {error.strerror}") from None
+def _require_file(source: Path, target: Path) -> None:
+    if target.is_dir():
+        raise UsageError(f"{target}: is a folder; name a file in it")
+    if is_stream(target):
+        raise UsageError(f"{target}: is a pipe or device; a database needs a regular file")
+    if target.exists() and target.samefile(source):
+        raise UsageError(f"{target}: is the archive itself; name another file")
 
 
-def _copy(source: Path, unfinished: Path) -> None:
+def _copy(source: Path, draft: Path) -> None:
     with closing(sqlite3.connect(source, isolation_level=None)) as connection:
-        connection.execute("VACUUM INTO ?", (str(unfinished),))
+        connection.execute("VACUUM INTO ?", (str(draft.absolute()),))
 
 
 def _empty_secrets(copy: Path) -> None:

@@ -1,12 +1,13 @@
 """Write an archive into a folder for other programs: a file for each view and each table.
 
-Views have what reports need; tables have what the API said. Neither payloads nor anything that
-only the archiver needs to know is handed on.
+Views have the figures of reports; tables have the content of API answers. Payloads, tokens and the
+ledger are not exported.
 """
 
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -26,9 +27,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from etl import files
 from etl.db import schema
 from etl.db.database import require_archive, snapshot
+from etl.errors import UsageError
+from etl.export.own_files import is_export_of
+from etl.files import ForeignFileError, write_whole
 from etl.reports import forms
 
 VIEWS = {
@@ -57,7 +60,7 @@ TABLES = (
     schema.test_revisions,
 )
 ROWS_AT_ONCE = 5000
-"""How many rows are held in memory."""
+"""The number of rows in memory."""
 
 _DAYS = frozenset(
     each.name
@@ -67,7 +70,7 @@ _DAYS = frozenset(
 )
 
 
-class Source(NamedTuple):
+class ExportTable(NamedTuple):
     """A view or table, and the names of the columns that its rows are ordered by."""
 
     name: str
@@ -80,32 +83,45 @@ Write = Callable[[Path, FromClause, Parts], int]
 """Writes a file of rows that have these columns, part by part; returns how many there are."""
 
 
-def write(engine: Engine, folder: Path, suffix: str, write_file: Write) -> Mapping[Path, int]:
+def write(
+    engine: Engine, folder: Path, suffix: str, write_file: Write, rows_at_once: int = ROWS_AT_ONCE
+) -> Mapping[Path, int]:
     """Write one state of the archive into `folder`: all files, or none.
+
+    Earlier exports are replaced. At most `rows_at_once` rows are in memory.
 
     Returns:
         The files, each named after its view or table, with the number of their rows.
 
     Raises:
-        DatabaseError: there is no archive, or it cannot be read.
+        UsageError: the folder has a file of one of these names that is not an earlier export.
+        DatabaseError: the archive is missing, or cannot be read.
         OSError: the folder or a file cannot be written.
     """
     require_archive(engine)
     folder.mkdir(parents=True, exist_ok=True)
     with snapshot(engine) as connection:
-        sources = _sources(connection)
-        targets = [folder / f"{source.name}.{suffix}" for source in sources]
-        with files.finished(targets) as unfinished:
-            counts = [
-                write_file(file, source.rows, _read(connection, source))
-                for file, source in zip(unfinished, sources, strict=True)
-            ]
+        exported = _list_exported(connection)
+        targets = {folder / f"{each.name}.{suffix}": each for each in exported}
+        checks = {
+            target: partial(is_export_of, each.rows.c.keys()) for target, each in targets.items()
+        }
+        try:
+            with write_whole(checks) as drafts:
+                counts = [
+                    write_file(draft, each.rows, _read(connection, each, rows_at_once))
+                    for draft, each in zip(drafts, exported, strict=True)
+                ]
+        except ForeignFileError as error:
+            raise UsageError(str(error)) from None
     return dict(zip(targets, counts, strict=True))
 
 
-def _sources(connection: Connection) -> list[Source]:
-    views = [Source(name, _view(connection, name), keys) for name, keys in VIEWS.items()]
-    return views + [Source(each.name, each, each.primary_key.columns.keys()) for each in TABLES]
+def _list_exported(connection: Connection) -> list[ExportTable]:
+    views = [ExportTable(name, _view(connection, name), keys) for name, keys in VIEWS.items()]
+    return views + [
+        ExportTable(each.name, each, each.primary_key.columns.keys()) for each in TABLES
+    ]
 
 
 def _view(connection: Connection, name: str) -> FromClause:
@@ -121,16 +137,17 @@ def _typed(name: str, kind: TypeEngine[Any]) -> ColumnClause[Any]:
     return column(name, kind)
 
 
-def _read(connection: Connection, source: Source) -> Parts:
-    ordered = select(source.rows).order_by(*[source.rows.c[key] for key in source.keys])
-    with connection.execute(ordered.execution_options(yield_per=ROWS_AT_ONCE)) as found:
-        yield from found.partitions()
+def _read(connection: Connection, exported: ExportTable, rows_at_once: int) -> Parts:
+    rows = exported.rows
+    ordered = select(rows).order_by(*[rows.c[key] for key in exported.keys])
+    with connection.execute(ordered.execution_options(yield_per=rows_at_once)) as result:
+        yield from result.partitions()
 
 
 def write_csv(file: Path, rows: FromClause, parts: Parts, *, raw: bool) -> int:
     """Write CSV as reports have it; `raw` leaves texts as the API sent them."""
     count = 0
-    with file.open("x", encoding="utf-8", newline="") as text:
+    with file.open("w", encoding="utf-8", newline="") as text:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(rows.c.keys())
         for part in parts:
@@ -144,7 +161,7 @@ def write_json_lines(file: Path, rows: FromClause, parts: Parts) -> int:
     """Write an object a line, in ASCII; times are ISO 8601 in UTC."""
     names = rows.c.keys()
     count = 0
-    with file.open("x", encoding="ascii") as text:
+    with file.open("w", encoding="ascii") as text:
         for part in parts:
             for row in part:
                 item = json.dumps(dict(zip(names, row, strict=True)), default=forms.plain)

@@ -20,7 +20,7 @@ from etl.fetch.child_process import STOP_SIGNAL
 from etl.fetch.fetcher import RunFetcher
 from etl.fetch.messages import Begin, Done, Targets
 from etl.fetch.pool import FetchPool
-from etl.runtime import look_for_cycles_seldom, tune_heap
+from etl.runtime import relax_garbage_collection, tune_heap
 from etl.secrets.masking import mask
 
 
@@ -74,7 +74,7 @@ def _fail() -> None:
 def main() -> None:
     """Serve the parent. The argument is the number of the socket's file descriptor."""
     tune_heap()
-    look_for_cycles_seldom()
+    relax_garbage_collection()
     try:
         serve(Connection(int(sys.argv[1])))
     except (EOFError, BrokenPipeError):

@@ -27,10 +27,10 @@ from etl import __version__
 from etl.answers.outcome import Reason
 from etl.config.settings import Api, Source
 from etl.errors import KeyRefusedError
-from etl.runtime import without
+from etl.runtime import hide_package
 from etl.secrets.masking import Secret, mask_body
 
-with without("charset_normalizer"):  # it guesses encodings; JSON is UTF-8
+with hide_package("charset_normalizer"):  # it guesses encodings; JSON is UTF-8
     import requests
     from requests.adapters import HTTPAdapter
 

@@ -44,5 +44,5 @@ def _close_pass(ingest: IngestContext, opened: OpenPass) -> None:
     of_pass = update(ingests).where(ingests.c.id == tally.pass_id)
     with writing(ingest.engine) as connection:
         ended = connection.execute(of_pass.values(values).returning(ingests.c.id))
-        health.note(connection, ended.scalar_one(), now)
+        health.record_health(connection, ended.scalar_one(), now)
         tally.standing_failed = standings.count_failed(connection)

@@ -1,7 +1,7 @@
-"""How the archive stands at the end of a pass, for the table `health`.
+"""Measure the archive at the end of a pass, for the table `health`.
 
-Reads indexes that have only the few rows that matter: a pass in which nothing changed stays cheap,
-however many runs are archived.
+Reads partial indexes with few rows: a pass without changes stays cheap, however many runs are
+archived.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -25,11 +25,11 @@ from etl.derived.metrics import MILLISECOND, rank
 GAPS_OF = timedelta(days=30)
 NEW_FIELDS_OF = timedelta(days=7)
 BEGINNING = datetime.min.replace(tzinfo=UTC)
-"""Before all that is due: SQLite finds by index what comes after it, but not what is not NULL."""
+"""Earlier than any due_at: SQLite uses the index for a comparison, but not for IS NOT NULL."""
 
 
-def note(connection: Connection, pass_id: int, now: datetime) -> None:
-    """Write the row of a pass that is just ending; its row in `ingests` is complete already."""
+def record_health(connection: Connection, pass_id: int, now: datetime) -> None:
+    """Write the row of a pass that is ending; its row in `ingests` is complete already."""
     opened_at = func.coalesce(outcomes.c.ended_at, outcomes.c.observed_at)
     waiting = select(
         func.count(),
@@ -39,7 +39,7 @@ def note(connection: Connection, pass_id: int, now: datetime) -> None:
     open_runs, open_tests, oldest_open_at = connection.execute(waiting.where(IS_OPEN)).one()
     is_to_come = (tracked_runs.c.due_at > BEGINNING) & tracked_runs.c.last_fetched_at.is_(None)
     successful = select(ingests.c.finished_at).where(ingests.c.exit_code == 0)
-    # Once a pass: the commit's answer may have been lost, so that this is done again.
+    # Idempotent: after a lost commit acknowledgement the pass records its health again.
     connection.execute(
         upsert_into(connection, health)
         .on_conflict_do_nothing()
@@ -64,7 +64,7 @@ def _count(connection: Connection, condition: ColumnElement[bool]) -> int:
 
 
 def _poll_gap_p95_ms(connection: Connection, since: datetime) -> int | None:
-    """Return the 95th percentile (nearest rank) of how long changes could go unseen."""
+    """Return the 95th percentile (nearest rank) of the gaps between the polls around a change."""
     seen_changed = revisions.c.superseded_at > since
     changes = _count(connection, seen_changed)
     if not changes:

@@ -1,1 +1,1 @@
-"""Reports: what the archive says, by the definitions of `metrics`; now, or as of any moment."""
+"""Reports on the archive, by the definitions of `metrics`, now or as of any moment."""

@@ -1,4 +1,4 @@
-"""`unresolved` and `backlog`: what waits for a person, and for how long."""
+"""`unresolved` and `backlog`: tests that wait for a person, and their age."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -12,9 +12,9 @@ from etl.derived.metrics import MILLISECOND
 from etl.derived.outcome_reader import RosterCache
 from etl.derived.plans import Plan
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID
-from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row
-from etl.reports.source import PAGE_ROWS, Places, Shelf, is_valid, of_filters, within
-from etl.reports.spans import asked, told
+from etl.reports.model import EVERY_FILTER, Column, Definition, ReportData, ReportRequest, Row, Type
+from etl.reports.selection import PAGE_ROWS, RosterLoader, TestPlaces, request_conditions
+from etl.reports.spans import describe_requested
 
 AGES = (
     ("under_1_day", "under 1 day", timedelta(days=1)),
@@ -37,7 +37,7 @@ class OpenRun(NamedTuple):
     tests: int
 
 
-def open_runs(connection: Connection, request: Request) -> Iterator[OpenRun]:
+def open_runs(connection: Connection, request: ReportRequest) -> Iterator[OpenRun]:
     """Yield the runs that have an unresolved test."""
     is_open = IS_OPEN if request.as_of is None else outcomes.c.tests_unresolved > 0
     statement = (
@@ -53,19 +53,18 @@ def open_runs(connection: Connection, request: Request) -> Iterator[OpenRun]:
             outcomes.c.roster_id,
         )
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
-        .where(is_open, is_valid(request))
-        .where(*of_filters(request.filters), *within(asked(request)))
+        .where(is_open, *request_conditions(request))
         .execution_options(yield_per=PAGE_ROWS)
     )
-    shelf = Shelf(connection, request)
-    places = None if request.filters.test is None else Places(request.filters.test)
+    loader = RosterLoader(connection, request)
+    places = None if request.filters.test is None else TestPlaces(request.filters.test)
     for page in connection.execute(statement).partitions():
         if places is None:
             yield from (_open_run(row) for row in page)
             continue
         for plan, rows in groupby(page, key=lambda row: Plan(row.application, row.plan)):
             found = list(rows)
-            book = shelf.learned(plan, found)
+            book = loader.load(plan, found)
             yield from (run for row in found if (run := _narrowed(row, book, places)).tests)
 
 
@@ -74,7 +73,7 @@ def _open_run(row: Row) -> OpenRun:
     return OpenRun(Plan(application, plan), *rest)
 
 
-def _narrowed(row: Row, book: RosterCache, places: Places) -> OpenRun:
+def _narrowed(row: Row, book: RosterCache, places: TestPlaces) -> OpenRun:
     """Return a run with no other test counted than those at `places`."""
     *_, strip, roster_id = row
     tests = sum(strip[place] == "U" for place in places.of(book[roster_id]))
@@ -91,7 +90,7 @@ def age_place(run: OpenRun, now: datetime) -> int:
     return next(place for place, age in enumerate(AGES) if now - run.opened_at < age[2])
 
 
-def _unresolved(connection: Connection, request: Request) -> Answer:
+def _unresolved(connection: Connection, request: ReportRequest) -> ReportData:
     rows = (
         (
             *run.plan,
@@ -105,16 +104,16 @@ def _unresolved(connection: Connection, request: Request) -> Answer:
         )
         for run in open_runs(connection, request)
     )
-    return Answer(rows, _window(request))
+    return ReportData(rows, describe_requested(request))
 
 
-def _backlog(connection: Connection, request: Request) -> Answer:
+def _backlog(connection: Connection, request: ReportRequest) -> ReportData:
     by_plan = sorted(open_runs(connection, request), key=lambda run: run.plan)
     rows = (
         (*plan, *_summed(list(runs), request.now))
         for plan, runs in groupby(by_plan, key=lambda run: run.plan)
     )
-    return Answer(rows, _window(request))
+    return ReportData(rows, describe_requested(request))
 
 
 def _summed(runs: Sequence[OpenRun], now: datetime) -> Row:
@@ -126,10 +125,6 @@ def _summed(runs: Sequence[OpenRun], now: datetime) -> Row:
     return (len(runs), sum(tests), *tests, oldest.opened_at, age_ms(oldest, now))
 
 
-def _window(request: Request) -> str:
-    return told("runs", asked(request), request.zone)
-
-
 REPORTS = (
     Definition(
         "unresolved",
@@ -139,12 +134,12 @@ REPORTS = (
             APPLICATION,
             PLAN,
             RUN_ID,
-            Column("status", Kind.TEXT, "The run's status"),
-            Column("started_at", Kind.MOMENT, "When it started"),
-            Column("opened_at", Kind.MOMENT, "When it ended, or else was first seen like this"),
-            Column("age_ms", Kind.MILLISECONDS, "How long it has waited"),
-            Column("age", Kind.TEXT, f"The same as one of: {', '.join(age[1] for age in AGES)}"),
-            Column("tests", Kind.INTEGER, "Its unresolved tests"),
+            Column("status", Type.TEXT, "The run's status"),
+            Column("started_at", Type.MOMENT, "When it started"),
+            Column("opened_at", Type.MOMENT, "When it ended, or else was first seen like this"),
+            Column("age_ms", Type.MILLISECONDS, "How long it has waited"),
+            Column("age", Type.TEXT, f"The same as one of: {', '.join(age[1] for age in AGES)}"),
+            Column("tests", Type.INTEGER, "Its unresolved tests"),
         ),
         ("application", "plan", "opened_at", "tests", "run_id"),
         ("opened_at", "run_id"),
@@ -158,11 +153,11 @@ REPORTS = (
         (
             APPLICATION,
             PLAN,
-            Column("runs", Kind.INTEGER, "Runs with unresolved tests"),
-            Column("tests", Kind.INTEGER, "Their unresolved tests"),
-            *[Column(name, Kind.INTEGER, f"Those waiting for {age}") for name, age, _ in AGES],
-            Column("oldest_opened_at", Kind.MOMENT, "Since when the oldest run waits"),
-            Column("oldest_age_ms", Kind.MILLISECONDS, "How long that is"),
+            Column("runs", Type.INTEGER, "Runs with unresolved tests"),
+            Column("tests", Type.INTEGER, "Their unresolved tests"),
+            *[Column(name, Type.INTEGER, f"Those waiting for {age}") for name, age, _ in AGES],
+            Column("oldest_opened_at", Type.MOMENT, "Since when the oldest run waits"),
+            Column("oldest_age_ms", Type.MILLISECONDS, "How long that is"),
         ),
         ("application", "plan", "runs", "tests", *[age[0] for age in AGES], "oldest_age_ms"),
         ("-tests", "-runs", "application", "plan"),

@@ -1,4 +1,4 @@
-"""All reports by name, and how one is asked for."""
+"""All reports by name, and the function that runs one."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -8,17 +8,17 @@ from sqlalchemy import Connection
 
 from etl.errors import UsageError
 from etl.reports import (
+    archive_health,
     backlog,
     decisions,
     durations,
     environments,
-    health,
     overview,
     series,
     statuses,
     trends,
 )
-from etl.reports.model import Definition, Report, Request, Row
+from etl.reports.model import Definition, ReportRequest, ReportResult, Row
 
 REPORTS: dict[str, Definition] = {
     report.name: report
@@ -31,20 +31,20 @@ REPORTS: dict[str, Definition] = {
         *decisions.REPORTS,
         *environments.REPORTS,
         *statuses.REPORTS,
-        *health.REPORTS,
+        *archive_health.REPORTS,
     )
 }
 
 
 def find(name: str) -> Definition:
-    """Return the report called `name`. Raises UsageError when there is none."""
+    """Return the report called `name`. Raises UsageError for an unknown name."""
     report = REPORTS.get(name)
     if report is None:
         raise UsageError(f"report {name}: there is none; there are {', '.join(REPORTS)}")
     return report
 
 
-def run(connection: Connection, definition: Definition, request: Request) -> Report:
+def run(connection: Connection, definition: Definition, request: ReportRequest) -> ReportResult:
     """Answer a report. Raises UsageError where a filter makes no sense for it."""
     for misused in sorted(request.filters.used - definition.filters):
         taken = ", ".join(f"--{each}" for each in sorted(definition.filters)) or "no filter"
@@ -55,7 +55,7 @@ def run(connection: Connection, definition: Definition, request: Request) -> Rep
         raise UsageError("--label: labels have no history; leave it out, or --as-of")
     answer = definition.answer(connection, request)
     rows = _sorted(definition, answer.rows)
-    return Report(
+    return ReportResult(
         definition, request, rows[: request.most_rows], len(rows), answer.window, answer.notes
     )
 
@@ -71,6 +71,6 @@ def _sorted(definition: Definition, rows: Iterable[Row]) -> list[Row]:
 
 
 def _rank(place: int, is_down: bool, row: Row) -> tuple[bool, Any]:  # noqa: FBT001
-    """Return what a row is sorted by: missing values are the last, whatever the direction."""
+    """Return the sort key of a row: missing values come last, up or down."""
     value = row[place]
     return (value is None) != is_down, value if value is not None else 0

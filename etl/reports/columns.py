@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from etl.answers.rows import COUNTERS
-from etl.reports.model import Column, Kind
+from etl.reports.model import Column, Type
 
-APPLICATION = Column("application", Kind.TEXT, "The application's name")
-PLAN = Column("plan", Kind.TEXT, "The plan's name")
-TEST = Column("test", Kind.TEXT, "The test's name")
+APPLICATION = Column("application", Type.TEXT, "The application's name")
+PLAN = Column("plan", Type.TEXT, "The plan's name")
+TEST = Column("test", Type.TEXT, "The test's name")
 ENVIRONMENTS = Column(
-    "environments", Kind.TEXT, "The run's environments: OS, browser, device and viewport of each"
+    "environments",
+    Type.TEXT,
+    "The run's environments: OS, browser, device and viewport of each",
 )
-RUN_ID = Column("run_id", Kind.TEXT, "The run")
+RUN_ID = Column("run_id", Type.TEXT, "The run")
 
 _COUNTED = {
     "failed": "Results that are failed",
@@ -22,21 +24,21 @@ _COUNTED = {
     "pending": "Results that are pending",
     "unresolved": "Results that wait for a person",
 }
-COUNTS = tuple(Column(name, Kind.INTEGER, _COUNTED[name]) for name in COUNTERS)
-UNKNOWN = Column("unknown", Kind.INTEGER, "Results with a word that is not documented")
+COUNTS = tuple(Column(name, Type.INTEGER, _COUNTED[name]) for name in COUNTERS)
+UNKNOWN = Column("unknown", Type.INTEGER, "Results with a word that is not documented")
 CHECKS = tuple(
-    Column(f"checks_{name}", Kind.INTEGER, f"The API's counter of checks: {name}")
+    Column(f"checks_{name}", Type.INTEGER, f"The API's counter of checks: {name}")
     for name in COUNTERS
 )
 CHECK_PASS_RATE = Column(
-    "check_pass_rate", Kind.RATE, "checks_passed / (checks_passed + checks_failed)"
+    "check_pass_rate", Type.RATE, "checks_passed / (checks_passed + checks_failed)"
 )
 RATES = (
-    Column("pass_rate", Kind.RATE, "passed / (passed + failed)"),
-    Column("pass_rate_strict", Kind.RATE, "passed / (passed + failed + aborted + unresolved)"),
-    Column("decided_share", Kind.RATE, "(passed + failed) / all results with a documented word"),
-    Column("pass_rate_low", Kind.RATE, "The pass rate if all that is open turns out failed"),
-    Column("pass_rate_high", Kind.RATE, "The pass rate if all that is open turns out passed"),
+    Column("pass_rate", Type.RATE, "passed / (passed + failed)"),
+    Column("pass_rate_strict", Type.RATE, "passed / (passed + failed + aborted + unresolved)"),
+    Column("decided_share", Type.RATE, "(passed + failed) / all results with a documented word"),
+    Column("pass_rate_low", Type.RATE, "The pass rate if all that is open turns out failed"),
+    Column("pass_rate_high", Type.RATE, "The pass rate if all that is open turns out passed"),
 )
 
 
@@ -47,5 +49,5 @@ def environments_text(signature: str) -> str:
 
 
 def environment_text(identity: Sequence[str | None]) -> str:
-    """Return (OS, browser, device, viewport) for people, without what is not known."""
+    """Return (OS, browser, device, viewport) for people, without missing parts."""
     return " / ".join(part for part in identity if part) or "-"

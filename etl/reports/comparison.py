@@ -1,4 +1,4 @@
-"""What became of each test from one run to another."""
+"""Classify each test of two runs by its status before and after."""
 
 from collections import defaultdict
 from enum import StrEnum
@@ -10,7 +10,7 @@ from etl.derived.plans import Roster
 
 
 class Class(StrEnum):
-    """What became of a test; together they have each test of both runs once."""
+    """The change of a test; each test of both runs has exactly one."""
 
     NEW_FAILURE = "new_failure"
     """Passed, and failed."""
@@ -47,7 +47,7 @@ class Compared(NamedTuple):
 
 
 def classify(before: str | None, after: str | None) -> Class:
-    """Return what became of a test by its letters in two runs, None where it is not in one."""
+    """Return the class of a test by its letters in two runs; None is a run without it."""
     if before is None:
         return Class.ADDED
     if after is None:
@@ -60,7 +60,7 @@ def classify(before: str | None, after: str | None) -> Class:
 
 
 def compare(before: tuple[Roster, str], after: tuple[Roster, str]) -> list[Compared]:
-    """Compare two runs, each its tests and a letter for each; what is new stands first.
+    """Compare two runs, each its tests and a letter for each; new failures come first.
 
     Tests are the same by their key; where a key is there more than once, by their order.
     """

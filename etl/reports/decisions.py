@@ -1,4 +1,4 @@
-"""`changes` and `resolution`: what became of results later, and how long people took to decide."""
+"""`changes` and `resolution`: later changes of results, and the time that people took to decide."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,9 +13,9 @@ from etl.derived.metrics import percentile
 from etl.derived.plans import Plan
 from etl.reports.backlog import open_runs
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID, TEST
-from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row
-from etl.reports.source import PAGE_ROWS, of_filters
-from etl.reports.spans import Span, asked_or_last, told
+from etl.reports.model import EVERY_FILTER, Column, Definition, ReportData, ReportRequest, Row, Type
+from etl.reports.selection import PAGE_ROWS, filter_conditions
+from etl.reports.spans import Span, describe_span, requested_or_recent
 
 OUTCOMES = ("passed", "failed", "aborted")
 _BOUNDS = (
@@ -23,7 +23,7 @@ _BOUNDS = (
 )
 
 
-def _statement(request: Request, span: Span) -> Select[tuple[object, ...]]:
+def _statement(request: ReportRequest, span: Span) -> Select[tuple[object, ...]]:
     """Return the query for the changes that were seen in `span`, with the plan they are of."""
     of_revision = and_(
         outcomes.c.run_id == status_changes.c.run_id,
@@ -41,12 +41,12 @@ def _statement(request: Request, span: Span) -> Select[tuple[object, ...]]:
         )
         .join(outcomes, of_revision)
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
-        .where(*of_filters(request.filters), *_seen_in(request, span))
+        .where(*filter_conditions(request.filters), *_seen_in(request, span))
         .execution_options(yield_per=PAGE_ROWS)
     )
 
 
-def _seen_in(request: Request, span: Span) -> Iterator[ColumnElement[bool]]:
+def _seen_in(request: ReportRequest, span: Span) -> Iterator[ColumnElement[bool]]:
     changed_by = status_changes.c.changed_by
     if span.since:
         yield changed_by >= span.since
@@ -56,14 +56,14 @@ def _seen_in(request: Request, span: Span) -> Iterator[ColumnElement[bool]]:
         yield changed_by <= request.as_of
 
 
-def _changes(connection: Connection, request: Request) -> Answer:
-    span = asked_or_last(request, request.rules.window_days)
+def _changes(connection: Connection, request: ReportRequest) -> ReportData:
+    span = requested_or_recent(request, request.rules.window_days)
     rows = connection.execute(_statement(request, span))
-    return Answer(_of_test(request, rows), told("changes seen", span, request.zone))
+    return ReportData(_of_test(request, rows), describe_span("changes seen", span, request.zone))
 
 
-def _of_test(request: Request, rows: Iterable[Row]) -> Iterator[Row]:
-    """Yield the rows of the test that is asked for, or all."""
+def _of_test(request: ReportRequest, rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield the rows of the requested test, or all."""
     test, place = request.filters.test, 4
     for row in rows:
         if test is None or (row[place] or "").strip() == test:
@@ -79,8 +79,8 @@ class _Decided(NamedTuple):
     longest_ms: int
 
 
-def _resolution(connection: Connection, request: Request) -> Answer:
-    span = asked_or_last(request, request.rules.window_days)
+def _resolution(connection: Connection, request: ReportRequest) -> ReportData:
+    span = requested_or_recent(request, request.rules.window_days)
     of_tests = and_(status_changes.c.from_status == OPEN_STATUS, status_changes.c.position > 0)
     changes = _of_test(request, connection.execute(_statement(request, span).where(of_tests)))
     decided = sorted(
@@ -92,10 +92,10 @@ def _resolution(connection: Connection, request: Request) -> Answer:
         (*plan, *_summed(found.get(plan, []), still_open[plan]))
         for plan in found.keys() | still_open.keys()
     )
-    return Answer(rows, told("changes seen", span, request.zone), (_BOUNDS,))
+    return ReportData(rows, describe_span("changes seen", span, request.zone), (_BOUNDS,))
 
 
-def _still_open(connection: Connection, request: Request) -> Counter[Plan]:
+def _still_open(connection: Connection, request: ReportRequest) -> Counter[Plan]:
     """Return how many tests are still unresolved, whenever their runs started."""
     at_any_time = request.filters._replace(since=None, until=None)
     found: Counter[Plan] = Counter()
@@ -124,17 +124,17 @@ REPORTS = (
         (
             APPLICATION,
             PLAN,
-            Column("resolved", Kind.INTEGER, "Unresolved tests that somebody decided"),
+            Column("resolved", Type.INTEGER, "Unresolved tests that somebody decided"),
             *[
-                Column(f"to_{word}", Kind.INTEGER, f"Those that are {word} now")
+                Column(f"to_{word}", Type.INTEGER, f"Those that are {word} now")
                 for word in OUTCOMES
             ],
-            Column("to_other", Kind.INTEGER, "Not counted: became pending, unknown, or left"),
-            Column("still_open", Kind.INTEGER, "Tests that wait now"),
-            Column("p50_min_ms", Kind.MILLISECONDS, "Half were decided in this time, at best"),
-            Column("p50_max_ms", Kind.MILLISECONDS, "Half were decided in this time, at worst"),
-            Column("p95_min_ms", Kind.MILLISECONDS, "95 % were decided in this time, at best"),
-            Column("p95_max_ms", Kind.MILLISECONDS, "95 % were decided in this time, at worst"),
+            Column("to_other", Type.INTEGER, "Not counted: became pending, unknown, or left"),
+            Column("still_open", Type.INTEGER, "Tests that wait now"),
+            Column("p50_min_ms", Type.MILLISECONDS, "Half were decided in this time, at best"),
+            Column("p50_max_ms", Type.MILLISECONDS, "Half were decided in this time, at worst"),
+            Column("p95_min_ms", Type.MILLISECONDS, "95 % were decided in this time, at best"),
+            Column("p95_max_ms", Type.MILLISECONDS, "95 % were decided in this time, at worst"),
         ),
         (
             "application",
@@ -156,14 +156,14 @@ REPORTS = (
             APPLICATION,
             PLAN,
             RUN_ID,
-            Column("position", Kind.INTEGER, "The test's place in the run; 0 is the run itself"),
+            Column("position", Type.INTEGER, "The test's place in the run; 0 is the run itself"),
             TEST,
-            Column("from_status", Kind.TEXT, "What it was; missing for a test that was not there"),
-            Column("to_status", Kind.TEXT, "What it is; missing for a test that left"),
-            Column("last_seen_at", Kind.MOMENT, "When it was last seen as it was"),
-            Column("changed_by", Kind.MOMENT, "When it was first seen changed"),
-            Column("resolution_min_ms", Kind.MILLISECONDS, "The least it was unresolved for"),
-            Column("resolution_max_ms", Kind.MILLISECONDS, "The longest it was unresolved for"),
+            Column("from_status", Type.TEXT, "Status before; missing for a test that was added"),
+            Column("to_status", Type.TEXT, "Status after; missing for a test that left"),
+            Column("last_seen_at", Type.MOMENT, "When it was last seen as it was"),
+            Column("changed_by", Type.MOMENT, "When it was first seen changed"),
+            Column("resolution_min_ms", Type.MILLISECONDS, "The least it was unresolved for"),
+            Column("resolution_max_ms", Type.MILLISECONDS, "The longest it was unresolved for"),
         ),
         ("changed_by", "application", "plan", "test", "from_status", "to_status"),
         ("-changed_by", "run_id", "position"),

@@ -8,34 +8,43 @@ from etl.db.schema import durations, plan_variants
 from etl.derived.duration_metrics import compute_durations
 from etl.derived.outcome_reader import Variant
 from etl.reports.columns import APPLICATION, ENVIRONMENTS, PLAN, environments_text
-from etl.reports.model import OF_RUNS, Answer, Column, Definition, Filter, Kind, Request, Row
-from etl.reports.source import is_kept, of_variant, variants, within
-from etl.reports.spans import asked, told
+from etl.reports.model import (
+    OF_RUNS,
+    Column,
+    Definition,
+    Filter,
+    ReportData,
+    ReportRequest,
+    Row,
+    Type,
+)
+from etl.reports.selection import can_use_stored, read_runs, start_conditions, variant_conditions
+from etl.reports.spans import describe_requested, requested_span
 
 STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN})
 _COLUMNS = (
     APPLICATION,
     PLAN,
     ENVIRONMENTS,
-    Column("measured", Kind.INTEGER, "Runs in the window that passed, failed or are unresolved"),
-    Column("p50_ms", Kind.MILLISECONDS, "Half of them took no longer (nearest rank)"),
-    Column("p95_ms", Kind.MILLISECONDS, "95 % of them took no longer (nearest rank)"),
-    Column("p50_per_test_ms", Kind.MILLISECONDS, "The same, of duration / number of tests"),
-    Column("p50_last_7_days_ms", Kind.MILLISECONDS, "p50 of the last 7 days"),
-    Column("p50_28_days_before_ms", Kind.MILLISECONDS, "p50 of the 28 days before these"),
-    Column("change", Kind.CHANGE, "p50_last_7_days_ms / p50_28_days_before_ms - 1"),
-    Column("last_run_id", Kind.TEXT, "The last run that was measured"),
-    Column("last_started_at", Kind.MOMENT, "When it started"),
-    Column("last_duration_ms", Kind.MILLISECONDS, "How long it took"),
-    Column("p95_before_last_ms", Kind.MILLISECONDS, "p95 of the window without it, of 5 or more"),
-    Column("is_slow", Kind.FLAG, "It took longer than p95_before_last_ms"),
+    Column("measured", Type.INTEGER, "Runs in the window that passed, failed or are unresolved"),
+    Column("p50_ms", Type.MILLISECONDS, "Half of them took no longer (nearest rank)"),
+    Column("p95_ms", Type.MILLISECONDS, "95 % of them took no longer (nearest rank)"),
+    Column("p50_per_test_ms", Type.MILLISECONDS, "The same, of duration / number of tests"),
+    Column("p50_last_7_days_ms", Type.MILLISECONDS, "p50 of the last 7 days"),
+    Column("p50_28_days_before_ms", Type.MILLISECONDS, "p50 of the 28 days before these"),
+    Column("change", Type.CHANGE, "p50_last_7_days_ms / p50_28_days_before_ms - 1"),
+    Column("last_run_id", Type.TEXT, "The last run that was measured"),
+    Column("last_started_at", Type.MOMENT, "When it started"),
+    Column("last_duration_ms", Type.MILLISECONDS, "How long it took"),
+    Column("p95_before_last_ms", Type.MILLISECONDS, "p95 of the window without it, of 5 or more"),
+    Column("is_slow", Type.FLAG, "It took longer than p95_before_last_ms"),
 )
 
 
-def _durations(connection: Connection, request: Request) -> Answer:
+def _durations(connection: Connection, request: ReportRequest) -> ReportData:
     found = (
         _stored(connection, request)
-        if is_kept(connection, request, STORED_FILTERS)
+        if can_use_stored(connection, request, STORED_FILTERS)
         else _streamed(connection, request)
     )
     rows = (
@@ -43,21 +52,21 @@ def _durations(connection: Connection, request: Request) -> Answer:
         for variant, row in found
     )
     days = f"the {request.rules.window_days} days up to the last run of each"
-    return Answer(rows, f"{days}, in {told('runs', asked(request), request.zone)}")
+    return ReportData(rows, f"{days}, in {describe_requested(request)}")
 
 
-def _streamed(connection: Connection, request: Request) -> Iterator[tuple[Variant, Row]]:
-    for variant, runs in variants(connection, request, *within(asked(request))):
+def _streamed(connection: Connection, request: ReportRequest) -> Iterator[tuple[Variant, Row]]:
+    for variant, runs in read_runs(connection, request, *start_conditions(requested_span(request))):
         found = compute_durations(runs, request.rules)
         if found:
             yield variant, found
 
 
-def _stored(connection: Connection, request: Request) -> Iterator[tuple[Variant, Row]]:
+def _stored(connection: Connection, request: ReportRequest) -> Iterator[tuple[Variant, Row]]:
     statement = (
         select(*plan_variants.columns, *list(durations.columns)[1:])
         .join(plan_variants, plan_variants.c.variant_id == durations.c.variant_id)
-        .where(*of_variant(request.filters))
+        .where(*variant_conditions(request.filters))
     )
     names = len(plan_variants.columns)
     for row in connection.execute(statement):

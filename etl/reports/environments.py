@@ -1,4 +1,4 @@
-"""`environments`: which are covered, how stale they are, and how tests fare in each."""
+"""`environments`: coverage, staleness, and results of runs in one environment."""
 
 import json
 from collections import defaultdict
@@ -12,20 +12,20 @@ from etl.answers.rows import COUNTERS
 from etl.derived.metrics import MILLISECOND, Counts, add_counts, compute_rates, count_letters
 from etl.derived.plans import PlanRun
 from etl.reports.columns import APPLICATION, COUNTS, RATES, environment_text
-from etl.reports.model import OF_RUNS, Answer, Column, Definition, Kind, Request, Row
-from etl.reports.source import FINISHED, variants, within
-from etl.reports.spans import Span, asked_or_last, told
+from etl.reports.model import OF_RUNS, Column, Definition, ReportData, ReportRequest, Row, Type
+from etl.reports.selection import FINISHED, read_runs, start_conditions
+from etl.reports.spans import Span, describe_span, requested_or_recent
 
 NOTHING = Counts()
 EXPECTED_DAYS = 90
-"""An environment is expected when it was seen within so many days."""
+"""An environment is expected if a run ended in it within this number of days."""
 Identity = tuple[str, str | None, str | None, str | None, str | None]
 """Application, OS, browser, device, viewport."""
 
 
 @dataclass
-class _Environment:
-    """What is known of an environment of an application."""
+class _Coverage:
+    """The runs of an application in one environment."""
 
     alone: int = 0
     shared: int = 0
@@ -33,7 +33,7 @@ class _Environment:
     last_ended_at: datetime | None = None
 
     def add(self, run: PlanRun, *, is_alone: bool, is_in_window: bool) -> None:
-        """Take in a run that is over. What a run in several of them found is no one's."""
+        """Add a finished run. The API does not assign results to one of several environments."""
         ended_at = _ended_at(run)
         self.last_ended_at = max(ended_at, self.last_ended_at or ended_at)
         if is_in_window and is_alone:
@@ -50,8 +50,8 @@ def _ended_at(run: PlanRun) -> datetime:
     return run.started_at
 
 
-def _environments(connection: Connection, request: Request) -> Answer:
-    window = asked_or_last(request, request.rules.window_days)
+def _environments(connection: Connection, request: ReportRequest) -> ReportData:
+    window = requested_or_recent(request, request.rules.window_days)
     found = _found(connection, request, window)
     covered = sum(each.alone + each.shared > 0 for each in found.values())
     note = (
@@ -59,14 +59,16 @@ def _environments(connection: Connection, request: Request) -> Answer:
         f" {EXPECTED_DAYS} days have one in the window"
     )
     rows = (_row(*item, request.now) for item in found.items())
-    return Answer(rows, told("runs", window, request.zone), (note,))
+    return ReportData(rows, describe_span("runs", window, request.zone), (note,))
 
 
-def _found(connection: Connection, request: Request, window: Span) -> dict[Identity, _Environment]:
+def _found(
+    connection: Connection, request: ReportRequest, window: Span
+) -> dict[Identity, _Coverage]:
     """Return the environments in which runs ended, in the window or before it."""
     seen = Span(window.since and min(window.since, _expected_since(request)), window.until)
-    found: defaultdict[Identity, _Environment] = defaultdict(_Environment)
-    for variant, runs in variants(connection, request, *within(seen)):
+    found: defaultdict[Identity, _Coverage] = defaultdict(_Coverage)
+    for variant, runs in read_runs(connection, request, *start_conditions(seen)):
         identities = json.loads(variant.environment_signature)
         for run in runs:
             if run.status not in FINISHED:
@@ -78,11 +80,11 @@ def _found(connection: Connection, request: Request, window: Span) -> dict[Ident
     return found
 
 
-def _expected_since(request: Request) -> datetime:
+def _expected_since(request: ReportRequest) -> datetime:
     return (request.filters.until or request.now) - timedelta(days=EXPECTED_DAYS)
 
 
-def _row(identity: Identity, found: _Environment, now: datetime) -> Row:
+def _row(identity: Identity, found: _Coverage, now: datetime) -> Row:
     application, *parts = identity
     staleness = max(now - found.last_ended_at, timedelta(0)) if found.last_ended_at else None
     return (
@@ -103,23 +105,21 @@ REPORTS = (
     Definition(
         "environments",
         "Environments: coverage, and results where they are one environment's",
-        "an environment of an application; its name does not count, since that can be made up",
+        "an environment of an application, without its name, which the API can generate",
         (
             APPLICATION,
-            Column("environment", Kind.TEXT, "OS, browser, device and viewport"),
-            Column("os", Kind.TEXT, "The operating system"),
-            Column("browser", Kind.TEXT, "The browser"),
-            Column("device", Kind.TEXT, "The device"),
-            Column("viewport", Kind.TEXT, "Width and height of what is seen"),
-            Column("is_covered", Kind.FLAG, "A run in it ended that started in the window"),
-            Column("runs", Kind.INTEGER, "Such runs in it alone: counts and rates are of these"),
-            Column(
-                "shared", Kind.INTEGER, "Such runs in several: the API does not tell whose is what"
-            ),
+            Column("environment", Type.TEXT, "OS, browser, device and viewport"),
+            Column("os", Type.TEXT, "The operating system"),
+            Column("browser", Type.TEXT, "The browser"),
+            Column("device", Type.TEXT, "The device"),
+            Column("viewport", Type.TEXT, "Width and height of the viewport"),
+            Column("is_covered", Type.FLAG, "A run in it ended that started in the window"),
+            Column("runs", Type.INTEGER, "Such runs in it alone: counts and rates are of these"),
+            Column("shared", Type.INTEGER, "Such runs in several environments: not in the rates"),
             *COUNTS,
             *RATES,
-            Column("last_ended_at", Kind.MOMENT, "When the last run in it ended"),
-            Column("staleness_ms", Kind.MILLISECONDS, "How long ago that is"),
+            Column("last_ended_at", Type.MOMENT, "When the last run in it ended"),
+            Column("staleness_ms", Type.MILLISECONDS, "How long ago that is"),
         ),
         (
             "application",

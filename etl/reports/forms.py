@@ -1,7 +1,7 @@
 """The forms that a report is given in: text for people, CSV, JSON and Markdown for programs.
 
-Names come from the API: what could steer a terminal is made visible, what a spreadsheet would
-run or Markdown would render is disarmed.
+Names come from the API: control characters are made visible, and texts that a spreadsheet would
+evaluate or Markdown would render are escaped.
 """
 
 import csv
@@ -17,19 +17,19 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from etl import display
-from etl.reports.model import Column, Kind, Report
+from etl.reports.model import Column, ReportResult, Type
 
-NUMBERS = frozenset({Kind.INTEGER, Kind.RATE, Kind.CHANGE, Kind.MILLISECONDS})
+NUMBERS = frozenset({Type.INTEGER, Type.RATE, Type.CHANGE, Type.MILLISECONDS})
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#!|~:])|(?<=www)(\.)", re.IGNORECASE)
 _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000))
 
 
-def for_people(value: Any, kind: Kind, zone: ZoneInfo) -> str:
+def for_people(value: Any, kind: Type, zone: ZoneInfo) -> str:
     """Return a value with its unit; moments are shown in `zone`."""
     if value is None:
         return "-"
-    if kind is Kind.MOMENT:
+    if kind is Type.MOMENT:
         return display.safe(_in_zone(value, zone))
     shown = _SHOWN.get(kind)
     return shown(value) if shown else display.safe(value) or "-"
@@ -50,16 +50,16 @@ def _duration(milliseconds: int) -> str:
     return f"{milliseconds / 1000:.1f}s" if milliseconds >= 1000 else f"{milliseconds}ms"
 
 
-_SHOWN: dict[Kind, Callable[[Any], str]] = {
-    Kind.RATE: "{:.1%}".format,
-    Kind.CHANGE: "{:+.1%}".format,
-    Kind.MILLISECONDS: _duration,
-    Kind.FLAG: {True: "yes", False: "no"}.__getitem__,
+_SHOWN: dict[Type, Callable[[Any], str]] = {
+    Type.RATE: "{:.1%}".format,
+    Type.CHANGE: "{:+.1%}".format,
+    Type.MILLISECONDS: _duration,
+    Type.FLAG: {True: "yes", False: "no"}.__getitem__,
 }
 
 
-def context(report: Report) -> Iterator[str]:
-    """Yield what a person has to know to read the rows: what they cover, and what is left out."""
+def context(report: ReportResult) -> Iterator[str]:
+    """Yield the lines that explain the rows: window, time zone, notes, and rows left out."""
     request = report.request
     moment = f"as of {_moment(request.as_of)}: " if request.as_of else ""
     yield f"{moment}{report.window}; times are {request.zone.key}"
@@ -68,8 +68,8 @@ def context(report: Report) -> Iterator[str]:
         yield f"the first {len(report.rows)} of {report.total} rows (--rows 0: all)"
 
 
-def brief(report: Report) -> tuple[list[Column], list[list[str]]]:
-    """Return the columns that there is room for, and their values for people."""
+def brief(report: ReportResult) -> tuple[list[Column], list[list[str]]]:
+    """Return the brief columns, and their values for people."""
     places = {column.name: place for place, column in enumerate(report.columns)}
     chosen = [places[name] for name in report.definition.brief]
     columns = [report.columns[place] for place in chosen]
@@ -81,8 +81,8 @@ def brief(report: Report) -> tuple[list[Column], list[list[str]]]:
     return columns, rows
 
 
-def show_table(report: Report) -> None:
-    """Print a report as a table, with what one has to know to read it."""
+def show_table(report: ReportResult) -> None:
+    """Print a report as a table, with its context."""
     columns, rows = brief(report)
     display.say(report.definition.title)
     display.text_table([_heading(column) for column in columns], rows)
@@ -91,12 +91,12 @@ def show_table(report: Report) -> None:
 
 
 def _heading(column: Column) -> display.Heading:
-    is_whole = column.kind not in {Kind.TEXT, Kind.STRIP} or column.name.endswith("_id")
+    is_whole = column.kind not in {Type.TEXT, Type.STRIP} or column.name.endswith("_id")
     return display.Heading(column.heading, column.kind in NUMBERS, is_whole)
 
 
-def as_markdown(report: Report) -> Iterator[str]:
-    """Yield the lines of a report in Markdown: what `brief` has, and its context."""
+def as_markdown(report: ReportResult) -> Iterator[str]:
+    """Yield the lines of a report in Markdown: the brief columns and the context."""
     columns, rows = brief(report)
     yield f"## {report.definition.title}"
     yield ""
@@ -119,7 +119,7 @@ def _disarmed(text: str) -> str:
     return _MARKUP.sub(lambda found: f"\\{found[0]}", without_tags)
 
 
-def as_csv(report: Report, *, raw: bool) -> Iterator[str]:
+def as_csv(report: ReportResult, *, raw: bool) -> Iterator[str]:
     """Yield the lines of a report as CSV; `raw` leaves texts as the API sent them."""
     for row in ([column.name for column in report.columns], *report.rows):
         line = io.StringIO()
@@ -128,7 +128,7 @@ def as_csv(report: Report, *, raw: bool) -> Iterator[str]:
 
 
 def csv_cell(value: Any, *, raw: bool) -> Any:
-    """Return what a cell of CSV has; texts run nothing in a spreadsheet, unless `raw`."""
+    """Return the content of a CSV cell; formulas are escaped, unless `raw`."""
     if isinstance(value, str):
         return value if raw else _no_formula(display.safe(value))
     if isinstance(value, bool):
@@ -140,7 +140,7 @@ def _no_formula(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
-def as_json(report: Report) -> Iterator[str]:
+def as_json(report: ReportResult) -> Iterator[str]:
     """Yield the lines of a report as JSON, a row a line, in ASCII; times are ISO 8601 in UTC."""
     request = report.request
     head = {

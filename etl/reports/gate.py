@@ -1,4 +1,4 @@
-"""Whether a run is good enough to go on: what it has, against limits."""
+"""Judge a run by limits for its rates and counts, for a CI job that goes on or stops."""
 
 from collections.abc import Iterator
 from itertools import dropwhile, islice
@@ -10,12 +10,12 @@ from etl.db.schema import outcomes
 from etl.derived.metrics import compute_rates, count_letters
 from etl.derived.plans import PlanRun
 from etl.derived.series_metrics import compute_series
-from etl.reports.model import Request
-from etl.reports.source import FoundRun, variants
+from etl.reports.model import ReportRequest
+from etl.reports.selection import FoundRun, read_runs
 
 
-class Limits(NamedTuple):
-    """The least share or the most tests that a run may have; None is no limit."""
+class GateLimits(NamedTuple):
+    """The minimum shares and maximum counts of a run; None sets no limit."""
 
     min_pass_rate: float | None = None
     min_decided_share: float | None = None
@@ -25,8 +25,8 @@ class Limits(NamedTuple):
     max_aborted: int | None = None
 
 
-class Measured(NamedTuple):
-    """What a run has of what limits are about, in their order."""
+class GateFigures(NamedTuple):
+    """The figures of a run that limits are compared with, in their order."""
 
     pass_rate: float | None
     decided_share: float | None
@@ -36,11 +36,11 @@ class Measured(NamedTuple):
     aborted: int
 
 
-def measure(connection: Connection, request: Request, run: FoundRun) -> Measured:
-    """Return what `run` has."""
+def measure(connection: Connection, request: ReportRequest, run: FoundRun) -> GateFigures:
+    """Return the figures of `run`."""
     counts = count_letters(run.outcomes)
     found = compute_rates(counts)
-    return Measured(
+    return GateFigures(
         found.pass_rate,
         found.decided_share,
         counts.failed,
@@ -50,7 +50,7 @@ def measure(connection: Connection, request: Request, run: FoundRun) -> Measured
     )
 
 
-def _new_failures(connection: Connection, request: Request, run: FoundRun) -> int:
+def _new_failures(connection: Connection, request: ReportRequest, run: FoundRun) -> int:
     """Count the failed tests that passed in the decided result before, or have none before."""
     failed = [
         key for key, letter in zip(run.roster.keys, run.outcomes, strict=True) if letter == "F"
@@ -63,7 +63,7 @@ def _new_failures(connection: Connection, request: Request, run: FoundRun) -> in
     )
     failing = {
         series.test_key
-        for _, runs in variants(connection, request, *earlier)
+        for _, runs in read_runs(connection, request, *earlier)
         for series in compute_series(_before(runs, run), request.rules, frozenset(failed))
         if series.fail_streak
     }
@@ -75,15 +75,15 @@ def _before(runs: Iterator[PlanRun], run: FoundRun) -> Iterator[PlanRun]:
     return islice(dropwhile(lambda each: each.run_id != run.run_id, runs), 1, None)
 
 
-def broken(limits: Limits, measured: Measured) -> Iterator[str]:
-    """Yield a line for each limit that is broken."""
-    for name, limit, value in zip(Limits._fields, limits, measured, strict=True):
+def broken(limits: GateLimits, measured: GateFigures) -> Iterator[str]:
+    """Yield a line for each broken limit."""
+    for name, limit, value in zip(GateLimits._fields, limits, measured, strict=True):
         if limit is None:
             continue
-        what = name.partition("_")[2].replace("_", " ")
+        figure = name.partition("_")[2].replace("_", " ")
         if value is None:
-            yield f"{what}: nothing is decided, and {limit:.2%} or more is wanted"
+            yield f"{figure}: nothing is decided, and {limit:.2%} or more is wanted"
         elif name.startswith("min_") and value < limit:
-            yield f"{what}: {value:.2%}, and {limit:.2%} or more is wanted"
+            yield f"{figure}: {value:.2%}, and {limit:.2%} or more is wanted"
         elif name.startswith("max_") and value > limit:
-            yield f"{what}: {value}, and at most {limit} are allowed"
+            yield f"{figure}: {value}, and at most {limit} are allowed"

@@ -9,9 +9,9 @@ from sqlalchemy import Connection
 
 from etl.derived.outcome_reader import Variant
 from etl.derived.plans import NamedTest
-from etl.reports.model import Request
-from etl.reports.source import Places, variants, within
-from etl.reports.spans import asked
+from etl.reports.model import ReportRequest
+from etl.reports.selection import TestPlaces, read_runs, start_conditions
+from etl.reports.spans import requested_span
 
 
 class Result(NamedTuple):
@@ -35,10 +35,10 @@ class History(NamedTuple):
         return "".join(result.letter for result in reversed(self.results))
 
 
-def histories(connection: Connection, request: Request, test: str) -> Iterator[History]:
+def histories(connection: Connection, request: ReportRequest, test: str) -> Iterator[History]:
     """Yield the history of each series whose test is called `test`."""
-    places = Places(test)
-    for variant, runs in variants(connection, request, *within(asked(request))):
+    places = TestPlaces(test)
+    for variant, runs in read_runs(connection, request, *start_conditions(requested_span(request))):
         found: defaultdict[str, list[Result]] = defaultdict(list)
         tests: dict[str, NamedTest] = {}
         for run in runs:

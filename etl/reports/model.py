@@ -1,4 +1,4 @@
-"""What a report is: a question, typed columns, and rows; the same for each form it is shown in."""
+"""The parts of a report: definition, request, typed columns and rows, alike in every form."""
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -13,8 +13,8 @@ from etl.config.settings import Rules
 Row = Sequence[Any]
 
 
-class Kind(StrEnum):
-    """What a column's values are. Each can be missing (None): the data does not support a number.
+class Type(StrEnum):
+    """The type of a column's values. A value can be None: the data does not support a number.
 
     In Python: str, int, float from 0 to 1, float, aware UTC datetime, date, int, bool, str.
     """
@@ -38,7 +38,7 @@ class Column(NamedTuple):
     """A column of a report; `meaning` is a line for people."""
 
     name: str
-    kind: Kind
+    kind: Type
     meaning: str
 
     @property
@@ -48,7 +48,7 @@ class Column(NamedTuple):
 
 
 class Filter(StrEnum):
-    """What the rows of a report can be limited by."""
+    """The filters of reports."""
 
     APPLICATION = "application"
     PLAN = "plan"
@@ -63,7 +63,7 @@ OF_RUNS = EVERY_FILTER - {Filter.TEST}
 
 
 class Filters(NamedTuple):
-    """What to limit a report to: names without blanks at their ends, times as UTC.
+    """The values of the filters: names without blanks at their ends, times as UTC.
 
     `since` is included, `until` is not. Labels are (name, value), and all of them have to match.
     """
@@ -77,16 +77,16 @@ class Filters(NamedTuple):
 
     @property
     def used(self) -> frozenset[Filter]:
-        """Which of the filters limit something."""
+        """The filters that have a value."""
         values = (self.application, self.plan, self.test, self.labels or None, self[4], self[5])
         return frozenset(f for f, value in zip(Filter, values, strict=True) if value is not None)
 
 
-class Request(NamedTuple):
-    """What is asked of a report.
+class ReportRequest(NamedTuple):
+    """The moment, rules and filters of a report.
 
-    `now` is what ages are counted to. With `as_of`, the answer is what the archive knew then (and
-    `now` is the same moment): the same bytes, whatever came later. `most_rows` None is all rows.
+    Ages are counted up to `now`. With `as_of`, which is `now` too, the report shows the archive as
+    of then: the same bytes, whatever came later. `most_rows` None is all rows.
     """
 
     now: datetime
@@ -97,8 +97,8 @@ class Request(NamedTuple):
     most_rows: int | None = None
 
 
-class Answer(NamedTuple):
-    """What a definition finds: rows in any order, what they cover, and remarks about them all."""
+class ReportData(NamedTuple):
+    """The result of a definition's query: rows in any order, their window, and notes."""
 
     rows: Iterable[Row]
     window: str
@@ -106,10 +106,10 @@ class Answer(NamedTuple):
 
 
 class Definition(NamedTuple):
-    """A report that can be asked for.
+    """A report by name, with its columns and its query.
 
     `order` names the columns that rows are sorted by, "-" before one that goes down; missing
-    values are the last. `brief` names the columns that there is room for on a terminal.
+    values are the last. `brief` names the columns that a terminal has room for.
     """
 
     name: str
@@ -119,14 +119,14 @@ class Definition(NamedTuple):
     brief: tuple[str, ...]
     order: tuple[str, ...]
     filters: frozenset[Filter]
-    answer: Callable[[Connection, Request], Answer]
+    answer: Callable[[Connection, ReportRequest], ReportData]
 
 
-class Report(NamedTuple):
-    """A report that was answered: `rows` are in the order of `columns`, out of `total` ones."""
+class ReportResult(NamedTuple):
+    """The first `rows` of a report, out of `total`, each in the order of `columns`."""
 
     definition: Definition
-    request: Request
+    request: ReportRequest
     rows: Sequence[Row]
     total: int
     window: str

@@ -12,12 +12,12 @@ from etl.derived.series_metrics import MIN_DECIDED
 from etl.reports import series, trends
 from etl.reports.backlog import open_runs
 from etl.reports.columns import APPLICATION, COUNTS, RATES, UNKNOWN
-from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Kind, Request, Row
-from etl.reports.spans import asked_or_last, told
+from etl.reports.model import EVERY_FILTER, Column, Definition, ReportData, ReportRequest, Row, Type
+from etl.reports.spans import describe_span, requested_or_recent
 
 
-def _overview(connection: Connection, request: Request) -> Answer:
-    window = asked_or_last(request, request.rules.window_days)
+def _overview(connection: Connection, request: ReportRequest) -> ReportData:
+    window = requested_or_recent(request, request.rules.window_days)
     results: defaultdict[str, list[Period]] = defaultdict(list)
     for plan, period in trends.periods(connection, request, window):
         results[plan.application].append(period)
@@ -40,7 +40,7 @@ def _overview(connection: Connection, request: Request) -> Answer:
         f"flaky and open count at any time; a test is judged with {MIN_DECIDED} decided results"
         f" or more among its last {request.rules.window_results}"
     )
-    return Answer(rows, told("runs", window, request.zone), (note,))
+    return ReportData(rows, describe_span("runs", window, request.zone), (note,))
 
 
 def _summed(periods: Sequence[Period]) -> Row:
@@ -54,7 +54,7 @@ def _summed(periods: Sequence[Period]) -> Row:
     )
 
 
-def _series(connection: Connection, request: Request) -> tuple[Counter[str], Counter[str]]:
+def _series(connection: Connection, request: ReportRequest) -> tuple[Counter[str], Counter[str]]:
     """Return by application how many series have enough decided results, and are flaky."""
     judged: Counter[str] = Counter()
     flaky: Counter[str] = Counter()
@@ -65,7 +65,7 @@ def _series(connection: Connection, request: Request) -> tuple[Counter[str], Cou
     return judged, flaky
 
 
-def _open(connection: Connection, request: Request) -> tuple[Counter[str], Counter[str]]:
+def _open(connection: Connection, request: ReportRequest) -> tuple[Counter[str], Counter[str]]:
     """Return by application how many runs and tests wait for a person."""
     runs: Counter[str] = Counter()
     tests: Counter[str] = Counter()
@@ -82,16 +82,16 @@ REPORTS = (
         "an application",
         (
             APPLICATION,
-            Column("runs", Kind.INTEGER, "Runs that started in the window"),
-            Column("tests", Kind.INTEGER, "Results of tests of these runs"),
+            Column("runs", Type.INTEGER, "Runs that started in the window"),
+            Column("tests", Type.INTEGER, "Results of tests of these runs"),
             *COUNTS,
             UNKNOWN,
             *RATES,
-            Column("judged_series", Kind.INTEGER, "Tests with enough decided results to be flaky"),
-            Column("flaky_series", Kind.INTEGER, "Those that are"),
-            Column("flaky_rate", Kind.RATE, "flaky_series / judged_series"),
-            Column("open_runs", Kind.INTEGER, "Runs that wait for a person now"),
-            Column("open_tests", Kind.INTEGER, "Tests that wait for a person now"),
+            Column("judged_series", Type.INTEGER, "Tests with enough decided results to be flaky"),
+            Column("flaky_series", Type.INTEGER, "Those that are"),
+            Column("flaky_rate", Type.RATE, "flaky_series / judged_series"),
+            Column("open_runs", Type.INTEGER, "Runs that wait for a person now"),
+            Column("open_tests", Type.INTEGER, "Tests that wait for a person now"),
         ),
         (
             "application",

@@ -17,70 +17,87 @@ from etl.reports.columns import (
     TEST,
     environments_text,
 )
-from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Filter, Kind, Request, Row
-from etl.reports.source import PAGE_ROWS, is_kept, of_variant, variants, within
-from etl.reports.spans import asked, told
+from etl.reports.model import (
+    EVERY_FILTER,
+    Column,
+    Definition,
+    Filter,
+    ReportData,
+    ReportRequest,
+    Row,
+    Type,
+)
+from etl.reports.selection import (
+    PAGE_ROWS,
+    can_use_stored,
+    read_runs,
+    start_conditions,
+    variant_conditions,
+)
+from etl.reports.spans import describe_requested, requested_span
 
 STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN, Filter.TEST})
 _FLAGS = (
-    Column("is_flaky", Kind.FLAG, "Changes between passed and failed so often that it is flaky"),
-    Column("is_confirmed_flaky", Kind.FLAG, "Both passed and failed with the same label `commit`"),
-    Column("is_regression", Kind.FLAG, "Failed, and passed before that"),
-    Column("is_new_failure", Kind.FLAG, "A regression, and the only failure in the window"),
-    Column("is_always_failing", Kind.FLAG, "Did not pass in the window"),
-    Column("is_recovered", Kind.FLAG, "Passed, and failed before that"),
+    Column("is_flaky", Type.FLAG, "Flaky by the rules: enough results, flips and flip rate"),
+    Column("is_confirmed_flaky", Type.FLAG, "Both passed and failed with the same label `commit`"),
+    Column("is_regression", Type.FLAG, "Failed, and passed before that"),
+    Column("is_new_failure", Type.FLAG, "A regression, and the only failure in the window"),
+    Column("is_always_failing", Type.FLAG, "Did not pass in the window"),
+    Column("is_recovered", Type.FLAG, "Passed, and failed before that"),
 )
 _COLUMNS = (
     APPLICATION,
     PLAN,
     ENVIRONMENTS,
     TEST,
-    Column("type", Kind.TEXT, "The test's type"),
-    Column("test_id", Kind.TEXT, "The test's id, where ids stay the same from run to run"),
-    Column("decided", Kind.INTEGER, "Results in the window that are passed or failed"),
+    Column("type", Type.TEXT, "The test's type"),
+    Column("test_id", Type.TEXT, "The test's id, where ids stay the same from run to run"),
+    Column("decided", Type.INTEGER, "Results in the window that are passed or failed"),
     *COUNTS,
     *RATES,
-    Column("flips", Kind.INTEGER, "Neighbours among the decided results that differ"),
-    Column("flip_rate", Kind.RATE, "flips / (decided - 1)"),
-    Column("health", Kind.RATE, "passed / decided * (1 - flip_rate)"),
+    Column("flips", Type.INTEGER, "Neighbours among the decided results that differ"),
+    Column("flip_rate", Type.RATE, "flips / (decided - 1)"),
+    Column("health", Type.RATE, "passed / decided * (1 - flip_rate)"),
     *_FLAGS,
-    Column("fail_streak", Kind.INTEGER, "Decided results since the last one that passed"),
-    Column("streak_since", Kind.MOMENT, "When the first run of the streak started"),
-    Column("recent", Kind.STRIP, "The results in the window, the oldest first"),
-    Column("last_status", Kind.TEXT, "The last result, if its word is documented"),
-    Column("last_run_id", Kind.TEXT, "The run that it is from"),
-    Column("last_started_at", Kind.MOMENT, "When that run started"),
-    Column("window_starts_at", Kind.MOMENT, "When the first run in the window started"),
-    Column("series_id", Kind.TEXT, "The key of the series"),
+    Column("fail_streak", Type.INTEGER, "Decided results since the last one that passed"),
+    Column("streak_since", Type.MOMENT, "When the first run of the streak started"),
+    Column("recent", Type.STRIP, "The results in the window, the oldest first"),
+    Column("last_status", Type.TEXT, "The last result, if its word is documented"),
+    Column("last_run_id", Type.TEXT, "The run that it is from"),
+    Column("last_started_at", Type.MOMENT, "When that run started"),
+    Column("window_starts_at", Type.MOMENT, "When the first run in the window started"),
+    Column("series_id", Type.TEXT, "The key of the series"),
 )
 PLACES = {column.name: place for place, column in enumerate(_COLUMNS)}
 _CLASS = Column(
-    "class", Kind.TEXT, "new_failure, regression, failing (for longer), always_failing, recovered"
+    "class",
+    Type.TEXT,
+    "new_failure, regression, failing (for longer), always_failing, recovered",
 )
 
 
-def _series(connection: Connection, request: Request) -> Answer:
-    return Answer(rows(connection, request), _window(request))
+def _series(connection: Connection, request: ReportRequest) -> ReportData:
+    return ReportData(rows(connection, request), _window(request))
 
 
-def _flaky(connection: Connection, request: Request) -> Answer:
+def _flaky(connection: Connection, request: ReportRequest) -> ReportData:
     found = (row for row in rows(connection, request) if row[PLACES["is_flaky"]])
     rules = request.rules
     threshold = (
         f"flaky: {rules.flaky_min_results} decided results or more, {rules.flaky_min_flips} flips"
         f" or more, and a flip rate of {rules.flaky_min_flip_rate:g} or more"
     )
-    return Answer(found, _window(request), (threshold,))
+    return ReportData(found, _window(request), (threshold,))
 
 
-def _failures(connection: Connection, request: Request) -> Answer:
-    classed = ((failure_class(row), row) for row in rows(connection, request))
+def _failures(connection: Connection, request: ReportRequest) -> ReportData:
+    classed = ((classify_failure(row), row) for row in rows(connection, request))
     found = ((word, *row) for word, row in classed if word)
-    return Answer(found, _window(request))
+    return ReportData(found, _window(request))
 
 
-def failure_class(row: Row) -> str | None:
-    """Return what a row of `series` says of its failures, None where it has none to tell of."""
+def classify_failure(row: Row) -> str | None:
+    """Return the class of failures of a row of `series`, None where it does not fail."""
     if row[PLACES["is_new_failure"]]:
         return "new_failure"
     if row[PLACES["is_always_failing"]]:
@@ -92,11 +109,11 @@ def failure_class(row: Row) -> str | None:
     return "recovered" if row[PLACES["is_recovered"]] else None
 
 
-def rows(connection: Connection, request: Request) -> Iterator[Row]:
+def rows(connection: Connection, request: ReportRequest) -> Iterator[Row]:
     """Yield a row of the report `series` for each series."""
     found = (
         _stored(connection, request)
-        if is_kept(connection, request, STORED_FILTERS)
+        if can_use_stored(connection, request, STORED_FILTERS)
         else _streamed(connection, request)
     )
     test = request.filters.test
@@ -105,24 +122,24 @@ def rows(connection: Connection, request: Request) -> Iterator[Row]:
             yield row
 
 
-def _streamed(connection: Connection, request: Request) -> Iterator[Row]:
-    for variant, runs in variants(connection, request, *within(asked(request))):
+def _streamed(connection: Connection, request: ReportRequest) -> Iterator[Row]:
+    for variant, runs in read_runs(connection, request, *start_conditions(requested_span(request))):
         for found in compute_series(runs, request.rules):
             row = _row(variant, build_series_row(variant.variant_id, found))
             yield _without_labels(row) if request.as_of else row
 
 
 def _without_labels(row: Row) -> Row:
-    """Leave out what labels say: they have no history, so nobody knows what they said then."""
+    """Leave out figures from labels, which have no history."""
     place = PLACES["is_confirmed_flaky"]
     return (*row[:place], None, *row[place + 1 :])
 
 
-def _stored(connection: Connection, request: Request) -> Iterator[Row]:
+def _stored(connection: Connection, request: ReportRequest) -> Iterator[Row]:
     statement = (
         select(*plan_variants.columns, *series.columns)
         .join(plan_variants, plan_variants.c.variant_id == series.c.variant_id)
-        .where(*of_variant(request.filters))
+        .where(*variant_conditions(request.filters))
         .execution_options(yield_per=PAGE_ROWS)
     )
     names = len(plan_variants.columns)
@@ -137,9 +154,9 @@ def _row(variant: Variant, stored: Row) -> Row:
     return (variant.application, variant.plan, environments, *rest, series_id)
 
 
-def _window(request: Request) -> str:
+def _window(request: ReportRequest) -> str:
     results = f"the last {request.rules.window_results} decided results of each test"
-    return f"{results}, in {told('runs', asked(request), request.zone)}"
+    return f"{results}, in {describe_requested(request)}"
 
 
 _NAMES = ("application", "plan", "test", "environments", "series_id")

@@ -1,10 +1,10 @@
-"""Stretches of time that reports look at, and how they are told."""
+"""Spans of time in reports, and their description for people."""
 
 from datetime import UTC, date, datetime, time, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from etl.reports.model import Request
+from etl.reports.model import ReportRequest
 
 DAY = timedelta(days=1)
 
@@ -26,14 +26,14 @@ class Days(NamedTuple):
     last: date | None
 
 
-def asked(request: Request) -> Span:
+def requested_span(request: ReportRequest) -> Span:
     """Return the span that the request's filters name."""
     return Span(request.filters.since, request.filters.until)
 
 
-def asked_or_last(request: Request, days: int) -> Span:
-    """Return the span that the filters name, or so many days up to and with today."""
-    span = asked(request)
+def requested_or_recent(request: ReportRequest, days: int) -> Span:
+    """Return the span of the filters, or the last `days` days, with today."""
+    span = requested_span(request)
     if span != ALWAYS:
         return span
     today = request.now.astimezone(request.zone).date()
@@ -55,11 +55,16 @@ def whole_days(span: Span, zone: ZoneInfo) -> Days | None:
     return Days(first, after and after - DAY)
 
 
-def told(what: str, span: Span, zone: ZoneInfo) -> str:
-    """Return what is in a span for people: "runs from 2026-11-01 to 2026-11-30"."""
+def describe_span(subject: str, span: Span, zone: ZoneInfo) -> str:
+    """Return a span for people: "runs from 2026-11-01 to 2026-11-30"."""
     if span == ALWAYS:
-        return f"all {what}"
+        return f"all {subject}"
     days = whole_days(span, zone)
     ends = days or [each and each.astimezone(zone).isoformat(" ", "minutes") for each in span]
     words = [f" {word} {end}" for word, end in zip(("from", "to"), ends, strict=True) if end]
-    return f"{what}{''.join(words)}"
+    return f"{subject}{''.join(words)}"
+
+
+def describe_requested(request: ReportRequest) -> str:
+    """Return the span of the runs that a request's filters leave."""
+    return describe_span("runs", requested_span(request), request.zone)

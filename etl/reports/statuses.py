@@ -7,9 +7,9 @@ from sqlalchemy import BigInteger, Connection, Select, Text, and_, func, select
 
 from etl.db.schema import outcomes, plan_variants
 from etl.derived.metrics import LETTERS
-from etl.reports.model import OF_RUNS, Answer, Column, Definition, Kind, Request
-from etl.reports.source import is_valid, of_filters, query, within
-from etl.reports.spans import asked, told
+from etl.reports.model import OF_RUNS, Column, Definition, ReportData, ReportRequest, Type
+from etl.reports.selection import load_query, request_conditions
+from etl.reports.spans import describe_requested
 
 UNKNOWN = "unknown"
 COUNTED_AS = {
@@ -21,7 +21,7 @@ COUNTED_AS = {
 }
 
 
-def _statuses(connection: Connection, request: Request) -> Answer:
+def _statuses(connection: Connection, request: ReportRequest) -> ReportData:
     sums = [func.sum(outcomes.c[f"tests_{word}"]) for word in (*LETTERS, UNKNOWN)]
     statement = _of_chosen(select(outcomes.c.status, func.count(), *sums), request)
     found: Counter[tuple[str, str | None]] = Counter()
@@ -33,12 +33,12 @@ def _statuses(connection: Connection, request: Request) -> Answer:
     if unknown:
         found.update({("test", word): n for word, n in connection.execute(_unknown(request))})
     rows = ((*word, COUNTED_AS.get(word[1] or ""), n) for word, n in found.items() if n)
-    return Answer(rows, told("runs", asked(request), request.zone))
+    return ReportData(rows, describe_requested(request))
 
 
-def _unknown(request: Request) -> Select[Any]:
+def _unknown(request: ReportRequest) -> Select[Any]:
     words = (
-        query("unknown_words")
+        load_query("unknown_words")
         .columns(run_id=Text, revision=BigInteger, status=Text)
         .subquery("words")
     )
@@ -53,13 +53,13 @@ def _unknown(request: Request) -> Select[Any]:
     )
 
 
-def _of_chosen(statement: Select[Any], request: Request) -> Select[Any]:
+def _of_chosen(statement: Select[Any], request: ReportRequest) -> Select[Any]:
     """Limit `statement` to the rows of `outcomes` that are asked for."""
     of_plan = plan_variants.c.variant_id == outcomes.c.variant_id
     return (
         statement.select_from(outcomes)
         .join(plan_variants, of_plan)
-        .where(is_valid(request), *of_filters(request.filters), *within(asked(request)))
+        .where(*request_conditions(request))
     )
 
 
@@ -69,10 +69,10 @@ REPORTS = (
         "Words that the API sent as a status",
         "a word, of runs or of tests",
         (
-            Column("of", Kind.TEXT, "run or test"),
-            Column("status", Kind.TEXT, "The word, missing where there was none"),
-            Column("counted_as", Kind.TEXT, "decided, open, ...; missing: listed, never counted"),
-            Column("results", Kind.INTEGER, "How many have it"),
+            Column("of", Type.TEXT, "run or test"),
+            Column("status", Type.TEXT, "The word, missing where there was none"),
+            Column("counted_as", Type.TEXT, "decided, open, ...; missing: listed, never counted"),
+            Column("results", Type.INTEGER, "How many have it"),
         ),
         ("of", "status", "counted_as", "results"),
         ("of", "-results", "status"),

@@ -12,9 +12,27 @@ from etl.derived.metrics import Counts
 from etl.derived.period_metrics import Period, sum_days, sum_periods, sum_weeks, week_start
 from etl.derived.plans import Plan
 from etl.reports.columns import APPLICATION, CHECK_PASS_RATE, CHECKS, COUNTS, PLAN, RATES, UNKNOWN
-from etl.reports.model import EVERY_FILTER, Answer, Column, Definition, Filter, Kind, Request, Row
-from etl.reports.source import Places, narrowed, variants, within
-from etl.reports.spans import ALWAYS, Days, Span, asked, asked_or_last, midnight, told, whole_days
+from etl.reports.model import (
+    EVERY_FILTER,
+    Column,
+    Definition,
+    Filter,
+    ReportData,
+    ReportRequest,
+    Row,
+    Type,
+)
+from etl.reports.selection import TestPlaces, narrow_to_test, read_runs, start_conditions
+from etl.reports.spans import (
+    ALWAYS,
+    Days,
+    Span,
+    describe_span,
+    midnight,
+    requested_or_recent,
+    requested_span,
+    whole_days,
+)
 
 WEEKS = 13
 """How many weeks `weekly` shows unless it is told."""
@@ -22,8 +40,8 @@ STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN, Filter.FROM, Filter
 _COUNTED = (
     APPLICATION,
     PLAN,
-    Column("runs", Kind.INTEGER, "Runs that started in it"),
-    Column("tests", Kind.INTEGER, "Results of tests of these runs"),
+    Column("runs", Type.INTEGER, "Runs that started in it"),
+    Column("tests", Type.INTEGER, "Results of tests of these runs"),
     *COUNTS,
     UNKNOWN,
     *RATES,
@@ -41,14 +59,14 @@ _BRIEF = (
 )
 
 
-def _trend(connection: Connection, request: Request) -> Answer:
-    span = asked_or_last(request, request.rules.window_days)
+def _trend(connection: Connection, request: ReportRequest) -> ReportData:
+    span = requested_or_recent(request, request.rules.window_days)
     rows = (_row(request, *found) for found in periods(connection, request, span))
-    return Answer(rows, told("runs", span, request.zone))
+    return ReportData(rows, describe_span("runs", span, request.zone))
 
 
-def _weekly(connection: Connection, request: Request) -> Answer:
-    span = asked(request)
+def _weekly(connection: Connection, request: ReportRequest) -> ReportData:
+    span = requested_span(request)
     if span == ALWAYS:
         this_week = week_start(request.now.astimezone(request.zone).date())
         first, after = this_week - timedelta(weeks=WEEKS - 1), this_week + timedelta(weeks=1)
@@ -61,10 +79,12 @@ def _weekly(connection: Connection, request: Request) -> Answer:
         streamed = _streamed(connection, request, span).items()
         found = ((plan, week) for plan, periods in streamed for week in sum_weeks(periods))
     rows = (_row(request, *each) for each in found)
-    return Answer(rows, told("runs", span, request.zone))
+    return ReportData(rows, describe_span("runs", span, request.zone))
 
 
-def periods(connection: Connection, request: Request, span: Span) -> Iterable[tuple[Plan, Period]]:
+def periods(
+    connection: Connection, request: ReportRequest, span: Span
+) -> Iterable[tuple[Plan, Period]]:
     """Yield each day of each plan that has runs in `span`."""
     days = whole_days(span, request.zone)
     if days and _is_stored(request):
@@ -73,7 +93,7 @@ def periods(connection: Connection, request: Request, span: Span) -> Iterable[tu
     return ((plan, day) for plan, found in streamed for day in found)
 
 
-def _is_stored(request: Request) -> bool:
+def _is_stored(request: ReportRequest) -> bool:
     return request.as_of is None and request.filters.used <= STORED_FILTERS
 
 
@@ -83,7 +103,7 @@ def _are_weeks(days: Days) -> bool:
 
 
 def _stored(
-    connection: Connection, request: Request, table: Table, days: Days
+    connection: Connection, request: ReportRequest, table: Table, days: Days
 ) -> Iterator[tuple[Plan, Period]]:
     _, first_day = table.primary_key.columns
     filters = request.filters
@@ -108,16 +128,18 @@ def _stored(
         yield Plan(application, plan), Period(day, runs, tests, counts, checks)
 
 
-def _streamed(connection: Connection, request: Request, span: Span) -> dict[Plan, list[Period]]:
+def _streamed(
+    connection: Connection, request: ReportRequest, span: Span
+) -> dict[Plan, list[Period]]:
     found: defaultdict[Plan, list[Period]] = defaultdict(list)
-    places = None if request.filters.test is None else Places(request.filters.test)
-    for variant, runs in variants(connection, request, *within(span)):
-        chosen = narrowed(runs, places) if places else runs
+    places = None if request.filters.test is None else TestPlaces(request.filters.test)
+    for variant, runs in read_runs(connection, request, *start_conditions(span)):
+        chosen = narrow_to_test(runs, places) if places else runs
         found[Plan(variant.application, variant.plan)] += sum_days(chosen)
     return {plan: sum_periods(days) for plan, days in found.items()}
 
 
-def _row(request: Request, plan: Plan, period: Period) -> Row:
+def _row(request: ReportRequest, plan: Plan, period: Period) -> Row:
     _, *row = build_period_row(plan, period)
     if request.filters.test is not None:  # checks are those of runs
         row[-len(CHECKS) - 1 :] = [None] * (len(CHECKS) + 1)
@@ -129,7 +151,7 @@ REPORTS = (
         "trend",
         "Results by day",
         "a plan and a day on which runs of it started",
-        (Column("day", Kind.DAY, "The day, in the report's time zone"), *_COUNTED),
+        (Column("day", Type.DAY, "The day, in the report's time zone"), *_COUNTED),
         ("day", *_BRIEF),
         ("-day", "application", "plan"),
         EVERY_FILTER,
@@ -139,7 +161,7 @@ REPORTS = (
         "weekly",
         "Results by week",
         "a plan and a week in which runs of it started",
-        (Column("week_starts_on", Kind.DAY, "The Monday of the week (ISO 8601)"), *_COUNTED),
+        (Column("week_starts_on", Type.DAY, "The Monday of the week (ISO 8601)"), *_COUNTED),
         ("week_starts_on", *_BRIEF),
         ("-week_starts_on", "application", "plan"),
         EVERY_FILTER,

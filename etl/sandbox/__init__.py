@@ -1,1 +1,1 @@
-"""A stand-in for the vendor's API on loopback, with made-up runs that live as real ones do."""
+"""A simulation of the vendor's API on loopback, whose runs progress as real ones do."""

@@ -1,4 +1,4 @@
-"""Answers kept for as long as they hold, so that serving one again costs next to nothing."""
+"""A cache of answers, each for the time in which it is valid."""
 
 from collections import OrderedDict
 from datetime import datetime
@@ -6,7 +6,7 @@ from datetime import datetime
 from etl.sandbox.world import Snapshot, World
 
 MAX_BYTES = 64 * 2**20
-ENTRY_BYTES = 600  # what an entry takes besides its body, or a little more
+ENTRY_BYTES = 600  # memory of an entry beside its body, rounded up
 
 
 class SnapshotCache:
@@ -22,7 +22,7 @@ class SnapshotCache:
         self.bytes = 0
 
     def get(self, run_id: str, at: datetime) -> Snapshot | None:
-        """Return what the world's `snapshot` would."""
+        """Return the world's `snapshot`."""
         kept = self._kept.get(run_id)
         if kept is not None and kept.holds(at):
             self._kept.move_to_end(run_id)

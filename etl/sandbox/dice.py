@@ -1,7 +1,7 @@
-"""Chance that repeats: the same key gives the same answer in every process and on every machine.
+"""Reproducible random values: one key gives one value in every process and on every machine.
 
 `random` promises that for few of its methods, and `hash()` for none. A key is the path to the
-thing decided ("flaky", plan id, test, run), so no answer depends on what was asked before it.
+thing decided ("flaky", plan id, test, run), so no value depends on earlier calls.
 """
 
 import uuid

@@ -1,11 +1,11 @@
-"""The page at the sandbox's root: what there is, in commands to copy."""
+"""The page at the sandbox's root: its paths, as commands to copy."""
 
 from datetime import datetime
 
 from etl.sandbox.world import World
 
 GUIDE = """\
-The result-archiver sandbox: made-up runs behind the API that real ones have.
+The result-archiver sandbox: simulated runs behind the vendor's API.
 It is {now} here, and there are {count} runs.
 
 Results     curl '{url}/api/result/RUN_ID?apiKey=sandbox-key'
@@ -17,7 +17,7 @@ New run     curl -X POST '{url}/api/plan/PLAN_ID/execute?apiKey=sandbox-key'
 Time        curl {url}/sandbox/clock
             curl {url}/sandbox/clock -d '{{"speed": 3600}}'
             curl {url}/sandbox/clock -d '{{"now": "{now}"}}'
-            What is unresolved is decided within ten days, mostly.
+            Most unresolved tests are decided within ten days.
 Requests    curl {url}/sandbox/requests
 
 Plans:

@@ -1,4 +1,4 @@
-"""What a run looks like at an instant: how far it has come, and what its tests say.
+"""The state of a run at an instant: its progress, and the statuses of its tests.
 
 A run's life is made of stages: it starts, goes forward in `STEPS` steps, ends, and, where it ended
 unresolved, changes each time that a person decides. Within a stage nothing changes.
@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from etl.sandbox import dice
-from etl.sandbox.catalog import PlanTest, plan_test
-from etl.sandbox.roster import Fate, Run
+from etl.sandbox.plan_catalog import PlanTest, plan_test
+from etl.sandbox.runs import Fate, Run
 
 STEPS = 4  # of a run under way; the first is its start
 FIRST_DECISION = timedelta(hours=2)  # after the run's end, at the earliest
@@ -19,7 +19,7 @@ MOST_DIFFERENCES = 6
 
 
 class Status(StrEnum):
-    """What the API says of a test, and of most runs."""
+    """The statuses of tests, and of most runs."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -30,7 +30,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a person makes of an unresolved test, and when."""
+    """A person's decision on an unresolved test."""
 
     at: datetime
     status: Status
@@ -45,7 +45,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class TestState:
     """One test of a run in one stage, with the number of its checks of each status."""
 
     test: PlanTest
@@ -60,28 +60,28 @@ def stages(run: Run) -> list[Stage]:
     return going + [Stage(instant, None) for instant in sorted({run.ended_at} | decided)]
 
 
-def states(run: Run, stage: Stage) -> list[State]:
+def states(run: Run, stage: Stage) -> list[TestState]:
     """Return the run's tests in that stage, in the answer's order."""
     statuses = _over(run, stage.since) if stage.step is None else _going(run, stage.step)
     environments = len(run.plan.environments_of(run.number))
     tests = [plan_test(run.plan.plan_id, position) for position in range(len(statuses))]
     found = [
-        State(test, status, _checks(test.pages * environments, status, run, position))
+        TestState(test, status, _checks(test.pages * environments, status, run, position))
         for position, (test, status) in enumerate(zip(tests, statuses, strict=True))
     ]
     if stage.step:
-        _work_on(found, stage.step)
+        _pass_first_checks(found, stage.step)
     return found
 
 
-def _work_on(found: list[State], step: int) -> None:
-    """Let the first test that is not done have passed its first checks."""
+def _pass_first_checks(found: list[TestState], step: int) -> None:
+    """Mark the first checks of the first unfinished test as passed."""
     position = next(i for i, state in enumerate(found) if state.status is Status.PENDING)
     state = found[position]
     count = state.checks[Status.PENDING]
     passed = count * step // STEPS
     checks = {Status.PENDING: count - passed, Status.PASSED: passed}
-    found[position] = State(state.test, state.status, checks)
+    found[position] = TestState(state.test, state.status, checks)
 
 
 def _going(run: Run, step: int) -> list[Status]:
@@ -92,7 +92,7 @@ def _going(run: Run, step: int) -> list[Status]:
 
 
 def _over(run: Run, at: datetime) -> list[Status]:
-    """Return each test's status after the run's end: what a person has decided by then counts."""
+    """Return each test's status after the run's end, with the decisions made by then."""
     statuses = _ends(run)
     for position, decision in _differences(run).items():
         if decision is not None and decision.at <= at:
@@ -104,7 +104,7 @@ def _ends(run: Run) -> list[Status]:
     """Return each test's status when the run ends."""
     count = run.plan.tests_of(run.number)
     if run.fate is Fate.ABORTED:
-        # After the last step: what was done before stays done.
+        # After the last step: finished tests stay finished.
         cut = count * (STEPS - 1) // STEPS
         return _outcomes(run, cut) + [Status.ABORTED] * (count - cut)
     outcomes = _outcomes(run, count)
@@ -114,14 +114,14 @@ def _ends(run: Run) -> list[Status]:
 
 
 def _outcomes(run: Run, count: int) -> list[Status]:
-    """Return what the run's first `count` tests come to by themselves."""
+    """Return the outcomes of the run's first `count` tests before any decision."""
     plan_id = run.plan.plan_id
     fails = (plan_test(plan_id, i).fails(plan_id, i, run.number) for i in range(count))
     return [Status.FAILED if failed else Status.PASSED for failed in fails]
 
 
 def _differences(run: Run) -> dict[int, Decision | None]:
-    """Return the tests that end unresolved, by position, with what is decided, if ever."""
+    """Return the tests that end unresolved, by position, with their decisions, if any."""
     if run.fate is not Fate.DIFFERENT:
         return {}
     last = run.plan.tests_of(run.number) - 1

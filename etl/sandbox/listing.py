@@ -1,6 +1,6 @@
 """Lists of a world's runs, in each format that `result-archiver track --from` takes.
 
-They stand for what a user's CI keeps of its runs, so the labels are such as a CI job knows.
+A user's CI keeps such lists of its runs, so the labels are those that a CI job knows.
 """
 
 import csv
@@ -12,7 +12,7 @@ from enum import Enum
 import msgspec
 
 from etl.sandbox import dice
-from etl.sandbox.roster import Run
+from etl.sandbox.runs import Run
 from etl.sandbox.world import World
 
 BRANCHES = ("main", "main", "main", "release/24.2", "feature/größe", "fix-basket")

@@ -1,4 +1,4 @@
-"""What was seen in the wild and in no documentation: each a way in which an answer is odd."""
+"""Undocumented oddities of API answers, as seen in real ones."""
 
 from enum import Enum
 from typing import Any
@@ -7,7 +7,7 @@ from etl.sandbox import dice
 
 Answer = dict[str, Any]
 
-# What a run that is still going may say instead of "pending".
+# Statuses of a run in progress, beside "pending".
 RUNNING_STATUSES = ("pending", "pending", "", "pending", None, "running")
 
 SPARE_FIELDS = ("application", "name", "started_at")
@@ -24,7 +24,7 @@ class Quirk(Enum):
     COUNTER_ADDED = 23
     COMPLETED = 29  # the final status is "completed" instead of passed or failed
     SHARED_TEST_ID = 31  # two tests have the same id
-    PLAIN_RUN_ID = 37  # the run's id is no UUID
+    PLAIN_RUN_ID = 37  # the run's id is not a UUID
 
 
 def of(index: int) -> frozenset[Quirk]:

@@ -3,10 +3,10 @@
 import msgspec
 
 from etl.sandbox import dice, life, quirks
-from etl.sandbox.catalog import Ids
-from etl.sandbox.life import Stage, State, Status
+from etl.sandbox.life import Stage, Status, TestState
+from etl.sandbox.plan_catalog import Ids
 from etl.sandbox.quirks import Answer
-from etl.sandbox.roster import Fate, Run
+from etl.sandbox.runs import Fate, Run
 
 COUNTERS = (Status.FAILED, Status.PASSED, Status.ABORTED, Status.PENDING, Status.UNRESOLVED)
 
@@ -49,7 +49,7 @@ def _environments(run: Run) -> list[dict[str, str]]:
     return environments
 
 
-def _test(run: Run, position: int, state: State) -> Answer:
+def _test(run: Run, position: int, state: TestState) -> Answer:
     test = state.test
     fresh = run.plan.ids is Ids.FRESH
     return {

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import uvicorn
 
 from etl.errors import UsageError
-from etl.sandbox.app import App
-from etl.sandbox.clock import Clock
+from etl.sandbox.api import App
 from etl.sandbox.world import World
+from etl.sandbox.world_clock import Clock
 
 HOST = "127.0.0.1"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

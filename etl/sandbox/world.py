@@ -1,4 +1,4 @@
-"""The made-up world behind the sandbox: seed, run id and time in, the API's answer out.
+"""The simulated world behind the sandbox: seed, run id and time give the API's answer.
 
 Reads no clock, file or network: the same seed, run id and time give the same bytes in every process
 and on every machine. Nothing but the runs that `execute` started is ever added to a world.
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from etl.sandbox import dice, life, render, roster
-from etl.sandbox.catalog import uniform_plan
-from etl.sandbox.roster import Roster, Run
+from etl.sandbox import dice, life, render
+from etl.sandbox.plan_catalog import uniform_plan
+from etl.sandbox.runs import RealisticRuns, Run, RunCollection, UniformRuns, execute_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class Snapshot:
     until: datetime | None  # None: for good
 
     def holds(self, at: datetime) -> bool:
-        """Say whether the answer at that time is this one."""
+        """Tell whether the answer at that time is this one."""
         return self.since <= at and (self.until is None or at < self.until)
 
 
 class World:
-    """All runs of one seed, and what the API answers for each of them at any time.
+    """All runs of one seed, and the API's answer for each of them at any time.
 
     `end` is the instant at which a sandbox's clock starts: most runs are over by then, some are
     under way or wait for a person, and some are still to come. With a `shape`, all runs are of that
@@ -53,23 +53,23 @@ class World:
     ) -> None:
         self.seed = seed
         self.end = _utc(end)
-        self._roster = _roster(self.end, runs, seed, shape)
-        self.plans = {plan.plan_id: plan for plan in self._roster.plans}
+        self._scheduled = _runs_of_world(self.end, runs, seed, shape)
+        self.plans = {plan.plan_id: plan for plan in self._scheduled.plans}
         self._executed: dict[str, Run] = {}
         self._executed_of: Counter[str] = Counter()
 
     def runs(self, at: datetime) -> Iterator[Run]:
         """Yield the runs that have started by `at`, older ones first, executed ones last."""
         at = _utc(at)
-        for runs in (self._roster, list(self._executed.values())):
+        for runs in (self._scheduled, list(self._executed.values())):
             yield from (run for run in runs if run.started_at <= at)
 
     def run(self, run_id: str) -> Run | None:
         """Return the run with that id, started or not."""
-        return self._executed.get(run_id) or self._roster.find(run_id)
+        return self._executed.get(run_id) or self._scheduled.find(run_id)
 
     def answer(self, run_id: str, at: datetime) -> bytes | None:
-        """Return the API's JSON for the run at that time; None: there is no such run yet."""
+        """Return the API's JSON for the run at that time; None: the run does not exist yet."""
         snapshot = self.snapshot(run_id, at)
         return snapshot.body if snapshot else None
 
@@ -97,15 +97,15 @@ class World:
         return dice.token(32, "read token", self.seed, run_id)
 
     def execute(self, plan_id: str, at: datetime) -> Run:
-        """Start a run of the plan; a KeyError if there is no such plan.
+        """Start a run of the plan; KeyError for an unknown plan.
 
         The id depends on the seed and on how many were started before, and on nothing else.
         """
         plan = self.plans[plan_id]
-        run = roster.executed(
+        run = execute_plan(
             plan,
-            index=len(self._roster) + len(self._executed),
-            number=self._roster.count(plan) + self._executed_of[plan_id],
+            index=len(self._scheduled) + len(self._executed),
+            number=self._scheduled.count(plan) + self._executed_of[plan_id],
             at=_utc(at),
             seed=self.seed,
         )
@@ -114,11 +114,11 @@ class World:
         return run
 
 
-def _roster(end: datetime, runs: int, seed: int, shape: Shape | None) -> Roster:
+def _runs_of_world(end: datetime, runs: int, seed: int, shape: Shape | None) -> RunCollection:
     if shape is None:
-        return roster.Realistic(end=end, runs=runs, seed=seed)
+        return RealisticRuns(end=end, runs=runs, seed=seed)
     plan = uniform_plan(shape.environments, shape.tests, seed)
-    return roster.Uniform(end=end, runs=runs, seed=seed, plan=plan)
+    return UniformRuns(end=end, runs=runs, seed=seed, plan=plan)
 
 
 def _utc(instant: datetime) -> datetime:

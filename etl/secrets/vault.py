@@ -1,12 +1,10 @@
 """The token vault: read tokens are encrypted at rest."""
 
-import os
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etl.errors import ConfigError
+from etl.files import create_once
 from etl.secrets.masking import Secret
 
 if TYPE_CHECKING:  # it adds a tenth to a process's memory, and most processes have no tokens
@@ -77,12 +75,8 @@ def _ensure_key_file(path: Path) -> None:
         if path.exists():
             return
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile(dir=path.parent) as file:  # readable by its owner alone
-            file.write(Fernet.generate_key() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())  # a lost key makes its tokens useless
-            with suppress(FileExistsError):  # another process was first: its key is used
-                os.link(file.name, path)
+        # Another process may be first: its key is used.
+        create_once(path, Fernet.generate_key() + b"\n")
     except OSError as error:
         raise ConfigError(
             f"security.token_key_file: {path} cannot be written: {error.strerror}"

@@ -6,10 +6,10 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from etl.config.settings import Log
-from etl.runtime import without
+from etl.runtime import hide_package
 from etl.secrets.masking import mask
 
-with without("rich"):  # a tenth of the start-up time, for tracebacks that we do not print
+with hide_package("rich"):  # a tenth of the start-up time, for tracebacks that we do not print
     import structlog
 
 bind_context = structlog.contextvars.bind_contextvars

@@ -205,7 +205,10 @@ def test_a_pass_rate_of_nothing_is_not_good_enough(judged: Program) -> None:
         ("nobody --max-failed 1", "run nobody: is not tracked; `result-archiver track` adds it"),
         (
             "--max-failed 1 --application shop --plan daily",
-            "gate: no run that is over is archived of application 'shop', plan 'daily'",
+            (
+                "gate: no run that is over is archived of application 'shop', plan 'daily'; no plan"
+                " of application 'shop' is called 'daily'; the archive has 'nightly'"
+            ),
         ),
     ],
 )
@@ -248,8 +251,17 @@ def test_a_tests_history_as_json_has_all_runs(judged: Program) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ("--test nothing", "test nothing: no run has it"),
-        ("--test login --plan other", "test login: no run has it"),
+        (
+            "--test Logn",
+            (
+                "test Logn: no run has it; no test of these runs is called 'Logn'; near it:"
+                " 'login'; the archive has 'a', 'b', 'login', 'new', 'pay', 'search'"
+            ),
+        ),
+        (
+            "--test login --plan other",
+            ("test login: no run has it; no plan is called 'other'; the archive has 'nightly'"),
+        ),
         ("last --test login", "show: give a run ID, or --test NAME"),
         ("last --plan other", "show RUN_ID: --application, --plan and --as-of go with --test"),
     ],

@@ -55,7 +55,7 @@ def measured(engine: Engine) -> dict[str, Any]:
     """Return the row of the pass; made a second time, as after a commit whose answer was lost."""
     for _ in range(2):
         with writing(engine) as connection:
-            health.note(connection, 1, NOW)
+            health.record_health(connection, 1, NOW)
     with reading(engine) as connection:
         return dict(connection.execute(select(schema.health)).mappings().one())
 
@@ -143,7 +143,7 @@ def test_no_question_reads_all_runs(sqlite_url: str) -> None:
                 (statement, parameters)
             ),
         )
-        health.note(connection, 1, NOW)
+        health.record_health(connection, 1, NOW)
         plans = [
             row.detail.split()
             for statement, parameters in tuple(asked)

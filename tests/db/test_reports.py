@@ -14,7 +14,7 @@ from etl.db.database import reading, snapshot, writing
 from etl.db.schema import health, ingests, series
 from etl.derived.refresh import has_dirty_marks
 from etl.reports import catalog
-from etl.reports.model import Filter, Filters, Report, Request
+from etl.reports.model import Filter, Filters, ReportRequest, ReportResult
 from tests.support.histories import BERLIN, CHROME, SAFARI, a_run, label, see
 from tests.support.program import Program, program
 
@@ -48,13 +48,13 @@ def fill(engine: Engine, dice: random.Random, numbers: range, at: datetime) -> N
         see(engine, at + place * timedelta(seconds=6), dict(found[place : place + 10]))
 
 
-def ask(engine: Engine, name: str, now: datetime = NOW, **asked: Any) -> Report:
-    request = Request(now, DEFAULT_RULES, BERLIN, **asked)
+def ask(engine: Engine, name: str, now: datetime = NOW, **asked: Any) -> ReportResult:
+    request = ReportRequest(now, DEFAULT_RULES, BERLIN, **asked)
     with reading(engine) as connection:
         return catalog.run(connection, catalog.find(name), request)
 
 
-def rows(report: Report, leave_out: str = "") -> list[dict[str, Any]]:
+def rows(report: ReportResult, leave_out: str = "") -> list[dict[str, Any]]:
     names = [column.name for column in report.columns]
     found = [dict(zip(names, row, strict=True)) for row in report.rows]
     return [{name: row[name] for name in names if name != leave_out} for row in found]
@@ -103,7 +103,7 @@ def test_rows_of_series_name_the_rows_of_the_table(engine: Engine) -> None:
 
 def test_a_report_is_of_one_state_whatever_is_stored_meanwhile(engine: Engine) -> None:
     fill(engine, random.Random(1), range(20), NOW)
-    request = Request(NOW, DEFAULT_RULES, BERLIN)
+    request = ReportRequest(NOW, DEFAULT_RULES, BERLIN)
     with snapshot(engine) as connection:
         before = all_rows(connection, request)
         fill(engine, random.Random(2), range(30), NOW + DAY)
@@ -111,7 +111,7 @@ def test_a_report_is_of_one_state_whatever_is_stored_meanwhile(engine: Engine) -
     assert rows(ask(engine, "overview")) != before["overview"]
 
 
-def all_rows(connection: Connection, request: Request) -> dict[str, Any]:
+def all_rows(connection: Connection, request: ReportRequest) -> dict[str, Any]:
     return {
         name: rows(catalog.run(connection, report, request))
         for name, report in catalog.REPORTS.items()

@@ -18,7 +18,7 @@ import pytest
 
 from etl.cli import command_line
 from etl.db import database
-from etl.sandbox.app import READ_KEY
+from etl.sandbox.api import READ_KEY
 from tests.support import fake_api
 from tests.support.dump import Row, dump
 from tests.support.fake_api import Answer, FakeApi, result

@@ -1,11 +1,21 @@
 """The demo: a first look at the whole job, which has to end well every time."""
 
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from sqlalchemy import URL
 
 from etl.db import database
+from etl.db.database import connect
+from etl.export import publish
+from etl.export.own_files import DEMO_ARCHIVE, read_application_id
+from etl.ledger import tracking
+from etl.ledger.tracking import Entry
+from tests.db.test_views import MONDAY
 from tests.support.dump import LEDGER, Row, dump
 from tests.support.program import Done, bare_program
 
@@ -27,6 +37,32 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> list[Demo]:
     """The demo twice, in a folder and an environment without any setting."""
     archiver = bare_program(tmp_path_factory.mktemp("demo"))
     return [Demo(archiver.run("demo"), tables(archiver.folder / "demo.db")) for _ in range(2)]
+
+
+def an_archive(file: Path) -> None:
+    """A real archive, in which a run is tracked."""
+    engine = connect(str(URL.create("sqlite", database=str(file))))
+    database.prepare(engine)
+    with database.writing(engine) as connection:
+        tracking.track(connection, [Entry("run-1", None, None, {})], MONDAY)
+    engine.dispose()
+
+
+def a_published_copy(file: Path) -> None:
+    original = file.with_name("original.db")
+    an_archive(original)
+    engine = connect(f"sqlite:///{original}")
+    publish.copy_to(engine, file)
+    engine.dispose()
+
+
+def a_database(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE notes (text)")
+
+
+def a_note(file: Path) -> None:
+    file.write_text("mine")
 
 
 def tables(file: Path) -> dict[str, list[Row]]:
@@ -79,3 +115,39 @@ def test_a_run_id_that_it_shows_can_be_copied(demos: list[Demo]) -> None:
     _, _, unresolved = demos[0].done.stdout.partition("Waiting for a person")
     shown = {line.split()[-1] for line in unresolved.splitlines() if line.strip()}
     assert len(shown & archived) == 5
+
+
+@pytest.mark.parametrize("make", [an_archive, a_published_copy, a_database, a_note])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_it_refuses_a_file_that_is_no_demo_archive(
+    tmp_path: Path, make: Callable[[Path], None], is_link: bool
+) -> None:
+    archiver = bare_program(tmp_path)
+    make(tmp_path / "results.db")
+    before = (tmp_path / "results.db").read_bytes()
+    if is_link:
+        (tmp_path / "link.db").symlink_to("results.db")
+    file = "link.db" if is_link else "results.db"
+    done = archiver.call("demo", "--file", file)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: --file {file}: exists, and is no demo archive; ")
+    assert (tmp_path / "results.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("file", [".", "no/such/folder/demo.db", "a-file/demo.db", "/dev/null"])
+def test_it_says_in_a_line_where_it_cannot_write(tmp_path: Path, file: str) -> None:
+    archiver = bare_program(tmp_path)
+    archiver.write("a-file", "")
+    done = archiver.call("demo", "--file", file)
+    assert (done.exit_code, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"error: --file {file}: ")
+
+
+@pytest.mark.parametrize("name", ["a%20b?c#.db", "100%.db"])
+def test_its_file_can_have_any_name(tmp_path: Path, name: str) -> None:
+    archiver = bare_program(tmp_path)
+    (tmp_path / "job%2Fbranch").mkdir()
+    assert archiver.run("demo", "--file", f"job%2Fbranch/{name}").exit_code == 0
+    assert read_application_id(tmp_path / "job%2Fbranch" / name) == DEMO_ARCHIVE
+    assert {path.name for path in tmp_path.iterdir()} == {"job%2Fbranch", "home"}

@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import make_url, text
 
 from etl.db import database
-from etl.sandbox.app import EXECUTE_KEY
-from etl.sandbox.clock import Clock
+from etl.sandbox.api import EXECUTE_KEY
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
+from etl.sandbox.world_clock import Clock
 from tests.support import fake_api, faulty
 from tests.support.fake_api import FakeApi, result
 from tests.support.faulty import Faulty, reply, send

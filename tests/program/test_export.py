@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from etl.ledger import tracking
 from etl.ledger.tracking import Entry
 from tests.db.test_views import MONDAY, VIEWS
 from tests.support.looks import a_test, look
-from tests.support.program import Program, bare_program
+from tests.support.program import PATIENCE_S, Program, bare_program
 
 TOKEN = "gAAAAABl5ZcAencryptedtokenencryptedtoken"
 FORMULA = "=HYPERLINK(0)"
@@ -148,10 +151,7 @@ def test_all_files_are_of_one_moment(archive: Engine, tmp_path: Path, database_u
     assert (rows["run_results"], rows["runs"]) == (2, 2)
 
 
-def test_many_rows_are_read_part_by_part(
-    archive: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables, "ROWS_AT_ONCE", 3)
+def test_many_rows_are_read_part_by_part(archive: Engine, tmp_path: Path) -> None:
     sizes = []
 
     def write(file: Path, rows: Any, parts: tables.Parts) -> int:
@@ -160,7 +160,7 @@ def test_many_rows_are_read_part_by_part(
         sizes.append(found)
         return sum(found)
 
-    files = tables.write(archive, tmp_path / "results", "any", write)
+    files = tables.write(archive, tmp_path / "results", "any", write, rows_at_once=3)
     assert files[tmp_path / "results" / "test_results.any"] == 4
     assert [3, 1] in sizes
     assert max(map(max, filter(None, sizes))) == 3
@@ -199,6 +199,94 @@ def test_an_export_that_is_there_is_replaced(archive: Engine, archiver: Program)
     folder = archiver.folder / "results"
     assert len(csv_rows(folder / "run_results.csv")) == 3
     assert [file.name for file in folder.iterdir() if file.name.startswith(".")] == []
+
+
+def test_an_export_that_was_killed_can_be_repeated(archive: Engine, archiver: Program) -> None:
+    """The pipe holds the first export up midway, with half of its files written."""
+    folder = archiver.folder / "results"
+    folder.mkdir()
+    os.mkfifo(folder / "tests.csv")
+    with archiver.started("export", "--csv", "results") as process:
+        wait_until(lambda: next(folder.glob(".*/runs.csv"), None) is not None)
+        process.kill()
+    (folder / "tests.csv").unlink()
+    assert not (folder / "runs.csv").exists()
+    done = archiver.call("export", "--csv", "results")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert len(csv_rows(folder / "tests.csv")) == 4
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    patience_until = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < patience_until
+        time.sleep(0.01)
+
+
+def test_a_link_in_the_folder_stays_a_link(archive: Engine, archiver: Program) -> None:
+    (archiver.folder / "results").mkdir()
+    link = archiver.folder / "results" / "runs.csv"
+    link.symlink_to("../published.csv")
+    for _ in range(2):
+        assert archiver.call("export", "--csv", "results").exit_code == 0
+        assert link.is_symlink()
+        assert len(csv_rows(archiver.folder / "published.csv")) == 2
+
+
+# --- what is not ours -----------------------------------------------------------------------
+
+THEIRS = {
+    "a list with tokens": ("runs.csv", "run_id,read_token\nrun-1,tok-1\n"),
+    "a list of one column": ("runs.csv", "run_id\nrun-1\n"),
+    "a list of two of our columns": ("runs.csv", "run_id,source\nrun-1,default\n"),
+    "a plain list": ("runs.csv", "# our runs\nrun-1\n"),
+    "a list with semicolons": ("runs.csv", "run_id;read_token\nrun-1;tok-1\n"),
+    "another table": ("tests.csv", "name,owner\nlogin,Zoë\n"),
+    "a table of ours with a column of theirs": ("labels.csv", "run_id,name,value,owner\n"),
+    "not a table": ("calendar.csv", "\0" * 100),
+    "one endless line": ("calendar.csv", "day" * 100_000),
+    "a list in JSON Lines": ("runs.jsonl", '{"run_id": "run-1", "read_token": "tok-1"}\n'),
+    "a list in JSON": ("runs.jsonl", '["run-1", "run-2"]\n'),
+    "a nest": ("runs.jsonl", '{"a": ' + "[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("case", THEIRS)
+def test_a_file_that_is_no_export_is_named_and_nothing_is_written(
+    archive: Engine, archiver: Program, case: str
+) -> None:
+    name, content = THEIRS[case]
+    archiver.write(name, content)
+    before = contents_of_files(archiver.folder)
+    done = archiver.call("export", f"--{name.rpartition('.')[2]}", ".")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: {name}: exists, and was not written by this command; move it away, or give"
+        " another name\n"
+    )
+    assert contents_of_files(archiver.folder) == before
+
+
+def contents_of_files(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.glob("[!a]*") if path.is_file()]  # but those of archive.db
+    return {path.name: path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_an_export_of_an_older_version_is_replaced(
+    archive: Engine, archiver: Program, form: str
+) -> None:
+    """Versions add columns: an older file has all but the newest of them."""
+    archiver.call("export", f"--{form}", "results")
+    before = contents(archiver.folder / "results")
+    file = archiver.folder / "results" / f"runs.{form}"
+    if form == "csv":
+        older = [line.rsplit(",", 1)[0] for line in file.read_text("utf-8").splitlines()]
+    else:
+        older = [json.dumps(dict([*row.items()][:-1])) for row in json_lines(file)]
+    file.write_text("\n".join(older), "utf-8")
+    assert archiver.call("export", f"--{form}", "results").exit_code == 0
+    assert contents(archiver.folder / "results") == before
 
 
 # --- what is wrong --------------------------------------------------------------------------

@@ -27,11 +27,11 @@ from etl.fetch.fetcher import RunFetcher
 from etl.fetch.messages import Begin
 from etl.fetch.pool import FetchPool
 from etl.sandbox import listing
-from etl.sandbox.app import EXECUTE_KEY
-from etl.sandbox.clock import Clock as WorldClock
+from etl.sandbox.api import EXECUTE_KEY
 from etl.sandbox.listing import Format
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
+from etl.sandbox.world_clock import Clock as WorldClock
 from tests.support import fake_api
 from tests.support.dump import LEDGER, Row, dump
 from tests.support.fake_api import SAMPLE, Answer, FakeApi, result

@@ -1,7 +1,8 @@
 """The copy that is made for readers: whole, finished, and without secrets."""
 
+import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sqlalchemy import Engine
 from etl.db.database import connect, prepare, reading, writing
 from etl.errors import DatabaseError
 from etl.export import publish
+from etl.export.own_files import DEMO_ARCHIVE, is_published_copy, mark_database
 from etl.ledger import tracking
 from etl.ledger.tracking import Entry
 from tests.db.test_views import MONDAY
@@ -106,10 +108,77 @@ def test_a_copy_that_fails_leaves_the_old_one_and_nothing_else(
     assert list(target.parent.iterdir()) == [target]
 
 
+def a_database(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE notes (text)")
+
+
+def another_archive(file: Path) -> None:
+    engine = connect(f"sqlite:///{file}")
+    prepare(engine)
+    engine.dispose()
+
+
+def a_demo(file: Path) -> None:
+    mark_database(file, DEMO_ARCHIVE)
+
+
+def a_note(file: Path) -> None:
+    file.write_text("mine")
+
+
+def a_short_file(file: Path) -> None:
+    file.write_bytes(b"SQLite format 3\0")
+
+
+@pytest.mark.usefixtures("archive")
+@pytest.mark.parametrize("make", [a_database, another_archive, a_demo, a_note, a_short_file])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_file_that_is_no_copy_is_named_and_stays(
+    archiver: Program, tmp_path: Path, make: Callable[[Path], None], is_link: bool
+) -> None:
+    make(tmp_path / "theirs.db")
+    before = (tmp_path / "theirs.db").read_bytes()
+    if is_link:
+        (tmp_path / "link.db").symlink_to("theirs.db")
+    target = "link.db" if is_link else "theirs.db"
+    done = archiver.call("export", "--sqlite", target)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {target}: exists, and was not written by this")
+    assert (tmp_path / "theirs.db").read_bytes() == before
+
+
+def test_a_copy_at_the_end_of_a_link_is_replaced(archive: Engine, tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to("copy.db")
+    for _ in range(2):
+        publish.copy_to(archive, tmp_path / "link.db")
+        assert (tmp_path / "link.db").is_symlink()
+        assert is_published_copy(tmp_path / "copy.db")
+
+
+@pytest.mark.usefixtures("archive")
+@pytest.mark.parametrize("target", ["/dev/stdout", "/dev/null", "pipe"])
+def test_a_database_is_not_written_to_a_stream(
+    archiver: Program, tmp_path: Path, target: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    done = archiver.call("export", "--sqlite", target)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: {target}: is a pipe or device; ")
+
+
+@pytest.mark.parametrize(
+    "name", ["a%20b.db", "why?.db", "c#.db", "x%41.db", "100%.db", "file:x.db"]
+)
+def test_a_copy_can_have_any_name(archive: Engine, tmp_path: Path, name: str) -> None:
+    publish.copy_to(archive, tmp_path / name)
+    assert is_published_copy(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
-        ("no/such/folder/copy.db", "cannot be written: unable to open database"),
+        ("no/such/folder/copy.db", "cannot be written: No such file or directory"),
         (".", "is a folder; name a file in it"),
         ("archive.db", "is the archive itself; name another file"),
         ("c" * 300, "cannot be written: File name too long"),

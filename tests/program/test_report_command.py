@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from etl.db import database
 from etl.reports import catalog
 from tests.support.histories import CHROME, SAFARI, a_run, label, see
 from tests.support.program import Program, program
@@ -361,3 +362,146 @@ def test_a_time_at_the_end_of_the_calendar_cannot_be_asked_for(
 def test_an_answer_cannot_be_written_to_a_folder(archiver: Program, folder: str) -> None:
     done = archiver.call("report", "flaky", "--output", folder)
     assert done == (2, "", f"error: --output {folder}: is a folder; name a file in it\n")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"run_id,read_token\nrun-1,tok-1\n",
+        b'[{"run_id": "run-1", "read_token": "tok-1"}]',
+        b'\xef\xbb\xbf"Run ID";"read_token"\r\n',
+        b"SQLite format 3\0 and so on",
+    ],
+)
+@pytest.mark.parametrize("is_link", [False, True])
+def test_no_answer_replaces_a_database_or_a_list_with_tokens(
+    archiver: Program, content: bytes, is_link: bool
+) -> None:
+    theirs = archiver.folder / "theirs"
+    theirs.write_bytes(content)
+    if is_link:
+        (archiver.folder / "link").symlink_to("theirs")
+    file = "link" if is_link else "theirs"
+    done = archiver.call("report", "flaky", "--format", "csv", "--output", file)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        f"error: --output {file}: exists, and was not written by this command"
+    )
+    assert theirs.read_bytes() == content
+
+
+@pytest.mark.parametrize("form", ["csv", "html"])
+def test_an_answer_goes_through_a_link(archiver: Program, form: str) -> None:
+    (archiver.folder / "www").mkdir()
+    published = archiver.folder / "www" / "answer"
+    published.write_text("old")
+    link = archiver.folder / "latest"
+    link.symlink_to("www/answer")
+    assert archiver.call("report", "flaky", "--format", form, "--output", link).exit_code == 0
+    assert link.is_symlink()
+    assert "flip" in published.read_text("utf-8")
+
+
+@pytest.mark.parametrize("stream", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_an_answer_can_be_written_to_a_stream(archiver: Program, stream: str) -> None:
+    done = archiver.run("report", "statuses", "--json", "--output", stream)
+    assert done.exit_code == 0, done.stderr
+    assert done.json()["report"] == "statuses"
+
+
+# --- no rows --------------------------------------------------------------------------------
+
+NO_ROWS = {
+    "--application Shop": "no application is called 'Shop'; near it: 'shop'; the archive has 'ca",
+    "--application cafe": "no application is called 'cafe'; near it: 'café'; the archive has 'ca",
+    "--application zzz": "no application is called 'zzz'; the archive has 'café', 'shop'",
+    "--plan nigthly": "no plan is called 'nigthly'; near it: 'nightly'; the archive has 'nightl",
+    "--plan smoke --application shop": (
+        "no plan of application 'shop' is called 'smoke'; the archive has 'nightly'"
+    ),
+    "--label comit=c1": "no label is called 'comit'; near it: 'commit'; the archive has 'commit'",
+    "--label commit=c3": (
+        "no run has for label 'commit' the value 'c3'; the archive has 'c1', 'c2'"
+    ),
+    "--label commit=c1 --application café": (
+        "each of these names is in the archive, and no run has all of them; of "
+    ),
+    "--test Login": "no test of these runs is called 'Login'; near it: 'login'; the archive has ",
+    "--test login --application café": (
+        "no test of these runs is called 'login'; the archive has 'menu'"
+    ),
+    "--from 2020-01-01 --to 2020-02-01": (
+        "6 runs match, started from 2024-03-04 23:30 to 2024-03-06 23:30; of runs from 2020-01-01"
+        " to 2020-02-01, none gives a row: "
+    ),
+    "--from 2024-03-07 --plan smoke": "3 runs match, started from 2024-03-04 23:30 to ",
+    "--as-of 2024-03-04": "no run was archived by then",
+}
+
+
+@pytest.mark.parametrize("filters", NO_ROWS)
+def test_an_answer_without_rows_says_why(archiver: Program, filters: str) -> None:
+    done = archiver.call("report", "trend", *filters.split(), "--json")
+    assert (done.exit_code, done.json()["rows"], done.json()["total"]) == (0, [], 0)
+    assert done.stderr.startswith(f"no rows: {NO_ROWS[filters]}")
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json", "markdown", "html"])
+def test_each_form_without_rows_says_why(archiver: Program, form: str) -> None:
+    done = archiver.call("report", "trend", "--plan=nigthly", f"--format={form}")
+    assert (done.exit_code, "nigthly" in done.stdout) == (0, form in {"json", "html"})
+    assert done.stderr.splitlines()[-1].startswith("no rows: no plan is called 'nigthly'; near ")
+
+
+@pytest.mark.parametrize("name", catalog.REPORTS)
+def test_each_report_says_why_it_has_no_rows(archiver: Program, name: str) -> None:
+    """A report that takes no filter covers the whole archive: it has none before the first pass."""
+    filters = ["--application=shp"] if catalog.REPORTS[name].filters else ["--as-of=2024-01-01"]
+    done = archiver.call("report", name, *filters)
+    reason = "no application is called 'shp'" if catalog.REPORTS[name].filters else "no run was"
+    assert done.stderr.startswith(f"no rows: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("filters", "reason"),
+    [
+        ("", ""),
+        ("--application shop", ""),
+        ("--plan nigthly", "no rows: no plan is called 'nigthly'; near it: 'nightly'"),
+        ("--test log", "no rows: no test of these runs is called 'log'; near it: 'login'"),
+        ("--label branch=main", "no rows: no label is called 'branch'"),
+        ("--from 2020-01-01 --to 2020-02-01", "no rows: 6 runs match, started from 2024-03-04"),
+    ],
+)
+def test_a_page_without_rows_says_why(archiver: Program, filters: str, reason: str) -> None:
+    file = archiver.folder / "page.html"
+    arguments = filters.split() or [AS_OF]
+    done = archiver.call("report", "--format=html", "--output", file, *arguments)
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert done.stderr.startswith(reason)
+    assert bool(done.stderr) == bool(reason)
+    assert "<!doctype html>" in file.read_text("utf-8")
+
+
+def test_a_good_answer_without_rows_says_what_it_looked_at(archiver: Program) -> None:
+    done = archiver.call("report", "flaky", "--application=shop")
+    assert done.stderr == (
+        "no rows: 3 runs match, started from 2024-03-04 23:30 to 2024-03-06 23:30; of the last 10"
+        " decided results of each test, in all runs, none gives a row: a test of a plan under one"
+        " set of environments, where it is flaky\n"
+    )
+
+
+def test_no_name_in_a_reason_steers_a_terminal(hostile: Program) -> None:
+    done = hostile.call("report", "trend", "--application", "=cmd", "--plan", "\x1b[31mx")
+    assert done.exit_code == 0
+    assert done.stderr.startswith("no rows: no application is called '=cmd'; ")
+    assert done.stderr.rstrip("\n").isprintable()
+
+
+def test_an_empty_archive_says_that_it_is_empty(
+    engine: Engine, database_url: str, tmp_path: Path
+) -> None:
+    database.prepare(engine)
+    done = program(tmp_path, database_url, "http://127.0.0.1:1").call("report", "overview")
+    assert (done.exit_code, done.stderr) == (0, "no rows: no run is archived yet\n")

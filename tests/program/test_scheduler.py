@@ -29,10 +29,10 @@ from etl.ingest import scheduler
 from etl.ingest.context import IngestContext
 from etl.ingest.interrupt import Interrupt
 from etl.ingest.scheduler import make_trigger
-from etl.sandbox.app import READ_KEY
-from etl.sandbox.clock import Clock
+from etl.sandbox.api import READ_KEY
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
+from etl.sandbox.world_clock import Clock
 from etl.telemetry import log
 from tests.support import fake_api
 from tests.support.fake_api import result

@@ -19,7 +19,7 @@ from etl.config.settings import Schedule
 from etl.db import database
 from etl.ingest.scheduler import make_trigger
 from etl.ledger.lifecycle import State
-from etl.sandbox.app import READ_KEY
+from etl.sandbox.api import READ_KEY
 from etl.secrets.masking import API_KEY_ENV
 from etl.telemetry import prometheus
 from tests.support import fake_api

@@ -39,10 +39,10 @@ from etl.ingest.begin import open_pass
 from etl.ingest.context import IngestContext
 from etl.ingest.held_runs import HeldRuns
 from etl.ledger import standings, tracking
-from etl.sandbox.clock import Clock
-from etl.sandbox.roster import Run
+from etl.sandbox.runs import Run
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import Shape, World
+from etl.sandbox.world_clock import Clock
 from tests.support.dump import dump
 from tests.support.postgres import Server, find_programs, run, server_user
 from tests.support.program import COMMAND, Done, Program, program

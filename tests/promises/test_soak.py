@@ -22,10 +22,10 @@ from etl import clock
 from etl.answers.compression import decompress
 from etl.db import database
 from etl.db.schema import ingests, payloads, runs, tracked_runs
-from etl.sandbox.app import READ_KEY
-from etl.sandbox.clock import Clock
+from etl.sandbox.api import READ_KEY
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
+from etl.sandbox.world_clock import Clock
 from tests.support.postgres import Server, find_programs, run
 from tests.support.program import program
 

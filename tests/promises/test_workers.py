@@ -52,10 +52,10 @@ from etl.ingest.tally import Tally
 from etl.ledger import standings, tracking
 from etl.ledger.lifecycle import State
 from etl.ledger.tracking import Entry
-from etl.sandbox.app import READ_KEY
-from etl.sandbox.clock import Clock as WorldClock
+from etl.sandbox.api import READ_KEY
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import Shape, World
+from etl.sandbox.world_clock import Clock as WorldClock
 from etl.secrets.keys import DEFAULT_SOURCE
 from tests.support.dump import LEDGER, dump
 from tests.support.program import program

@@ -16,7 +16,7 @@ from unittest import mock
 
 from etl.cli import command_line
 from etl.cli.session import Wiring
-from etl.sandbox.app import READ_KEY
+from etl.sandbox.api import READ_KEY
 
 COMMAND = (sys.executable, "-m", "etl")
 AT_A_FIXED_TIME = (sys.executable, "-m", "tests.support.frozen")

@@ -1,5 +1,5 @@
 """Reports as one HTML file for people who were sent it: no scripts, nothing loaded.
 
-`charts` says what is drawn, `sections` which report has which charts and how it is explained,
-`cells` how values are written, `document` puts the file together.
+`charts` makes chart specifications, `sections` assigns charts and explanations to reports, `cells`
+formats values, `document` renders the file.
 """

@@ -1,4 +1,4 @@
-"""Values as the page writes them: as the other forms do, and names cut to what a cell can hold."""
+"""Format values for the page as for the other forms, with long names cut."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from etl.derived.metrics import WORDS
 from etl.display import safe
 from etl.reports.forms import NUMBERS, for_people
-from etl.reports.model import Column, Kind
+from etl.reports.model import Column, Type
 
 LONGEST_TEXT = 160
 LONGEST_STRIP = 60
@@ -31,10 +31,10 @@ class Cell(NamedTuple):
 
 def cell(column: Column, value: Any, zone: ZoneInfo) -> Cell:
     """Return a value of a report as the page shows it."""
-    if column.kind is Kind.STRIP and value:
-        return Cell(value, Kind.STRIP, strip(value))
-    if column.kind is Kind.TEXT and value:
-        return Cell(text(value), Kind.TEXT)
+    if column.kind is Type.STRIP and value:
+        return Cell(value, Type.STRIP, strip(value))
+    if column.kind is Type.TEXT and value:
+        return Cell(text(value), Type.TEXT)
     kind = "number" if column.kind in NUMBERS else str(column.kind)
     return Cell(for_people(value, column.kind, zone), kind)
 
@@ -56,9 +56,9 @@ def strip(recent: str) -> list[Letter]:
 
 def moment(value: datetime, zone: ZoneInfo) -> str:
     """Return a moment in the page's time zone, to the minute."""
-    return for_people(value, Kind.MOMENT, zone)
+    return for_people(value, Type.MOMENT, zone)
 
 
 def rate(value: float | None) -> str:
     """Return a share in percent."""
-    return for_people(value, Kind.RATE, ZoneInfo("UTC"))
+    return for_people(value, Type.RATE, ZoneInfo("UTC"))

@@ -1,4 +1,4 @@
-"""What the charts of the page look like: rows in, Vega-Lite specifications out.
+"""Make the Vega-Lite specifications of the page's charts from rows.
 
 Pure. Colours are variables of the page's style sheet, so that one drawing serves light and dark.
 Charts come in two widths, so that their text can be read on a phone too. Texts from the API stand
@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 Spec = dict[str, Any]
 
 NAME = "name"
-"""The column that says in a chart what a row is about."""
+"""The column with the label of a row in a chart."""
 
 WIDE_PX = 880
 NARROW_PX = 330
@@ -36,7 +36,7 @@ OUTCOMES = {
 _WORDS = list(OUTCOMES.values())
 RATES = ("pass_rate", "pass_rate_low", "pass_rate_high")
 _CONFIG: Spec = {
-    "aria": False,  # the figure says what it shows, and the table below has each value
+    "aria": False,  # the figure has a label, and the table below has each value
     "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif",
     "background": None,
     "view": {"stroke": None},
@@ -57,7 +57,7 @@ _CONFIG: Spec = {
 
 
 class Chart(NamedTuple):
-    """A chart, wide and narrow (None: the same), and what is told to those who cannot see it."""
+    """A chart, wide and narrow (None: the same), and its text for screen readers."""
 
     alt: str
     wide: Spec
@@ -67,8 +67,8 @@ class Chart(NamedTuple):
 # --- a line for each row --------------------------------------------------------------------
 
 
-class _Lines(NamedTuple):
-    """Where things stand in a chart that has a line for each row.
+class _RowLayout(NamedTuple):
+    """The layout of a chart with a line for each row.
 
     When it is wide, names stand to the left of the lines, else above them.
     """
@@ -107,16 +107,16 @@ def _lowered(layer: Spec, by_px: int) -> Spec:
     return {**layer, "mark": mark, "encoding": {**layer["encoding"], "y": line}}
 
 
-def _wide(rows: Sequence[Row]) -> _Lines:
+def _wide(rows: Sequence[Row]) -> _RowLayout:
     names_px = max(len(row[NAME]) for row in rows) * LETTER_PX + 14
-    return _Lines(names_px, WIDE_PX - names_px - NUMBER_PX, 0)
+    return _RowLayout(names_px, WIDE_PX - names_px - NUMBER_PX, 0)
 
 
-def _narrow() -> _Lines:
-    return _Lines(2, NARROW_PX - NUMBER_PX, BELOW_NAME_PX)
+def _narrow() -> _RowLayout:
+    return _RowLayout(2, NARROW_PX - NUMBER_PX, BELOW_NAME_PX)
 
 
-def _lines(alt: str, rows: Sequence[Row], layers: Callable[[_Lines], Sequence[Spec]]) -> Chart:
+def _lines(alt: str, rows: Sequence[Row], layers: Callable[[_RowLayout], Sequence[Spec]]) -> Chart:
     wide, narrow = _wide(rows), _narrow()
     return Chart(
         alt,
@@ -133,7 +133,7 @@ def intervals(rows: Sequence[Row]) -> Chart:
         for row in rows
     ]
 
-    def layers(lines: _Lines) -> list[Spec]:
+    def layers(lines: _RowLayout) -> list[Spec]:
         axis = {"format": ".0%", "title": "pass rate", "tickCount": lines.plot_px // 80}
         return [
             {
@@ -154,7 +154,7 @@ def intervals(rows: Sequence[Row]) -> Chart:
 def bars(rows: Sequence[Row], number: str, title: str, color: str = "accent") -> Chart:
     """Return a bar for each row, with its number at the end; `color` is the style sheet's."""
 
-    def layers(lines: _Lines) -> list[Spec]:
+    def layers(lines: _RowLayout) -> list[Spec]:
         axis = {"title": title, "tickCount": lines.plot_px // 90, "tickMinStep": 1, "format": "d"}
         length = {"field": number, "type": "quantitative"}
         return [
@@ -177,7 +177,7 @@ def ranges(rows: Sequence[Row]) -> Chart:
         for row in rows
     ]
 
-    def layers(lines: _Lines) -> list[Spec]:
+    def layers(lines: _RowLayout) -> list[Spec]:
         axis = {"title": f"{unit} for a run", "tickCount": lines.plot_px // 90}
         p50 = {"field": "p50", "type": "quantitative", "scale": {"zero": True}}
         p95 = {"field": "p95", "type": "quantitative"}
@@ -203,7 +203,7 @@ def strips(rows: Sequence[Row]) -> Chart:
     names = [_only(row, NAME) for row in rows]
     longest = max(len(row["recent"]) for row in rows) * CELL_PX
 
-    def make(lines: _Lines) -> Spec:
+    def make(lines: _RowLayout) -> Spec:
         fitted = lines._replace(plot_px=min(longest, lines.plot_px // CELL_PX * CELL_PX))
         spec = fitted.spec(names, _cells(rows, fitted.plot_px), 2)
         return {**spec, "resolve": {"scale": {"color": "independent"}}}
@@ -266,7 +266,7 @@ class Calendar(NamedTuple):
         return (self.last - self.first).days // self.step_days + 1
 
     def axis(self) -> Spec:
-        """Return the axis of time, with at most so many of the days named as have room."""
+        """Return the time axis, with labels for as many days as have room."""
         half = self.step_days * DAY_MS // 2
         first, last = _milliseconds(self.first), _milliseconds(self.last)
         every = self.step_days * DAY_MS * -(-self.periods // MOST_TICKS)
@@ -364,7 +364,7 @@ def _volume_over(time: Spec, bar_px: float) -> Spec:
 
 
 def _only(row: Row, *names: str) -> dict[str, Any]:
-    """Return what a chart needs of a row."""
+    """Return some columns of a row."""
     return {name: row[name] for name in names}
 
 

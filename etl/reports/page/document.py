@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from etl import __version__
 from etl.reports.forms import NUMBERS
-from etl.reports.model import Column, Report
+from etl.reports.model import Column, ReportResult
 from etl.reports.page import cells, sections
 from etl.reports.page.cells import Cell
 from etl.reports.page.charts import Row, Spec
@@ -26,12 +26,12 @@ from etl.reports.page.sections import Figure, Mark, Tile
 FOLDER = Path(__file__).parent
 TITLE = "Test results"
 LEAD = (
-    "What the archive of visual test results says. A result is one test of one run; it is decided"
+    "The archived results of visual tests. A result is one test of one run; it is decided"
     " when it passed or failed, and open while it waits for a person."
 )
 MOST_ROWS = 10
 MOST_ROWS_ALONE = 1000
-"""So many rows a table has, unless more are asked for: on a page of several reports, and of one."""
+"""The default numbers of rows in a table: on a page of several reports, and of one."""
 
 
 class Head(NamedTuple):
@@ -75,10 +75,10 @@ class Block(NamedTuple):
     notes: list[str]
 
 
-def render(reports: Sequence[Report], most_rows: int | None = None) -> str:
+def render(reports: Sequence[ReportResult], most_rows: int | None = None) -> str:
     """Return the page that shows `reports`, which answer the same request with all their rows.
 
-    Its tables have `most_rows` rows at most (0: all), or as many as suit so many reports.
+    Its tables have `most_rows` rows at most (0: all), or by default fewer with several reports.
     """
     is_alone = len(reports) == 1
     if most_rows is None:
@@ -114,8 +114,8 @@ def _policy(style: str) -> str:
     return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 
 
-def _facts(report: Report) -> list[tuple[str, str]]:
-    """Return what all numbers of the page depend on."""
+def _facts(report: ReportResult) -> list[tuple[str, str]]:
+    """Return the moment, time zone and filters of the page."""
     request = report.request
     zone = request.zone
     known = request.as_of or request.now
@@ -134,7 +134,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     return [(name, cells.text(value)) for name, value in facts if value]
 
 
-def _block(report: Report, most_rows: int) -> Block:
+def _block(report: ReportResult, most_rows: int) -> Block:
     definition = report.definition
     section = sections.of(definition)
     rows = sections.records(report)
@@ -153,8 +153,8 @@ def _block(report: Report, most_rows: int) -> Block:
     )
 
 
-def _basis(report: Report, rows: Sequence[Row]) -> str:
-    """Return what was counted, and how much of it there is."""
+def _basis(report: ReportResult, rows: Sequence[Row]) -> str:
+    """Return the window, the number of decided results, and the meaning of a row."""
     parts = [_capitalized(report.window)]
     if rows and {"passed", "failed"} <= rows[0].keys():
         decided = sum(row["passed"] + row["failed"] for row in rows)
@@ -179,7 +179,7 @@ def _drawn(spec: Spec) -> Markup:
     return Markup(svg)  # noqa: S704
 
 
-def _table(report: Report, most_rows: int) -> Table:
+def _table(report: ReportResult, most_rows: int) -> Table:
     """Return the columns that a person needs; the other forms of a report have the rest."""
     places = {column.name: place for place, column in enumerate(report.columns)}
     chosen = [(places[name], report.columns[places[name]]) for name in report.definition.brief]
@@ -203,8 +203,8 @@ def _how_many(shown: int, total: int) -> str:
     return "1 row" if total == 1 else f"{total:,} rows"
 
 
-def _more(report: Report, most_rows: int) -> list[str]:
-    """Return where to find what is not shown."""
+def _more(report: ReportResult, most_rows: int) -> list[str]:
+    """Return the command that shows the remaining rows."""
     if report.total <= most_rows:
         return []
     command = f"result-archiver report {report.definition.name} --format csv"

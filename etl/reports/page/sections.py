@@ -1,4 +1,4 @@
-"""Which report is shown with which charts, and how each is explained to whoever was sent the page.
+"""The sections of the page: charts and explanations of each report, for readers without context.
 
 Charts are drawn from a report's rows and sum them up where they show more than one row as one.
 """
@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 from etl.derived.metrics import Counts, add_counts, compute_rates
 from etl.reports.backlog import AGES
-from etl.reports.model import Definition, Report
+from etl.reports.model import Definition, ReportResult
 from etl.reports.page import cells, charts
 from etl.reports.page.charts import NAME, OUTCOMES, Calendar, Chart, Row
 
 MOST_LINES = 10
-"""A chart shows so many rows; its table goes on."""
+"""The number of rows in a chart; its table has more."""
 MOST_TRENDS = 6
 MOST_PERIODS = 160
-"""A trend goes so many days or weeks back; that is about as narrow as columns can be."""
+"""The number of days or weeks in a trend: narrower columns could not be told apart."""
 NO_NAME = "(no name)"
 LONGEST_NAME = 44
 CLASSES = ("new_failure", "regression", "failing", "always_failing")
@@ -32,7 +32,7 @@ class Figure(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A number that is worth being large, and what it is made of."""
+    """A headline figure and its parts."""
 
     name: str
     value: str
@@ -58,7 +58,7 @@ class Section(NamedTuple):
     tiles: Callable[[Sequence[Row]], list[Tile]] = lambda _rows: []
 
 
-def records(report: Report) -> list[dict[str, Any]]:
+def records(report: ReportResult) -> list[dict[str, Any]]:
     """Return a report's rows by the names of its columns."""
     names = [column.name for column in report.columns]
     return [dict(zip(names, row, strict=True)) for row in report.rows]
@@ -209,7 +209,7 @@ def _durations(rows: Sequence[Row]) -> list[Figure]:
     return [Figure(charts.ranges(shown), detail=_of(rows))] if shown else []
 
 
-# --- how it is told -------------------------------------------------------------------------
+# --- explanations --------------------------------------------------------------------------
 
 _WORDS = {
     "P": "passed",
@@ -247,7 +247,7 @@ SECTIONS = {
     ),
     "trend": Section(
         "Day by day",
-        f"The same day by day, for what changed lately: the last {MOST_PERIODS} days at most.",
+        f"The same day by day, for recent changes: the last {MOST_PERIODS} days at most.",
         "No run in this window is in the archive.",
         _trends("day", 1),
         (*_INTERVAL, *_RESULTS[:4]),
@@ -257,7 +257,7 @@ SECTIONS = {
         "Tests that keep changing between passed and failed, the least steady first. They cost"
         " trust: mend them or take them out. Each row has a test's last results, the newest on"
         " the right.",
-        "No test changes so often that it counts as flaky.",
+        "No test is flaky by these rules.",
         _strips,
         _RESULTS,
     ),
@@ -308,7 +308,7 @@ SECTIONS = {
     ),
     "changes": Section(
         "Changes of status",
-        "What became of runs and tests after they were first archived, the newest change first.",
+        "Changes of runs and tests after they were first archived, the newest change first.",
         "No status has changed.",
     ),
     "series": Section(

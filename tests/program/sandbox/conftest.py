@@ -2,9 +2,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from etl.sandbox.clock import Clock
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
+from etl.sandbox.world_clock import Clock
 from tests.program.sandbox.answers import END
 
 

@@ -2,7 +2,7 @@ from datetime import timedelta
 
 import pytest
 
-from etl.sandbox.clock import Clock
+from etl.sandbox.world_clock import Clock
 from tests.program.sandbox.answers import END
 
 

@@ -13,13 +13,13 @@ import pytest
 import requests
 
 from etl.errors import UsageError
-from etl.sandbox.app import EXECUTE_KEY, READ_KEY
-from etl.sandbox.clock import Clock
+from etl.sandbox.api import EXECUTE_KEY, READ_KEY
 from etl.sandbox.listing import Format, render
 from etl.sandbox.quirks import Quirk
-from etl.sandbox.roster import Run
+from etl.sandbox.runs import Run
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
+from etl.sandbox.world_clock import Clock
 from tests.program.sandbox.answers import END
 
 
@@ -229,7 +229,7 @@ def test_a_sandbox_that_was_shut_down_frees_its_port() -> None:
 
 
 SERVE = """
-from etl.sandbox.clock import Clock
+from etl.sandbox.world_clock import Clock
 from etl.sandbox.server import serve
 from etl.sandbox.world import World
 from tests.program.sandbox.answers import END

@@ -1,6 +1,6 @@
 """The sandbox's HTTP interface, as a plain ASGI application.
 
-Below /api it answers as the vendor's API does; what only the sandbox has is below /sandbox.
+Paths below /api answer as the vendor's API does; paths below /sandbox are the sandbox's own.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ import msgspec
 
 from etl.sandbox import listing
 from etl.sandbox.cache import SnapshotCache
-from etl.sandbox.clock import MAX_SPEED, Clock
 from etl.sandbox.guide import guide
 from etl.sandbox.world import World
+from etl.sandbox.world_clock import MAX_SPEED, Clock
 
 READ_KEY = "sandbox-key"  # reads every run, and may start one
 EXECUTE_KEY = "sandbox-execute-key"  # may start runs; reads a run only with its read token
@@ -43,8 +43,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What the answer depends on: the path in decoded segments, the query, the body's source."""
+class HttpRequest:
+    """A request: the path in decoded segments, the query, and the source of the body."""
 
     method: str
     segments: list[str]
@@ -58,7 +58,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class HttpResponse:
     """An answer; a body in chunks is sent chunk by chunk."""
 
     body: bytes | Iterable[bytes]
@@ -75,7 +75,7 @@ class HttpError(Exception):
 
 
 class ClockSetting(msgspec.Struct, forbid_unknown_fields=True):
-    """What may be set of the clock; what is missing goes on as it was."""
+    """New values for the clock; a missing one stays as it was."""
 
     now: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     speed: Annotated[float, msgspec.Meta(ge=0, le=MAX_SPEED)] | None = None
@@ -102,7 +102,7 @@ class App:
             response = _error(error)
         await _send(response, send)
 
-    async def _respond(self, request: Request) -> Response:
+    async def _respond(self, request: HttpRequest) -> HttpResponse:
         if request.segments[0] == "api" and self._latency_s:
             await asyncio.sleep(self._latency_s)
         match request.segments:
@@ -119,10 +119,10 @@ class App:
             case [""]:
                 _allow(request, "GET")
                 text = guide(f"http://{request.address}", self.world, self.clock.now())
-                return Response(text.encode(), TEXT)
+                return HttpResponse(text.encode(), TEXT)
         raise HttpError(404, "no such path; GET / lists those there are")
 
-    def _result(self, request: Request, run_id: str) -> Response:
+    def _result(self, request: HttpRequest, run_id: str) -> HttpResponse:
         _allow(request, "GET")
         self.requests[run_id] += 1
         key = _known_key(request)
@@ -131,12 +131,12 @@ class App:
         snapshot = self._snapshots.get(run_id, self.clock.now())
         if snapshot is None:
             raise HttpError(404, "no such run")
-        return Response(snapshot.body)
+        return HttpResponse(snapshot.body)
 
     def _is_read_token(self, run_id: str, token: str) -> bool:
         return compare_digest(token.encode(), self.world.read_token(run_id).encode())
 
-    def _execute(self, request: Request, plan_id: str) -> Response:
+    def _execute(self, request: HttpRequest, plan_id: str) -> HttpResponse:
         _allow(request, "POST")
         _known_key(request)
         if plan_id not in self.world.plans:
@@ -144,18 +144,18 @@ class App:
         run_id = self.world.execute(plan_id, self.clock.now()).run_id
         return _json({"result": {"id": run_id, "read_token": self.world.read_token(run_id)}})
 
-    async def _clock(self, request: Request) -> Response:
+    async def _clock(self, request: HttpRequest) -> HttpResponse:
         _allow(request, "GET", "POST")
         if request.method == "POST":
             setting = _clock_setting(await _body(request.receive))
             self.clock.set(now=setting.now, speed=setting.speed)
         return _json({"now": self.clock.now(), "speed": self.clock.speed})
 
-    def _requests(self, request: Request) -> Response:
+    def _requests(self, request: HttpRequest) -> HttpResponse:
         _allow(request, "GET")
         return _json({"total": self.requests.total(), "runs": self.requests})
 
-    def _runs(self, request: Request, ending: str) -> Response:
+    def _runs(self, request: HttpRequest, ending: str) -> HttpResponse:
         _allow(request, "GET")
         try:
             form = listing.Format(ending)
@@ -164,14 +164,14 @@ class App:
                 404, "no such list; there are runs.txt, .csv, .json and .jsonl"
             ) from None
         lines = listing.render(self.world, form, self.clock.now())
-        return Response(_chunks(lines), LIST_TYPES[form])
+        return HttpResponse(_chunks(lines), LIST_TYPES[form])
 
 
-def _request(scope: Scope, receive: Receive) -> Request:
+def _request(scope: Scope, receive: Receive) -> HttpRequest:
     # The raw path: a slash within a run id is sent as %2F, and must not divide the path.
     path = scope["raw_path"].decode("ascii").removeprefix("/")
     host, port = scope["server"]
-    return Request(
+    return HttpRequest(
         method=scope["method"],
         segments=[unquote(segment) for segment in path.split("/")],
         query=parse_qs(scope["query_string"].decode("latin-1")),
@@ -180,12 +180,12 @@ def _request(scope: Scope, receive: Receive) -> Request:
     )
 
 
-def _allow(request: Request, *methods: str) -> None:
+def _allow(request: HttpRequest, *methods: str) -> None:
     if request.method not in methods:
         raise HttpError(405, f"only {' and '.join(methods)} here")
 
 
-def _known_key(request: Request) -> str:
+def _known_key(request: HttpRequest) -> str:
     key = request.parameter("apiKey")
     if key not in {READ_KEY, EXECUTE_KEY}:
         raise HttpError(401, "no API key, or an unknown one")
@@ -211,12 +211,12 @@ def _clock_setting(body: bytes) -> ClockSetting:
         raise HttpError(400, f'{error}; give {{"now": ISO 8601 with a zone, "speed": n}}') from None
 
 
-def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value))
+def _json(value: Any) -> HttpResponse:
+    return HttpResponse(msgspec.json.encode(value))
 
 
-def _error(error: HttpError) -> Response:
-    return Response(msgspec.json.encode({"error": str(error)}), status=error.status)
+def _error(error: HttpError) -> HttpResponse:
+    return HttpResponse(msgspec.json.encode({"error": str(error)}), status=error.status)
 
 
 def _chunks(lines: Iterator[str]) -> Iterator[bytes]:
@@ -224,7 +224,7 @@ def _chunks(lines: Iterator[str]) -> Iterator[bytes]:
         yield chunk.encode()
 
 
-async def _send(response: Response, send: Send) -> None:
+async def _send(response: HttpResponse, send: Send) -> None:
     headers = [(b"content-type", response.content_type)]
     body = response.body
     if isinstance(body, bytes):

@@ -1,4 +1,4 @@
-"""Where reports take their runs from: `outcomes`, as it is now or as it was at any moment."""
+"""Select the runs of a report from `outcomes`, now or as of a moment."""
 
 from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
@@ -16,64 +16,66 @@ from etl.derived.metrics import Counts
 from etl.derived.outcome_reader import RosterCache, Variant, read_plan_run, select_plan_runs
 from etl.derived.plans import IdentityRule, Plan, PlanRun, Roster
 from etl.derived.refresh import has_dirty_marks
-from etl.reports.model import Filter, Filters, Request
-from etl.reports.spans import Span
+from etl.reports.model import Filter, Filters, ReportRequest
+from etl.reports.spans import Span, requested_span
 
 FINISHED = FINAL_STATUSES | {OPEN_STATUS}
-"""What a run's status is when it is over. `unresolved` is, though people can still change it."""
+"""The statuses of a finished run. `unresolved` is one, though people can still change it."""
 FOLDER = Path(__file__).parent
 PAGE_ROWS = 1000
 BATCH_ROWS = 50
 MOST_ROSTERS = 2000
-"""So many lists of tests are held at a time: as many as there are runs, if names are made up."""
+"""The number of rosters in memory; with generated test names there is one for each run."""
 
 
 @cache
-def query(name: str) -> TextClause:
+def load_query(name: str) -> TextClause:
     """Return the query in the file `name`.sql."""
     return text((FOLDER / f"{name}.sql").read_text(encoding="utf-8"))
 
 
-def variants(
-    connection: Connection, request: Request, *conditions: ColumnElement[bool]
+def read_runs(
+    connection: Connection, request: ReportRequest, *conditions: ColumnElement[bool]
 ) -> Iterator[tuple[Variant, Iterator[PlanRun]]]:
-    """Yield each variant with those of its runs that are asked for, the newest first.
+    """Yield each variant with its requested runs, the newest first.
 
-    Leaves times and test to `conditions` and the caller. Reads as it goes: the runs of a variant
-    are gone when the next one is asked for.
+    Ignores the filters of time and test: `conditions` and the caller apply them. Streams: the runs
+    of a variant are gone when the next variant is read.
     """
-    wanted = select(plan_variants).where(*of_variant(request.filters))
+    wanted = select(plan_variants).where(*variant_conditions(request.filters))
     known = {row.variant_id: Variant(*row) for row in connection.execute(wanted)}
-    # All down: so the index of what is current has them in this order.
+    # All descending, as in the index of current outcomes.
     columns = (outcomes.c.variant_id, outcomes.c.started_at, outcomes.c.run_id)
-    chosen = and_(is_valid(request), *of_filters(request.filters), *conditions)
+    chosen = and_(valid_condition(request), *filter_conditions(request.filters), *conditions)
     statement = (
         select_plan_runs(chosen)
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
         .order_by(*[column.desc() for column in columns])
         .execution_options(yield_per=PAGE_ROWS)
     )
-    shelf = Shelf(connection, request)
+    loader = RosterLoader(connection, request)
     rows = connection.execute(statement)
     for variant_id, found in groupby(rows, key=lambda row: row.variant_id):
-        yield known[variant_id], _as_plan_runs(found, known[variant_id], shelf)
+        yield known[variant_id], _as_plan_runs(found, known[variant_id], loader)
 
 
-def _as_plan_runs(rows: Iterator[Any], variant: Variant, shelf: "Shelf") -> Iterator[PlanRun]:
+def _as_plan_runs(
+    rows: Iterator[Any], variant: Variant, loader: "RosterLoader"
+) -> Iterator[PlanRun]:
     while batch := list(islice(rows, BATCH_ROWS)):
-        book = shelf.learned(Plan(variant.application, variant.plan), batch)
+        book = loader.load(Plan(variant.application, variant.plan), batch)
         for row in batch:
             run = read_plan_run(row, book)
-            yield run if shelf.has_labels else run._replace(commit=None)
+            yield run if loader.has_labels else run._replace(commit=None)
 
 
-class Shelf:
-    """The lists of tests that the rows of one plan after the other refer to.
+class RosterLoader:
+    """Loads the rosters of rows, one plan after the other.
 
-    As of a moment, nobody knows what labels said: they have no history.
+    Labels have no history, so that there are none as of a moment.
     """
 
-    def __init__(self, connection: Connection, request: Request) -> None:
+    def __init__(self, connection: Connection, request: ReportRequest) -> None:
         self.has_labels = request.as_of is None
         self._connection = connection
         self._namings = IdentityRules(connection, request.as_of)
@@ -81,8 +83,8 @@ class Shelf:
         self._held: set[str] = set()
         self._book = RosterCache(connection, IdentityRule())
 
-    def learned(self, plan: Plan, rows: Iterable[Any]) -> RosterCache:
-        """Return a book that has the lists of tests of `rows`, which are of `plan`."""
+    def load(self, plan: Plan, rows: Iterable[Any]) -> RosterCache:
+        """Return a book with the rosters of `rows`, which are of `plan`."""
         wanted = {row.roster_id for row in rows}
         if plan != self._plan or len(self._held | wanted) > MOST_ROSTERS:
             self._book = RosterCache(self._connection, self._namings.for_plan(plan))
@@ -92,26 +94,35 @@ class Shelf:
         return self._book
 
 
-def is_kept(connection: Connection, request: Request, filters: Collection[Filter]) -> bool:
-    """Tell whether a table has what is asked for now: it can be filtered by `filters` alone.
+def can_use_stored(
+    connection: Connection, request: ReportRequest, filters: Collection[Filter]
+) -> bool:
+    """Tell whether a derived table, which has no filters but `filters`, can answer the request.
 
-    Not while a pass has yet to count what it stored.
+    It cannot as of a moment, nor while dirty marks wait for a refresh.
     """
     is_now = request.as_of is None and request.filters.used <= set(filters)
     return is_now and not has_dirty_marks(connection)
 
 
-def is_valid(request: Request) -> ColumnElement[bool]:
-    """Return which rows of `outcomes` say what runs are, or were at the moment asked for."""
+def valid_condition(request: ReportRequest) -> ColumnElement[bool]:
+    """Return the condition for rows of `outcomes` valid now, or at the requested moment."""
     if request.as_of is None:
         return IS_CURRENT
     is_last = or_(IS_CURRENT, outcomes.c.superseded_at > request.as_of)
     return and_(outcomes.c.observed_at <= request.as_of, is_last)
 
 
-def of_filters(filters: Filters) -> Iterator[ColumnElement[bool]]:
-    """Yield what `filters` ask of `outcomes` and `plan_variants`, apart from times and test."""
-    yield from of_variant(filters)
+def request_conditions(request: ReportRequest) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions of a request for `outcomes` and `plan_variants`, all but the test's."""
+    yield valid_condition(request)
+    yield from filter_conditions(request.filters)
+    yield from start_conditions(requested_span(request))
+
+
+def filter_conditions(filters: Filters) -> Iterator[ColumnElement[bool]]:
+    """Yield conditions of `outcomes` and `plan_variants` for all filters but times and test."""
+    yield from variant_conditions(filters)
     for name, value in filters.labels:
         found = labels.alias()
         yield exists(
@@ -121,31 +132,31 @@ def of_filters(filters: Filters) -> Iterator[ColumnElement[bool]]:
         )
 
 
-def of_variant(filters: Filters) -> Iterator[ColumnElement[bool]]:
-    """Yield what `filters` ask of `plan_variants`."""
+def variant_conditions(filters: Filters) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions of `plan_variants`."""
     if filters.application is not None:
         yield plan_variants.c.application == filters.application
     if filters.plan is not None:
         yield plan_variants.c.plan == filters.plan
 
 
-def within(span: Span) -> Iterator[ColumnElement[bool]]:
-    """Yield what `span` asks of the start of a run."""
+def start_conditions(span: Span) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions for runs that started in `span`."""
     if span.since:
         yield outcomes.c.started_at >= span.since
     if span.until:
         yield outcomes.c.started_at < span.until
 
 
-class Places:
-    """Where tests of one name stand in runs."""
+class TestPlaces:
+    """The places of tests of one name in rosters."""
 
     def __init__(self, test: str) -> None:
         self._test = test
         self._known: dict[str, list[int]] = {}
 
     def of(self, roster: Roster) -> list[int]:
-        """Return where they stand in a roster."""
+        """Return their places in a roster."""
         if roster.roster_id not in self._known:
             self._known[roster.roster_id] = [
                 place
@@ -155,8 +166,8 @@ class Places:
         return self._known[roster.roster_id]
 
 
-def narrowed(runs: Iterable[PlanRun], places: Places) -> Iterator[PlanRun]:
-    """Yield those runs that have such a test, with its results alone."""
+def narrow_to_test(runs: Iterable[PlanRun], places: TestPlaces) -> Iterator[PlanRun]:
+    """Yield the runs that have such a test, with its results alone."""
     for run in runs:
         if found := places.of(run.roster):
             strip = "".join(run.outcomes[place] for place in found)
@@ -176,9 +187,9 @@ class FoundRun(NamedTuple):
 
 
 def find_run(
-    connection: Connection, request: Request, *conditions: ColumnElement[bool]
+    connection: Connection, request: ReportRequest, *conditions: ColumnElement[bool]
 ) -> FoundRun | None:
-    """Return the newest of the runs that are asked for."""
+    """Return the newest requested run."""
     statement = (
         select(
             outcomes.c.run_id,
@@ -191,13 +202,13 @@ def find_run(
             outcomes.c.roster_id,
         )
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
-        .where(is_valid(request), *of_filters(request.filters), *conditions)
+        .where(valid_condition(request), *filter_conditions(request.filters), *conditions)
         .order_by(outcomes.c.started_at.desc(), outcomes.c.run_id.desc())
         .limit(1)
     )
     for row in connection.execute(statement):
         plan = Plan(row.application, row.plan)
-        book = Shelf(connection, request).learned(plan, [row])
+        book = RosterLoader(connection, request).load(plan, [row])
         return FoundRun(
             row.run_id,
             row.variant_id,

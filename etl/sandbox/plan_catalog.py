@@ -1,6 +1,6 @@
-"""The made-up applications: their plans, and the environments and tests of each plan.
+"""The simulated applications: their plans, with environments and tests.
 
-What is here belongs to a plan and not to one of its runs; `life` says what a run makes of it.
+All of it is the same in each run of a plan; `life` derives the results of a run.
 """
 
 from dataclasses import dataclass, replace
@@ -29,8 +29,8 @@ class Ids(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What is run again and again. Run number n is the plan's n-th, counted from 0."""
+class SandboxPlan:
+    """A test plan. Run number n is the plan's n-th, counted from 0."""
 
     plan_id: str = ""
     application: str
@@ -39,10 +39,10 @@ class Plan:
     environments: tuple[Environment, ...]
     next_environments: tuple[Environment, ...] = ()  # from run 10 on; none: no change
     tests: int  # in run 0
-    runs_per_new_test: int = 0  # the plan grows by one test after so many runs; 0: never
+    runs_per_new_test: int = 0  # runs after which the plan grows by one test; 0: never
     duration_ms: int  # of run 0, give or take
     slowdown: float = 0.0  # each run takes longer by this share of `duration_ms`
-    weight: int = 1  # how often it runs, beside the others
+    weight: int = 1  # relative frequency of its runs
 
     def environments_of(self, number: int) -> tuple[Environment, ...]:
         """Return the environments of run `number`."""
@@ -57,7 +57,7 @@ class Plan:
 
 
 class Behaviour(Enum):
-    """What a test does over a plan's runs."""
+    """The pattern of a test's outcomes over a plan's runs."""
 
     STABLE = "stable"  # passes
     FLAKY = "flaky"  # fails now and then, without a reason
@@ -81,7 +81,7 @@ class PlanTest:
     offset: int
 
     def fails(self, plan_id: str, position: int, number: int) -> bool:
-        """Say whether the test fails in the plan's run `number`."""
+        """Tell whether the test fails in the plan's run `number`."""
         if self.behaviour is Behaviour.FLAKY:
             return dice.chance("flaky", plan_id, position, number) < self.fail_share
         if self.behaviour is Behaviour.REGRESSING:
@@ -178,8 +178,8 @@ EVERYWHERE = (CHROME, CHROME_SMALL, CHROME_WINDOWS, FIREFOX, EDGE, SAFARI, PHONE
 
 MINUTE_MS = 60_000
 
-# Two runs of every 300 are of this one: see `roster`.
-CRAWL = Plan(
+# Two runs of every 300 are of this one: see `runs`.
+CRAWL = SandboxPlan(
     application="Storefront",
     name="Catalogue crawl",
     environments=(CHROME,),
@@ -188,7 +188,7 @@ CRAWL = Plan(
 )
 
 PLANS = (
-    Plan(
+    SandboxPlan(
         application="Storefront",
         name="Nightly",
         environments=(CHROME, FIREFOX, PHONE),
@@ -199,7 +199,7 @@ PLANS = (
         slowdown=0.015,
         weight=4,
     ),
-    Plan(
+    SandboxPlan(
         application="Storefront",
         name="Checkout smoke",
         environments=(CHROME,),
@@ -208,7 +208,7 @@ PLANS = (
         duration_ms=4 * MINUTE_MS,
         weight=6,
     ),
-    Plan(
+    SandboxPlan(
         application="Storefront",
         name="Product pages",
         environments=EVERYWHERE,
@@ -217,7 +217,7 @@ PLANS = (
         duration_ms=31 * MINUTE_MS,
         weight=3,
     ),
-    Plan(
+    SandboxPlan(
         application="Booking portal",
         name="Search and book",
         ids=Ids.FRESH,
@@ -228,7 +228,7 @@ PLANS = (
         slowdown=0.03,
         weight=3,
     ),
-    Plan(
+    SandboxPlan(
         application="Booking portal",
         name="Smoke",
         ids=Ids.FRESH,
@@ -237,7 +237,7 @@ PLANS = (
         duration_ms=2 * MINUTE_MS,
         weight=5,
     ),
-    Plan(
+    SandboxPlan(
         application="Booking portal",
         name="Buchung auf Deutsch: Überblick",
         ids=Ids.FRESH,
@@ -247,7 +247,7 @@ PLANS = (
         duration_ms=9 * MINUTE_MS,
         weight=2,
     ),
-    Plan(
+    SandboxPlan(
         application="Member area",
         name="Sign-in",
         environments=(SAFARI,),
@@ -255,7 +255,7 @@ PLANS = (
         duration_ms=1 * MINUTE_MS,
         weight=4,
     ),
-    Plan(
+    SandboxPlan(
         application="Member area",
         name="Account settings",
         environments=(CHROME, SAFARI),
@@ -265,7 +265,7 @@ PLANS = (
         duration_ms=7 * MINUTE_MS,
         weight=3,
     ),
-    Plan(
+    SandboxPlan(
         application="Member area",
         name="Release check",
         environments=(CHROME, FIREFOX, EDGE, SAFARI, PHONE),
@@ -274,7 +274,7 @@ PLANS = (
         duration_ms=38 * MINUTE_MS,
         weight=2,
     ),
-    Plan(
+    SandboxPlan(
         application="Café guide",
         name="Landing pages",
         ids=Ids.FRESH,
@@ -284,7 +284,7 @@ PLANS = (
         slowdown=0.01,
         weight=2,
     ),
-    Plan(
+    SandboxPlan(
         application="Café guide",
         name="Kontakt & Impressum",
         environments=(FIREFOX,),
@@ -295,15 +295,15 @@ PLANS = (
 )
 
 
-def plans(seed: int) -> tuple[Plan, ...]:
+def make_plans(seed: int) -> tuple[SandboxPlan, ...]:
     """Return the catalogue's plans with the ids that `seed` gives them; the crawl is the last."""
     return tuple(_identified(plan, seed) for plan in (*PLANS, CRAWL))
 
 
-def uniform_plan(environments: int, tests: int, seed: int) -> Plan:
+def uniform_plan(environments: int, tests: int, seed: int) -> SandboxPlan:
     """Return a plan of that size, for benchmarks."""
     turns = (divmod(i, len(EVERYWHERE)) for i in range(environments))
-    plan = Plan(
+    plan = SandboxPlan(
         application="Benchmark",
         name=f"{environments} environments, {tests} tests",
         environments=tuple(
@@ -316,5 +316,5 @@ def uniform_plan(environments: int, tests: int, seed: int) -> Plan:
     return _identified(plan, seed)
 
 
-def _identified(plan: Plan, seed: int) -> Plan:
+def _identified(plan: SandboxPlan, seed: int) -> SandboxPlan:
     return replace(plan, plan_id=dice.uuid4("plan", seed, plan.application, plan.name))

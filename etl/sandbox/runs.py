@@ -1,4 +1,4 @@
-"""Which runs a world has, of which plan each is, when it starts, how long it takes, how it ends."""
+"""The runs of a world: the plan, start, duration and end of each."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Protocol
 
-from etl.sandbox import catalog, dice, quirks
-from etl.sandbox.catalog import Plan
+from etl.sandbox import dice, quirks
+from etl.sandbox.plan_catalog import SandboxPlan, make_plans
 from etl.sandbox.quirks import Quirk
 
 HISTORY = timedelta(days=120)  # before a world's `end`, all of its past runs
@@ -42,7 +42,7 @@ class Run:
 
     run_id: str
     index: int
-    plan: Plan
+    plan: SandboxPlan
     number: int
     started_at: datetime
     duration_ms: int
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def ended_at(self) -> datetime:
-        """The instant from which on the run is no longer going."""
+        """The instant of the run's end."""
         return self.after_ms(self.duration_ms)
 
     def after_ms(self, elapsed_ms: int) -> datetime:
@@ -63,10 +63,10 @@ class Run:
         return (at - self.started_at) // timedelta(milliseconds=1)
 
 
-class Roster(Protocol):
+class RunCollection(Protocol):
     """The runs that a world has by itself, without those that a call started."""
 
-    plans: tuple[Plan, ...]
+    plans: tuple[SandboxPlan, ...]
 
     def __iter__(self) -> Iterator[Run]: ...
     def __len__(self) -> int: ...
@@ -74,18 +74,18 @@ class Roster(Protocol):
     def find(self, run_id: str) -> Run | None:
         """Return the run with that id."""
 
-    def count(self, plan: Plan) -> int:
+    def count(self, plan: SandboxPlan) -> int:
         """Return how many of the runs are of `plan`."""
 
 
-class Realistic:
+class RealisticRuns:
     """Runs of all plans of the catalogue, ever more of them as time goes on.
 
     At `end` some are under way, some wait for a person, and some are still to come.
     """
 
     def __init__(self, *, end: datetime, runs: int, seed: int) -> None:
-        self.plans = catalog.plans(seed)
+        self.plans = make_plans(seed)
         self._counts: Counter[str] = Counter()
         self._runs: dict[str, Run] = {}
         timetable = _Timetable(end, runs, seed)
@@ -103,7 +103,7 @@ class Realistic:
         """Return the run with that id."""
         return self._runs.get(run_id)
 
-    def count(self, plan: Plan) -> int:
+    def count(self, plan: SandboxPlan) -> int:
         """Return how many of the runs are of `plan`."""
         return self._counts[plan.plan_id]
 
@@ -124,7 +124,7 @@ class Realistic:
             quirks=quirks.of(index),
         )
 
-    def _plan(self, index: int, seed: int) -> Plan:
+    def _plan(self, index: int, seed: int) -> SandboxPlan:
         *usual, crawl = self.plans
         if index % RUNS_PER_CRAWL == RUNS_PER_CRAWL // 2:
             return crawl
@@ -133,7 +133,7 @@ class Realistic:
 
 
 class _Timetable:
-    """When the runs of a `Realistic` world start."""
+    """When the runs of a `RealisticRuns` world start."""
 
     def __init__(self, end: datetime, runs: int, seed: int) -> None:
         self.end = end
@@ -158,14 +158,14 @@ class _Timetable:
         return _whole_ms(self.end + FUTURE * (place * place * place))
 
 
-class Uniform:
+class UniformRuns:
     """Any number of decided runs, all of one shape and over before `end`; none is kept.
 
     A run's id ends in its index, so that it can be made again from the id alone.
     """
 
-    def __init__(self, *, end: datetime, runs: int, seed: int, plan: Plan) -> None:
-        self.plans: tuple[Plan, ...] = (plan,)
+    def __init__(self, *, end: datetime, runs: int, seed: int, plan: SandboxPlan) -> None:
+        self.plans: tuple[SandboxPlan, ...] = (plan,)
         self._end = end
         self._length = runs
         self._seed = seed
@@ -187,7 +187,7 @@ class Uniform:
         run = self._make(index)
         return run if run.run_id == run_id else None
 
-    def count(self, plan: Plan) -> int:
+    def count(self, plan: SandboxPlan) -> int:
         """Return how many of the runs are of `plan`."""
         return self._length if plan in self.plans else 0
 
@@ -206,7 +206,7 @@ class Uniform:
         )
 
 
-def executed(plan: Plan, *, index: int, number: int, at: datetime, seed: int) -> Run:
+def execute_plan(plan: SandboxPlan, *, index: int, number: int, at: datetime, seed: int) -> Run:
     """Return the run of `plan` that a call starts at `at`, as the world's run number `index`."""
     return Run(
         run_id=dice.uuid4("executed", seed, index),
@@ -234,7 +234,7 @@ def _fate(*key: dice.Part) -> Fate:
     return Fate.DIFFERENT if luck < 0.18 else Fate.DECIDED
 
 
-def _duration_ms(plan: Plan, number: int, fate: Fate) -> int:
+def _duration_ms(plan: SandboxPlan, number: int, fate: Fate) -> int:
     """Return how long the run takes: it drifts and varies, and is short if aborted."""
     key = ("duration", plan.plan_id, number)
     factor = (1 + plan.slowdown * number) * (0.86 + 0.28 * dice.chance(*key))

@@ -5,31 +5,31 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, select
 
 from etl.db.schema import health
-from etl.reports.model import Answer, Column, Definition, Kind, Request
+from etl.derived.metrics import MILLISECOND
+from etl.reports.model import Column, Definition, ReportData, ReportRequest, Type
 
-MILLISECOND = timedelta(milliseconds=1)
 _COLUMNS = (
-    Column("measured_at", Kind.MOMENT, "When a pass measured it, at its end"),
-    Column("open_runs", Kind.INTEGER, "Runs that wait for a person"),
-    Column("open_tests", Kind.INTEGER, "Tests that wait for a person"),
-    Column("oldest_open_at", Kind.MOMENT, "Since when the oldest of them waits"),
-    Column("never_fetched", Kind.INTEGER, "Runs that were tracked and have not been fetched yet"),
-    Column("failed", Kind.INTEGER, "Runs that were given up"),
-    Column("gone", Kind.INTEGER, "Runs that the API does not have any more"),
-    Column("poll_gap_p95_ms", Kind.MILLISECONDS, "95 % of the gaps between looks are no longer"),
-    Column("new_fields_7_days", Kind.INTEGER, "Fields that the API had not shown before"),
-    Column("last_success_at", Kind.MOMENT, "When the last pass ended that had no failure"),
-    Column("last_success_age_ms", Kind.MILLISECONDS, "How long ago that is"),
+    Column("measured_at", Type.MOMENT, "When a pass measured it, at its end"),
+    Column("open_runs", Type.INTEGER, "Runs that wait for a person"),
+    Column("open_tests", Type.INTEGER, "Tests that wait for a person"),
+    Column("oldest_open_at", Type.MOMENT, "Since when the oldest of them waits"),
+    Column("never_fetched", Type.INTEGER, "Runs that were tracked and have not been fetched yet"),
+    Column("failed", Type.INTEGER, "Runs that were given up"),
+    Column("gone", Type.INTEGER, "Runs that the API does not have any more"),
+    Column("poll_gap_p95_ms", Type.MILLISECONDS, "95 % of the gaps between looks are no longer"),
+    Column("new_fields_7_days", Type.INTEGER, "Fields that the API had not shown before"),
+    Column("last_success_at", Type.MOMENT, "When the last pass ended that had no failure"),
+    Column("last_success_age_ms", Type.MILLISECONDS, "How long ago that is"),
 )
 
 
-def _health(connection: Connection, request: Request) -> Answer:
+def _health(connection: Connection, request: ReportRequest) -> ReportData:
     columns = [health.c[column.name] for column in _COLUMNS[:-1]]
     newest = select(*columns).order_by(health.c.measured_at.desc(), health.c.pass_id.desc())
     if request.as_of:
         newest = newest.where(health.c.measured_at <= request.as_of)
     rows = [(*row, _age_ms(row[-1], request.now)) for row in connection.execute(newest.limit(1))]
-    return Answer(rows, "the last pass that measured it")
+    return ReportData(rows, "the last pass that measured it")
 
 
 def _age_ms(moment: datetime | None, now: datetime) -> int | None:

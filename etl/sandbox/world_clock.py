@@ -1,4 +1,4 @@
-"""A clock that can be set and sped up: ten days of a run's life pass while one looks on."""
+"""A clock that can be set and sped up, to watch ten days of a run's life in seconds."""
 
 import threading
 import time
@@ -39,7 +39,7 @@ class Clock:
             return self._set_to + timedelta(seconds=elapsed_s * self._speed)
 
     def set(self, *, now: datetime | None = None, speed: float | None = None) -> None:
-        """Set the time, the speed or both; what is None goes on as it was.
+        """Set the time, the speed or both; None leaves one as it is.
 
         A ValueError if the time is naive, or the speed is not from 0 to `MAX_SPEED`.
         """
