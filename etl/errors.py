@@ -1,4 +1,4 @@
-"""The errors a user can meet, sorted by what has to be done next.
+"""The errors a user can meet, sorted by the next step.
 
 Each has a problem (with its place), a remedy and a reason code; `cli` prints the text, one line,
 and ends with the class's exit code. Only these reach a user: anything else is a bug of ours.

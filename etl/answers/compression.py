@@ -1,7 +1,5 @@
 """Compress payloads, without loss."""
 
-import threading
-
 import zstandard
 
 from etl.answers.outcome import Body
@@ -12,15 +10,13 @@ ENCODING = "zstd"
 def compress(body: bytes, sha256: str) -> Body:
     """Return `body` compressed; `sha256` is that of the bytes that the API sent.
 
-    Locks the compressor, which serves one thread at a time. Making one takes longer than
-    compressing a small answer, so all threads share it.
+    One thread at a time: making a compressor takes longer than compressing a small answer, so
+    that all calls share one. `RunFetcher` calls this under its lock.
     """
-    with _compressor_lock:
-        return Body(_COMPRESSOR.compress(body), ENCODING, len(body), sha256)
+    return Body(_COMPRESSOR.compress(body), ENCODING, len(body), sha256)
 
 
 _COMPRESSOR = zstandard.ZstdCompressor(level=3)
-_compressor_lock = threading.Lock()
 
 
 def decompress(compressed: bytes, encoding: str) -> bytes:

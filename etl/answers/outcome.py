@@ -1,4 +1,4 @@
-"""What a request for a run can come to: pure values that travel between processes.
+"""The possible outcomes of a request for a run: pure values that travel between processes.
 
 Made in `fetch`, judged by `ledger.verdicts`, stored by `ingest.commits`.
 """
@@ -22,7 +22,7 @@ class Reason(StrEnum):
     DENIED = "denied"
     """403."""
     UNREADABLE = "unreadable"
-    """An answer that is no result: not JSON, no `result` object, too large."""
+    """An answer without a result: not JSON, no `result` object, too large."""
     NO_ANSWER = "no_answer"
     """The API cannot be reached, broke the connection off, or took too long."""
     HTTP_STATUS = "http_status"

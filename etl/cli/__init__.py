@@ -1,1 +1,1 @@
-"""The command line: options and help of each command beside what it does."""
+"""The command line: options and help of each command beside its work."""

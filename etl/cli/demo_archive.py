@@ -81,8 +81,8 @@ def ingest_all(archive: Archive, config: Config, sandbox: Sandbox) -> Tally:
     """Track all runs of the made-up API, and archive them in one pass."""
     runs = read_list("".join(listing.render(sandbox.world, listing.Format.CSV, TODAY)).encode())
     entries = [Entry(run.run_id, None, None, run.labels) for run in runs.runs]
+    ingest = IngestContext(archive.engine, config, clock.now)
     with archive.writing() as connection:
-        tracking.track(connection, entries, clock.now())
+        tracking.track(connection, entries, ingest.now())
     with display.progress("archiving") as progress, Interrupt().listening() as interrupt:
-        ingest = IngestContext(archive.engine, config, clock.now)
         return run_pass(ingest, PassOrder("demo"), PassHooks(progress, interrupt))

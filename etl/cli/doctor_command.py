@@ -22,7 +22,7 @@ def doctor(session: "Session", *, as_json: bool) -> int:
     from etl.cli.examination import examine
 
     with session.open_as_it_is() as archive:
-        findings = list(examine(archive, session.config))
+        findings = list(examine(archive, session.config, session.wiring.clock))
     if as_json:
         display.as_json([finding._asdict() for finding in findings])
     else:

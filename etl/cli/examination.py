@@ -1,20 +1,21 @@
 """The checks of `doctor`: settings, database and API, each with verdict and remedy."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import NamedTuple
 
 from sqlalchemy import Engine, select
 
-from etl import clock
 from etl.answers.payload import PayloadError, decode
-from etl.config.settings import Api, Config, Source
+from etl.config.settings import Config, Source
 from etl.db import database
 from etl.db.faults import UNREACHABLE_REMEDY
 from etl.db.opening import Archive
 from etl.db.schema import runs
 from etl.errors import ArchiverError
 from etl.fetch.client import Client, Probe, RunRefusedError, UnavailableError
+from etl.fetch.door import Clock
 from etl.secrets.keys import api_key
 from etl.secrets.masking import Secret
 from etl.secrets.vault import TokenVault
@@ -35,12 +36,12 @@ class Finding(NamedTuple):
     exit_code: int
 
 
-def examine(archive: Archive, config: Config) -> Iterator[Finding]:
+def examine(archive: Archive, config: Config, now: Clock) -> Iterator[Finding]:
     """Check the database, the key of the read tokens, and each source."""
     yield _database(archive.engine)
     yield _vault(config)
     for name, source in config.sources.items():
-        yield from _source(archive, config.api, name, source)
+        yield from _source(archive, name, source, partial(Client, api=config.api, clock=now))
 
 
 def _database(engine: Engine) -> Finding:
@@ -72,14 +73,16 @@ def _vault(config: Config) -> Finding:
     return Finding("token key", "can be used", "", 0)
 
 
-def _source(archive: Archive, api: Api, name: str, source: Source) -> Iterator[Finding]:
+def _source(
+    archive: Archive, name: str, source: Source, open_client: Callable[..., Client]
+) -> Iterator[Finding]:
     subject = f"source {name}"
     try:
         key = api_key(name, source)
     except ArchiverError as error:
         yield Finding(subject, "has no API key", str(error), error.exit_code)
         return
-    client = Client(source, key, api, clock.now)
+    client = open_client(source, key)
     run_id = _find_run(archive, name) or UNKNOWN_RUN
     try:
         probe = client.probe(run_id)
@@ -93,7 +96,7 @@ def _source(archive: Archive, api: Api, name: str, source: Source) -> Iterator[F
     else:
         yield Finding(subject, "what answered is not the API", NOT_THE_API, 5)
     if probe.server_time is not None:
-        yield _skew(subject, abs(probe.server_time - clock.now()))
+        yield _skew(subject, abs(probe.server_time - probe.asked_at))
 
 
 def _is_api(client: Client, run_id: str, probe: Probe) -> bool:

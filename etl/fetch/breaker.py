@@ -49,7 +49,7 @@ class Halt(Enum):
 
 
 class RequestLimits(NamedTuple):
-    """The limits of requests to the API. 0 requests a second, or in all, is no limit."""
+    """The limits of requests to the API. 0 requests a second, or in all, means unlimited."""
 
     connections: int
     max_requests_per_second: float

@@ -96,7 +96,7 @@ def _launch(descriptor: int) -> "subprocess.Popen[bytes]":
     }
     with _signals_blocked():
         return subprocess.Popen(  # noqa: S603  no argument is from outside
-            # -P: the user's folder is none to import from, unless it was for us.
+            # -P: never import from the user's folder, unless we were told to.
             [sys.executable, "-P", "-m", "etl.fetch.child_main", str(descriptor)],
             env=environment | {"PYTHONPATH": os.pathsep.join(modules)},
             stdin=subprocess.DEVNULL,

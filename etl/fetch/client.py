@@ -1,6 +1,6 @@
 """Ask the API for one run: the one place that builds a request and knows the secrets in it.
 
-Errors are our own and name no URL. They are sorted by what the catcher does next: an
+Errors are our own and name no URL. They are sorted by the catcher's next step: an
 `UnavailableError` is transient, a `RunRefusedError` is that run's own, a `KeyRefusedError` concerns
 every run.
 """
@@ -91,6 +91,7 @@ class Probe(NamedTuple):
     http_status: int
     is_json: bool
     server_time: datetime | None
+    asked_at: datetime
 
 
 class Client:
@@ -150,10 +151,11 @@ class Client:
         Raises:
             UnavailableError: no answer.
         """
+        asked_at = self._clock()
         with self._explained(), self._send(run_id, None) as response:
             is_json = "json" in response.headers.get("Content-Type", "").lower()
             server_time = parse_http_date(response.headers.get("Date"))
-            return Probe(response.status_code, is_json, server_time)
+            return Probe(response.status_code, is_json, server_time, asked_at)
 
     def _send(self, run_id: str, token: Secret | None) -> requests.Response:
         request = copy(self._request)
@@ -231,7 +233,7 @@ _deadline: ContextVar[float] = ContextVar("deadline")
 """The deadline of this thread's request, in seconds of `time.monotonic`."""
 
 
-class _Reader(io.RawIOBase):
+class _DeadlineReader(io.RawIOBase):
     """Reads a socket until the deadline; the socket's timeout restarts with every byte."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -262,7 +264,7 @@ class _Limited(NamedTuple):
     sock: socket.socket
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self.sock))
+        return io.BufferedReader(_DeadlineReader(self.sock))
 
 
 class _LimitedResponse(HTTPResponse):
@@ -350,7 +352,7 @@ def parse_retry_after(header: str | None, now: datetime) -> timedelta | None:
 
 
 def parse_http_date(header: str | None) -> datetime | None:
-    """Return the time of a Date header (RFC 9110, 6.6.1), None where there is no readable one."""
+    """Return the time of a Date header (RFC 9110, 6.6.1), None if it is missing or unreadable."""
     try:
         moment = parsedate_to_datetime(header) if header else None
     except (ValueError, OverflowError):

@@ -109,7 +109,7 @@ class RunFetcher:
         self._clients.close()
 
     def fetch(self, target: Target) -> Attempt:
-        """Send one request, and return what it came to."""
+        """Send one request, and return the attempt."""
         sent_at = self._now()
         try:
             client = self._clients.of(target.source)

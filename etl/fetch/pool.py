@@ -22,7 +22,7 @@ class Fetcher(Protocol):
     """Sends one request; `RunFetcher` outside of tests."""
 
     def fetch(self, target: Target) -> Attempt:
-        """Send one request, and return what it came to."""
+        """Send one request, and return the attempt."""
 
     def close(self) -> None:
         """Close all connections."""
@@ -141,7 +141,7 @@ class FetchPool:
     def _take_batch(self) -> Batch:
         taken, self._batch = self._batch, _OpenBatch()
         self._uncommitted += 1
-        self._jobs.notify()  # what was worth several batches counts as one from now on
+        self._jobs.notify()  # several batches' worth of outcomes count as one from now on
         return Batch(taken.pack(), len(taken.outcomes), self._sources.rate.sent)
 
     def _last_batch(self) -> Batch:

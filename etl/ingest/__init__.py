@@ -1,1 +1,1 @@
-"""One pass over what is due, and the service that repeats it."""
+"""One pass over the due runs, and the service that repeats it."""

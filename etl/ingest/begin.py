@@ -144,7 +144,7 @@ def open_pass(ingest: IngestContext, trigger: str) -> OpenPass:
 
 
 def _heed_clock_set_back(connection: Connection, lease: Lease) -> None:
-    """Let nothing wait for a time that a clock far ahead has set."""
+    """Make waiting runs due that a clock far ahead has put off."""
     newest = select(ingests.c.started_at).order_by(ingests.c.id.desc()).limit(1)
     last_began_at = connection.scalar(newest)
     if last_began_at is not None and last_began_at - lease.since > CLOCK_ERROR:

@@ -155,7 +155,7 @@ def _mark_absence(
 
 
 class Commits:
-    """The threads that commit the batches of a pass, and the tally of what they committed."""
+    """The threads that commit the batches of a pass, and count them in its tally."""
 
     def __init__(
         self, ingest: IngestContext, batches: BatchStore, tally: Tally, patience: Patience

@@ -18,7 +18,7 @@ from etl.ledger import health, standings
 
 
 def end_pass(ingest: IngestContext, opened: OpenPass, *, is_interrupted: bool) -> None:
-    """Refresh what the pass has changed, and close it; its tally has the exit code."""
+    """Refresh the derived tables, and close the pass; its tally has the exit code."""
     patience = Patience(ingest.patience_s)
     if not is_interrupted:
         # Even if nothing changed: the pass before may have been killed in it.

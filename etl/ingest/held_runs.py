@@ -1,4 +1,4 @@
-"""The runs that a pass has claimed: its leases, and what it has in hand."""
+"""The runs that a pass has claimed: their leases, and their claims."""
 
 import os
 import socket

@@ -28,7 +28,7 @@ class Patience:
         self._is_over = threading.Event()
 
     def end(self) -> None:
-        """Let each further error count at once."""
+        """Raise each further error at once."""
         self._is_over.set()
 
     def run(self, task: Callable[[], T]) -> T:

@@ -1,1 +1,1 @@
-"""Which runs are tracked, what is due, who holds it."""
+"""The tracked runs: their states, due times and leases."""

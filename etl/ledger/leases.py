@@ -1,4 +1,4 @@
-"""Who holds which due run: claim, renew, release, and record how a fetch ended.
+"""Leases of due runs: claim, renew, release, and record how a fetch ended.
 
 Every function works in the caller's transaction, so that a run's rows and its ledger row
 change together. Rows are locked in the order of run IDs.

@@ -1,4 +1,4 @@
-"""The state machine of a tracked run: after each answer, what it is now and when to ask again.
+"""The state machine of a tracked run: its state after each answer, and the next due time.
 
 Pure: time and chance are arguments. All rules of polling stand here and nowhere else;
 `verdicts` applies them to what came of a fetch.
@@ -113,7 +113,7 @@ def after_transient_error(
 ) -> Standing:
     """Return the standing after a transient error; the backoff doubles with each attempt.
 
-    A setting of ours that is missing is no reason of the run's own: it counts no attempt.
+    A missing setting of ours is not the run's own reason: no attempt is counted.
     """
     attempts = standing.attempts + (failure.reason is not Reason.NOT_CONFIGURED)
     if attempts >= rules.max_attempts and failure.reason is not Reason.NOT_CONFIGURED:
