@@ -123,10 +123,15 @@ class Denied(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Postponed(Struct, frozen=True, array_like=True, tag=True):
-    """A transient error in the last attempt of this pass."""
+    """A transient error in the last attempt of this pass. `reject` is kept.
+
+    `is_own`: the failure is the run's, since the API answered others meanwhile.
+    """
 
     run_id: str
     error: TransientError
+    reject: Reject | None = None
+    is_own: bool = True
     traceback: str = ""
 
 

@@ -20,6 +20,10 @@ DIFFERENT_RUNS = 3
 """If the API answered before, they must be of this number of runs: one or two may be bad."""
 NO_RESULTS = 5
 """Answers that are no results, from this number of different runs in a row, stop the source."""
+RESULTS_FOR_ONE = 3
+"""A failure is a run's own if this number of results came in the pass for each failing run."""
+MOST_HELD_BACK = 1000
+"""Failing runs are judged at the end of the pass, or when this number is held back."""
 DENIED_AT_FIRST = 5
 """After this number of 403 before any other answer it is the key that is refused."""
 ADAPT_EVERY_S = 0.05
@@ -162,10 +166,12 @@ class Job:
     """A run on its way. `error` is that of its last attempt, None after an answer.
 
     `is_control`: an archived run that is asked for only to learn whether the API is alive.
+    `is_own`: the failure is the run's, since the API answered others meanwhile.
     """
 
     target: Target
     is_control: bool = False
+    is_own: bool = True
     attempts: int = 0
     is_probe: bool = False
     error: TransientError | None = None
@@ -186,7 +192,9 @@ class Breaker:
         self._halt_reason = ""
         self._rate = rate or RateLimit(limits)
         self._limits = limits
-        self._control = Job(control, is_control=True) if control else None
+        self._control = control
+        self._controls_left = RESULTS_FOR_ONE
+        self._results = 0
         self._ready: deque[Job] = deque()
         self._denied: list[Job] = []
         self._exhausted: list[Job] = []
@@ -262,12 +270,13 @@ class Breaker:
 
     def _close_circuit(self, job: Job) -> None:
         """Note an answer that shows the API alive and the key accepted."""
+        self._results += 1
         self._has_heard = True
         self._is_probing = False
         self._failed_probes = []
         self._without_result = []
         self._finish_job(job)
-        self._decide_held_back()
+        self._decide_denied()
 
     def _count_no_result(self, job: Job) -> None:
         """Hold a job back until a result shows that its answer is its own fault."""
@@ -279,8 +288,8 @@ class Breaker:
         if len(self._without_result) >= NO_RESULTS and job.error:
             reason = f"the last {NO_RESULTS} answers were no results: {job.error.message}"
             self.stop(Halt.DOWN, reason)
-        elif self._halt is None and not self._ready and not self._has_heard:
-            self._probe_control()
+        else:
+            self._bound_held_back()
 
     def _deny(self, job: Job) -> None:
         """Note a 403: this run's failure, unless a pass begins with nothing else."""
@@ -288,7 +297,7 @@ class Breaker:
         self._denied.append(job)
         if self._has_heard:
             self._is_probing = False
-            self._decide_held_back()
+            self._decide_denied()
             return
         # A key that may not read still reads with a token: ask for a run that has one next.
         token_is_next = self._bring_token_to_front()
@@ -318,8 +327,7 @@ class Breaker:
             self._ready.append(job)
             return
         self._exhausted.append(job)
-        if self.halt is None and not self._ready and not self._has_heard and not self._denied:
-            self._probe_control()
+        self._bound_held_back()
 
     def _rotate(self, chance: float) -> None:
         """Make any run the next probe.
@@ -329,14 +337,19 @@ class Breaker:
         """
         self._ready.rotate(-int(chance * len(self._ready)))
 
-    def _probe_control(self) -> None:
-        """Ask for an archived run when no run of the pass was answered.
+    def ask_control(self) -> bool:
+        """Queue an archived run when nothing else is left; return whether one is queued.
 
-        If the API answers for that one, the failures are the runs' own.
+        Its answers tell failures of the runs from a failure of the API.
         """
-        if self._control is not None and self.in_flight == 0:
-            self._ready.append(self._control)
-            self._control = None
+        is_enough = self._results >= RESULTS_FOR_ONE * len(self._exhausted)
+        if self._control is None or not self.is_idle or self.halt or is_enough:
+            return False
+        if not self._controls_left or self._rate.is_spent:
+            return False
+        self._controls_left -= 1
+        self._ready.append(Job(self._control, is_control=True))
+        return True
 
     def stop(self, halt: Halt, reason: str) -> None:
         """Hand out no more jobs; the first reason counts."""
@@ -345,11 +358,13 @@ class Breaker:
 
     def finish(self) -> None:
         """Decide about the jobs held back, when there is nothing left to learn from."""
-        if self.halt is None and self._exhausted and not self._has_heard and not self._denied:
-            error = self._exhausted[-1].error
+        silent = [job for job in self._exhausted if job not in self._without_result]
+        if self.halt is None and silent and not self._has_heard and not self._denied:
+            error = silent[-1].error
             self.stop(Halt.DOWN, error.message if error else "")
         if self.halt is None:
-            self._decide_held_back()
+            self._decide_denied()
+            self._decide_exhausted()
 
     def deferred(self) -> list[Job]:
         """Return, after a halt, the jobs with a transient error: they stay due."""
@@ -375,10 +390,25 @@ class Breaker:
             return False
         return not self._has_heard or len(set(self._failed_probes)) >= DIFFERENT_RUNS
 
-    def _decide_held_back(self) -> None:
-        for job in (*self._denied, *self._exhausted):
+    def _decide_denied(self) -> None:
+        for job in self._denied:
             self._finish_job(job)
-        self._denied, self._exhausted = [], []
+        self._denied = []
+
+    def _bound_held_back(self) -> None:
+        if self.halt is None and self._has_heard and len(self._exhausted) >= MOST_HELD_BACK:
+            self._decide_exhausted()
+
+    def _decide_exhausted(self) -> None:
+        """End the failing jobs: as their own failures only while the API answers most others.
+
+        A wait that the API asks for is never a run's own.
+        """
+        is_api_well = self._results >= RESULTS_FOR_ONE * len(self._exhausted)
+        for job in self._exhausted:
+            job.is_own = is_api_well and not (job.error and job.error.is_busy)
+            self._finish_job(job)
+        self._exhausted = []
 
     def _finish_job(self, job: Job) -> None:
         if not job.is_control:

@@ -31,7 +31,7 @@ from etl.answers.payload import Payload, PayloadError, decode
 from etl.answers.rows import ECHO_WARNING, Rows
 from etl.config.settings import Config
 from etl.errors import ConfigError, KeyRefusedError
-from etl.fetch.breaker import Signal
+from etl.fetch.breaker import Job, Signal
 from etl.fetch.client import BusyError, Client, Response, RunRefusedError, UnavailableError
 from etl.secrets.keys import api_key
 from etl.secrets.masking import mask
@@ -39,18 +39,18 @@ from etl.secrets.vault import TokenVault
 
 
 class Attempt(NamedTuple):
-    """One request for a run, and the outcome that the run has if it was the last one.
+    """One request for a run. An accepted answer or a 404 is `packed`; all else is an `error`.
 
-    Outcomes are packed as they travel: a decoded answer takes five times the memory.
-    `if_deferred` replaces `packed` where the failure turns out to be the API's. `size` is the
-    number of the API's bytes in it.
+    Outcomes are packed as they travel: a decoded answer takes five times the memory. `reject` is
+    an answer without a result. `size` is the number of the API's bytes that are kept in memory.
     """
 
     signal: Signal
     error: TransientError | None = None
     packed: Raw | None = None
-    if_deferred: Raw | None = None
+    reject: Reject | None = None
     size: int = 0
+    traceback: str = ""
 
 
 class Clients:
@@ -116,19 +116,17 @@ class RunFetcher:
             token = self._vault.decrypt(target.read_token) if target.read_token else None
             return self._read(target, client.fetch(target.run_id, token, target.fingerprint))
         except UnavailableError as error:
-            return _transient(target.run_id, error)
+            return _transient(error)
         except RunRefusedError as error:
             return _refused(target.run_id, error, sent_at)
         except ConfigError as error:
             # Another machine, or this one with its settings corrected, may well fetch it.
-            return _without_request(target.run_id, Reason.NOT_CONFIGURED, str(error))
+            return _without_request(Reason.NOT_CONFIGURED, str(error))
         except KeyRefusedError as error:
             return Attempt(Signal.KEY_REFUSED, _error(Reason.DENIED, str(error)))
         except Exception as error:  # noqa: BLE001  reported where the outcome is stored
             message = f"internal error: {type(error).__name__}; please report it"
-            return _without_request(
-                target.run_id, Reason.INTERNAL_ERROR, message, mask(format_exc())
-            )
+            return _without_request(Reason.INTERNAL_ERROR, message, mask(format_exc()))
 
     def _read(self, target: Target, response: Response) -> Attempt:
         if response.sha256 == target.fingerprint:
@@ -162,6 +160,24 @@ class RunFetcher:
             return _result(answer, body.size)
 
 
+def pack_outcome(job: Job, attempt: Attempt) -> Raw:
+    """Return the outcome of a job whose end is decided, packed."""
+    error, run_id = attempt.error, job.target.run_id
+    if attempt.packed is not None or error is None:
+        return attempt.packed or Raw()
+    if attempt.signal is Signal.DENIED:
+        return pack(Denied(run_id, error.message))
+    if attempt.reject and job.is_own:
+        return pack(attempt.reject)
+    return pack(Postponed(run_id, error, attempt.reject, job.is_own, attempt.traceback))
+
+
+def pack_deferred(job: Job, attempt: Attempt) -> Raw:
+    """Return the outcome of a job that met a halt while it failed, packed."""
+    error = attempt.error or _error(Reason.NO_ANSWER, "")
+    return pack(Deferred(job.target.run_id, error, attempt.reject))
+
+
 def pack(outcome: Outcome) -> Raw:
     """Return an outcome as it travels."""
     return Raw(msgpack.encode(outcome))
@@ -189,29 +205,25 @@ def _reject(
 
 def _unreadable(reject: Reject) -> Attempt:
     error = _error(reject.code, reject.message)
-    deferred = pack(Deferred(reject.run_id, error, reject))
-    return Attempt(Signal.NO_RESULT, error, pack(reject), deferred, len(reject.body))
+    return Attempt(Signal.NO_RESULT, error, reject=reject, size=len(reject.body))
 
 
-def _transient(run_id: str, failure: UnavailableError) -> Attempt:
+def _transient(failure: UnavailableError) -> Attempt:
     wait_s = failure.wait.total_seconds() if failure.wait else None
     is_busy = isinstance(failure, BusyError)
     error = TransientError(failure.reason, str(failure), wait_s, is_busy, _chance())
-    signal = Signal.NO_RESULT if failure.reason is Reason.UNREADABLE else Signal.TRANSIENT
-    return Attempt(signal, error, pack(Postponed(run_id, error)), pack(Deferred(run_id, error)))
+    is_answer = failure.reason is Reason.UNREADABLE
+    return Attempt(Signal.NO_RESULT if is_answer else Signal.TRANSIENT, error)
 
 
 def _refused(run_id: str, error: RunRefusedError, sent_at: datetime) -> Attempt:
-    message = str(error)
     if error.http_status == 403:
-        packed = pack(Denied(run_id, message))
-        return Attempt(Signal.DENIED, _error(Reason.DENIED, message), packed)
-    return _result(Missing(run_id, message, sent_at))
+        return Attempt(Signal.DENIED, _error(Reason.DENIED, str(error)))
+    return _result(Missing(run_id, str(error), sent_at))
 
 
-def _without_request(run_id: str, reason: Reason, message: str, traceback: str = "") -> Attempt:
-    error = _error(reason, message)
-    return Attempt(Signal.NO_REQUEST, error, pack(Postponed(run_id, error, traceback)))
+def _without_request(reason: Reason, message: str, traceback: str = "") -> Attempt:
+    return Attempt(Signal.NO_REQUEST, _error(reason, message), traceback=traceback)
 
 
 def _error(reason: Reason, message: str) -> TransientError:

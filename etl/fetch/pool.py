@@ -13,7 +13,7 @@ from msgspec import Raw, msgpack
 
 from etl.answers.outcome import Target
 from etl.fetch.breaker import Concurrency, Job
-from etl.fetch.fetcher import Attempt
+from etl.fetch.fetcher import Attempt, pack_deferred, pack_outcome
 from etl.fetch.messages import Ask, Batch, Begin, End
 from etl.fetch.sources import Sources
 
@@ -101,7 +101,9 @@ class FetchPool:
         if self._bug is not None:
             raise self._bug
         if self._is_over:
-            return self._last_batch()
+            if self._is_closed or self._is_stopped or not self._sources.ask_controls():
+                return self._last_batch()
+            self._jobs.notify()
         if self._is_batch_due:
             return self._take_batch()
         if self._is_low and not self._is_asking and not self._is_exhausted:
@@ -149,9 +151,8 @@ class FetchPool:
         self._sources.finish()
         self._collect()
         for job in self._sources.deferred():
-            attempt = self._attempts.get(job)
-            if attempt is not None and attempt.if_deferred is not None:
-                self._batch.add(attempt.if_deferred, attempt.size)
+            attempt = self._attempts[job]
+            self._batch.add(pack_deferred(job, attempt), attempt.size)
         batch = self._take_batch()
         asked_wait_s = self._sources.rate.asked_wait_s(time.monotonic())
         end = End(asked_wait_s, *self._sources.worst_halt())
@@ -240,8 +241,7 @@ class FetchPool:
         was_empty = not self._batch.outcomes
         for job in self._sources.take_finished():
             attempt = self._attempts.pop(job)
-            if attempt.packed is not None:
-                self._batch.add(attempt.packed, attempt.size)
+            self._batch.add(pack_outcome(job, attempt), attempt.size)
         if was_empty and self._batch.outcomes:
             self._news.notify()  # it has a batch to wait for
 

@@ -61,6 +61,11 @@ class Sources:
             each.stop(Halt.INTERRUPTED, "")
         self.is_interrupted = True
 
+    def ask_controls(self) -> bool:
+        """Queue archived runs for idle sources whose failures are not clear; see `Breaker`."""
+        asked = [each.ask_control() for each in self._by_name.values()]
+        return any(asked)
+
     def finish(self) -> None:
         """Decide about the jobs held back."""
         for each in self._by_name.values():

@@ -135,8 +135,9 @@ def _refused(answer: Answer, error: DatabaseError) -> Reject:
 
 def _rejects(outcomes: Collection[Outcome]) -> list[Reject]:
     """Return the answers to be kept in `rejects`, also those of an API that is down."""
-    deferred = [each.reject for each in outcomes if isinstance(each, Deferred) and each.reject]
-    return [each for each in outcomes if isinstance(each, Reject)] + deferred
+    failed = [each for each in outcomes if isinstance(each, Deferred | Postponed)]
+    rejects = [each for each in outcomes if isinstance(each, Reject)]
+    return rejects + [each.reject for each in failed if each.reject]
 
 
 def _mark_absence(

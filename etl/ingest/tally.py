@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from etl.answers.outcome import Answer, Deferred, Denied, Missing, Outcome, Postponed, Reject
+from etl.answers.outcome import Answer, Deferred, Outcome, Postponed, Reject
 from etl.archive.store import StoredAnswer
 from etl.db.schema import OUTCOMES
 from etl.fetch.breaker import Halt
@@ -76,20 +76,18 @@ class Tally:
 
 def kind_of(outcome: Outcome, saved: Mapping[str, StoredAnswer], recorded: Recorded) -> str:
     """Return the field of `Tally` that counts an outcome."""
+    kind = "failed" if recorded.standing.state is State.FAILED else "unchanged"
     match outcome:
         case Answer():
             save = saved[outcome.run_id]
-            return "new" if save.is_new else "changed" if save.is_changed else "unchanged"
-        case Reject():
-            return "rejected"
-        case Denied() | Postponed():
-            return "failed"
+            kind = "new" if save.is_new else "changed" if save.is_changed else "unchanged"
+        case Reject() | Postponed(reject=Reject()):
+            kind = "rejected"
+        case Postponed():
+            kind = "failed"
         case Deferred():
-            return "deferred"
-        case Missing() if recorded.standing.state is not State.FAILED:
-            return "unchanged"
-        case _:
-            return "failed" if recorded.standing.state is State.FAILED else "unchanged"
+            kind = "deferred"
+    return kind
 
 
 def exit_code(tally: Tally, interrupted_by: int | None, bad_lines: int) -> int:

@@ -99,13 +99,15 @@ class Failure(NamedTuple):
     """A transient error of one run. `wait` is the API's Retry-After, if it gave one.
 
     `chance` (0 to 1, drawn by the caller) shortens the backoff by up to half, so that runs that
-    failed together do not come back together.
+    failed together do not come back together. Only an error that is the run's own can make it
+    fail for good, whatever the number of attempts.
     """
 
     reason: Reason
     message: str
     wait: timedelta | None
     chance: float
+    is_own: bool = True
 
 
 def after_transient_error(
@@ -113,12 +115,13 @@ def after_transient_error(
 ) -> Standing:
     """Return the standing after a transient error; the backoff doubles with each attempt.
 
-    A missing setting of ours is not the run's own reason: no attempt is counted.
+    An error of the API, or a missing setting of ours, counts as no attempt of the run.
     """
-    attempts = standing.attempts + (failure.reason is not Reason.NOT_CONFIGURED)
-    if attempts >= rules.max_attempts and failure.reason is not Reason.NOT_CONFIGURED:
-        is_own = failure.reason in {Reason.UNREADABLE, Reason.INTERNAL_ERROR}
-        reason = failure.reason if is_own else Reason.TOO_MANY_ATTEMPTS
+    is_counted = failure.is_own and failure.reason is not Reason.NOT_CONFIGURED
+    attempts = standing.attempts + is_counted
+    if is_counted and attempts >= rules.max_attempts:
+        is_precise = failure.reason in {Reason.UNREADABLE, Reason.INTERNAL_ERROR}
+        reason = failure.reason if is_precise else Reason.TOO_MANY_ATTEMPTS
         message = f"{failure.message}; given up after {attempts} attempts"
         return Standing(State.FAILED, None, attempts, reason, message)
     # In seconds, and with a bound on the exponent, since a timedelta would overflow.

@@ -72,7 +72,7 @@ def judge_outcome(
             failure = Failure(outcome.code, outcome.message, None, outcome.chance)
             standing = lifecycle.after_transient_error(claim.standing, failure, now, rules)
         case Postponed():
-            failure = _failure(outcome.error)
+            failure = _failure(outcome.error)._replace(is_own=outcome.is_own)
             standing = lifecycle.after_transient_error(claim.standing, failure, now, rules)
         case Deferred():
             standing = lifecycle.after_deferral(claim.standing, _failure(outcome.error), now)

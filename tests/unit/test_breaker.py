@@ -1,6 +1,6 @@
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import count, pairwise
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from etl.fetch.breaker import (
     DENIED_AT_FIRST,
     FAILED_PROBES,
     NO_RESULTS,
+    RESULTS_FOR_ONE,
     Breaker,
     Concurrency,
     Halt,
@@ -80,7 +81,7 @@ def in_turn(*verdicts: Verdict, then: Verdict) -> Callable[[Job], Verdict]:
     return lambda _job: next(left, then)
 
 
-def by_run(verdicts: dict[str, Verdict], others: Verdict) -> Callable[[Job], Verdict]:
+def by_run(verdicts: Mapping[str, Verdict], others: Verdict) -> Callable[[Job], Verdict]:
     return lambda job: verdicts.get(job.target.run_id, others)
 
 
@@ -101,6 +102,8 @@ def drive(
         while job := breaker.take(now_s):
             heapq.heappush(under_way, (now_s + next(latency_s), next(number), job))
             sent.append(Sent(now_s, job.target.run_id, len(under_way)))
+        if breaker.is_idle and breaker.ask_control():
+            continue
         if breaker.is_idle:
             break
         wait_s = breaker.wait_s(now_s)
@@ -368,23 +371,32 @@ def test_pages_and_failures_in_turn_stop_the_source() -> None:
 
 
 @pytest.mark.parametrize("bad", [fail, show_page])
-def test_an_archived_run_that_answers_shows_that_failures_are_the_runs_own(bad: Verdict) -> None:
+def test_an_archived_run_that_answers_shows_that_a_failure_is_the_runs_own(bad: Verdict) -> None:
     breaker = Breaker(LIMITS, control=targets("archived")[0])
     breaker.offer(targets("a"))
     sent = drive(breaker, by_run({"a": bad}, others=answer), iter(lambda: 1.0, None))
     assert breaker.halt is None
-    assert [job.target.run_id for job in breaker.take_finished()] == ["a"]
-    assert [each.run_id for each in sent].count("archived") == 1
+    assert [(job.target.run_id, job.is_own) for job in breaker.take_finished()] == [("a", True)]
+    assert 1 <= [each.run_id for each in sent].count("archived") <= RESULTS_FOR_ONE
 
 
 @pytest.mark.parametrize("bad", [fail, show_page])
-def test_an_archived_run_that_fails_too_shows_that_the_api_is_down(bad: Verdict) -> None:
+def test_where_an_archived_run_fails_too_the_failure_is_not_the_runs_own(bad: Verdict) -> None:
     breaker = Breaker(LIMITS, control=targets("archived")[0])
     breaker.offer(targets("a"))
     drive(breaker, in_turn(then=bad), iter(lambda: 1.0, None))
-    assert breaker.halt is Halt.DOWN
-    assert breaker.take_finished() == []
-    assert [job.target.run_id for job in breaker.deferred()] == ["a"]
+    ended = breaker.take_finished()
+    assert [job.target.run_id for job in breaker.deferred()] == ["a"] * (bad is fail)
+    assert (breaker.halt is Halt.DOWN) == (bad is fail)
+    assert [(job.target.run_id, job.is_own) for job in ended] == [("a", False)] * (bad is not fail)
+
+
+def test_failures_are_a_runs_own_only_while_most_others_are_answered() -> None:
+    for every, is_own in ((10, True), (3, False)):
+        bad = {f"run-{number}": show_page for number in range(0, 100, every)}
+        breaker, _, ended = played(many(), by_run({**bad}, others=answer))
+        assert breaker.halt is None
+        assert {job.is_own for job in ended.values() if job.error} == {is_own}
 
 
 # Patience.

@@ -366,6 +366,6 @@ def test_after_any_failure_a_run_is_due_or_done(
 ) -> None:
     after = after_transient_error(standing, failure, NOW, rules)
     assert is_due_as_its_state_says(after)
-    is_counted = failure.reason is not Reason.NOT_CONFIGURED
+    is_counted = failure.is_own and failure.reason is not Reason.NOT_CONFIGURED
     assert after.attempts == standing.attempts + is_counted
     assert is_counted or after.state is State.RETRYING

@@ -39,6 +39,7 @@ def rows_of(body: bytes) -> Rows:
     return normalize("r-1", decode(body), UTC)
 
 
+DOWN = TransientError(Reason.NO_ANSWER, "500", None, is_busy=False, chance=0.5)
 REJECT = Reject("r-1", AT, 200, Reason.UNREADABLE, "is no JSON", b"\x00<\xff", "c0ffee", 0.25)
 
 
@@ -83,7 +84,13 @@ def test_rows_with_any_values_come_out_as_they_were(
         REJECT,
         Missing("r-1", "404", AT),
         Denied("r-1", "no"),
-        Postponed("r-1", TransientError(Reason.NO_ANSWER, "500", None, False, 0.5), "Traceback"),
+        Postponed(
+            "r-1",
+            TransientError(Reason.NO_ANSWER, "500", None, False, 0.5),
+            None,
+            False,
+            "Traceback",
+        ),
         Postponed("r-1", TransientError(Reason.HTTP_STATUS, "429", 3.5, True, 0)),
         Deferred("r-1", TransientError(Reason.NO_ANSWER, "down", None, False, 0)),
         Deferred("r-1", TransientError(Reason.UNREADABLE, "page", None, False, 0), REJECT),
