@@ -43,7 +43,8 @@ def make_tables(
     stretch = Revision(1, seen_at, None, payload.content_hash, rows)
     kept = compress(body, hashlib.sha256(body).hexdigest())
     tracked = (
-        run_id, "default", State.SETTLED, None, 0, None, seen_at, seen_at, 1, None, None, None, None
+        run_id, "default", State.SETTLED, None, 0, None, None, seen_at, seen_at, 1,
+        None, None, None, None,
     )  # fmt: skip
     payload_row = (
         run_id, 1, kept.compressed, kept.encoding, kept.size, kept.sha256, seen_at, None

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Select, and_, select, update
 
-from etl.archive.payload_batches import DEFAULT_LIMITS, BatchLimits
 from etl.archive.rekey import rekey_application
 from etl.config.settings import Rules
 from etl.db.bulk import upsert_into
@@ -89,23 +88,20 @@ def choose_key_kind(repeats: Repeats, before: str) -> str:
 
 
 def measure_changed(
-    engine: Engine,
-    started_at: datetime,
-    zone: tzinfo,
-    rules: Rules,
-    limits: BatchLimits = DEFAULT_LIMITS,
+    engine: Engine, since: datetime, now: datetime, zone: tzinfo, rules: Rules
 ) -> None:
-    """Measure the applications changed since the pass started, and refresh all dirty series."""
+    """Measure the applications that changed `since` then, and refresh all dirty series.
+
+    Decisions are valid from `now`: reports as of an earlier moment stay as they were.
+    """
     with reading(engine) as connection:
-        applications = _find_changed(connection, started_at)
-    _measure_all(engine, applications, started_at)
-    _apply_decisions(engine, zone, limits)
+        applications = _find_changed(connection, since)
+    _measure_all(engine, applications, now)
+    _apply_decisions(engine, zone)
     refresh.refresh_marked(engine, rules)
 
 
-def measure_new(
-    engine: Engine, applications: Collection[str], started_at: datetime, zone: tzinfo
-) -> None:
+def measure_new(engine: Engine, applications: Collection[str], now: datetime, zone: tzinfo) -> None:
     """Measure those of `applications` that are undecided, after the pass has stored runs of them.
 
     Series that have to be recomputed are marked as dirty; the pass refreshes them.
@@ -113,8 +109,8 @@ def measure_new(
     with reading(engine) as connection:
         undecided = _find_undecided(connection, applications)
     if undecided:
-        _measure_all(engine, undecided, started_at)
-        _apply_decisions(engine, zone, DEFAULT_LIMITS)
+        _measure_all(engine, undecided, now)
+        _apply_decisions(engine, zone)
 
 
 def _measure_all(engine: Engine, applications: Sequence[str], now: datetime) -> None:
@@ -123,14 +119,14 @@ def _measure_all(engine: Engine, applications: Sequence[str], now: datetime) -> 
             _measure_application(connection, application, now)
 
 
-def _apply_decisions(engine: Engine, zone: tzinfo, limits: BatchLimits) -> None:
+def _apply_decisions(engine: Engine, zone: tzinfo) -> None:
     """Rekey the applications whose decision has changed; an interrupted pass may have left some."""
     with reading(engine) as connection:
         query = select(identities.c.application).where(identities.c.is_applied.is_(False))
         applications = list(connection.scalars(query.order_by(identities.c.application)))
     for application in applications:
         log.debug("test identity changed: rewriting the keys of tests", application=application)
-        rekey_application(engine, application, zone, limits)
+        rekey_application(engine, application, zone)
         with writing(engine) as connection:
             refresh.delete_unused_rosters(connection)
             is_it = identities.c.application == application

@@ -5,7 +5,7 @@ from datetime import tzinfo
 
 from sqlalchemy import Engine, Select, select
 
-from etl.archive.payload_batches import BatchLimits, derive_batch, iterate_batches
+from etl.archive.payload_batches import DEFAULT_LIMITS, derive_batch, iterate_batches
 from etl.archive.replay import lock_runs, write_names
 from etl.db import bulk
 from etl.db.database import reading, writing
@@ -17,13 +17,13 @@ REKEYED_COLUMNS = ("roster_id", "outcomes")
 """The columns of `outcomes` that depend on the keys of tests."""
 
 
-def rekey_application(engine: Engine, application: str, zone: tzinfo, limits: BatchLimits) -> None:
+def rekey_application(engine: Engine, application: str, zone: tzinfo) -> None:
     """Rewrite rosters and outcomes of an application's runs, and mark its series as dirty."""
     with reading(engine) as connection:
         plan_ids = aggregates.list_plan_ids_of(connection, application)
     for plan_id in plan_ids:
         chosen = payloads.c.run_id.in_(_select_runs_of_plan(plan_id))
-        for run_ids in iterate_batches(engine, limits, chosen):
+        for run_ids in iterate_batches(engine, DEFAULT_LIMITS, chosen):
             _rekey_runs(engine, run_ids, zone)
         with writing(engine) as connection:
             mark_plan_dirty(connection, plan_id)

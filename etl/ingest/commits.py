@@ -62,7 +62,6 @@ class BatchStore:
     def __init__(self, ingest: IngestContext, held: HeldRuns) -> None:
         self._ingest = ingest
         self._held = held
-        self.started_at = held.started_at
         self._unacknowledged: dict[str, RunEnd] = {}
         """The ends of runs in a transaction whose commit is not acknowledged yet."""
 
@@ -217,9 +216,9 @@ class Commits:
         for each in committed:
             self._count(each)
             if each.applications:
-                started_at, zone = self._batches.started_at, self._ingest.config.reporting_zone
+                now, zone = self._ingest.now(), self._ingest.config.reporting_zone
                 measure = partial(identity.measure_new, self._ingest.engine, each.applications)
-                self._patience.run(partial(measure, started_at, zone))
+                self._patience.run(partial(measure, now, zone))
         batch.done()
 
     def _is_refresh_due(self) -> bool:

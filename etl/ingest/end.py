@@ -24,7 +24,9 @@ def end_pass(ingest: IngestContext, opened: OpenPass, *, is_interrupted: bool) -
         # Even if nothing changed: the pass before may have been killed in it.
         zone, rules = ingest.config.reporting_zone, ingest.config.rules
         since = opened.lease.since
-        patience.run(partial(identity.measure_changed, ingest.engine, since, zone, rules))
+        patience.run(
+            partial(identity.measure_changed, ingest.engine, since, ingest.now(), zone, rules)
+        )
     patience.run(partial(_close_pass, ingest, opened))
 
 
