@@ -279,7 +279,7 @@ SECTIONS = {
     ),
     "unresolved": Section(
         "Waiting longest",
-        "The runs that wait for a person, the oldest first.",
+        "The runs that wait for a person, the longest wait first.",
         "Nothing waits for a person.",
     ),
     "environments": Section(
