@@ -76,8 +76,7 @@ def _track(ingest: IngestContext, given: Given, then: Then) -> Tracked:
         entries = lists.entries(given.refuse_second_accounts(ingest.engine, batch), vault)
         with writing(ingest.engine) as connection:
             _retry_with_new_tokens(connection, entries, vault, ingest.now())
-            added = _track_batch(connection, ingest, entries)
-            then(connection, [entry.run_id for entry in entries])
+            added = _track_batch(connection, ingest, entries, then)
         without_token.update(
             entry.source or DEFAULT_SOURCE for entry in entries if entry.read_token is None
         )
@@ -110,12 +109,18 @@ def _is_same_token(vault: TokenVault, old: str | None, new: str) -> bool:
         return False
 
 
-def _track_batch(connection: Connection, ingest: IngestContext, entries: list[Entry]) -> Tracked:
-    """Track a batch; the commit label of an archived run may confirm that a test is flaky."""
+def _track_batch(
+    connection: Connection, ingest: IngestContext, entries: list[Entry], then: Then
+) -> Tracked:
+    """Track a batch; the commit label of an archived run may confirm that a test is flaky.
+
+    Rows of the ledger are locked before plans, as commits do.
+    """
     label = COMMIT_LABEL
     commits = {each.run_id: each.labels[label] for each in entries if label in each.labels}
     plans = refresh.find_recommitted_plans(connection, commits)
     added = tracking.track(connection, entries, ingest.now())
+    then(connection, [entry.run_id for entry in entries])
     refresh.refresh_plans(connection, plans, ingest.config.rules)
     return added
 
