@@ -72,8 +72,10 @@ def due_to_owner(by: datetime, lease: Lease, in_hand: Collection[str]) -> Column
     claimed again, even where their lease expired while the machine was suspended.
     """
     table = tracked_runs
-    is_claimable = or_(_is_free(lease.since), table.c.lease_owner == lease.owner)
-    return and_(table.c.due_at <= by, is_claimable, ~among(table.c.run_id, in_hand))
+    is_ours = table.c.lease_owner == lease.owner
+    is_unknown = and_(is_ours, ~among(table.c.run_id, in_hand))
+    is_others = and_(_is_free(lease.since), or_(table.c.lease_owner.is_(None), ~is_ours))
+    return and_(table.c.due_at <= by, or_(is_others, is_unknown))
 
 
 def _is_free(now: datetime) -> ColumnElement[bool]:
