@@ -38,8 +38,8 @@ def passes(session: "Session", *, rows: int, as_json: bool) -> int:
         display.as_json(found)
         return 0
     names = ["id", "started_at", "duration_s", "trigger", "requests", "new", "changed"]
-    names += ["unchanged", "failed", "rejected", "exit_code"]
-    heads = ["pass", "started at", "s", "trigger", "requests", "new", "changed", "same"]
+    names += ["failed", "rejected", "exit_code"]
+    heads = ["pass", "started at", "s", "trigger", "sent", "new", "changed"]
     heads += ["failed", "rejected", "exit"]
     display.table(heads, [[row[name] for name in names] for row in found])
     return 0

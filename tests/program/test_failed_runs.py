@@ -1,0 +1,214 @@
+"""A run that was given up stays visible until somebody deals with it, and the ways to do so."""
+
+import json
+import re
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from etl.answers.outcome import Reason
+from tests.support.fake_api import NOT_FOUND, Answer, FakeApi, result
+from tests.support.program import Done, Program, program
+
+DENIED = Answer(b"{}", 403)
+SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For tests that reach into the file: the statements are the same on both databases."""
+
+
+@pytest.fixture
+def archiver(tmp_path: Path, database_url: str, api: FakeApi) -> Program:
+    api.other = result()
+    return program(tmp_path, database_url, api.url)
+
+
+@pytest.fixture
+def with_failures(archiver: Program, api: FakeApi) -> Program:
+    """Two runs that nobody knows, one that the key may not read, one archived."""
+    api.answers |= {"lost-1": [NOT_FOUND], "lost-2": [NOT_FOUND], "secret": [DENIED]}
+    done = archiver.call("ingest", "good", "lost-1", "lost-2", "secret")
+    assert done.exit_code == 1
+    return archiver
+
+
+GIVEN_UP = (
+    "runs given up, now and before: 3 (1 denied, 2 not_found);"
+    " `result-archiver status --failed` lists them"
+)
+
+
+def states(archiver: Program) -> dict[str, tuple[str, str | None]]:
+    found = {}
+    for run_id in ("good", "lost-1", "lost-2", "secret"):
+        ledger = archiver.call("show", run_id, "--json").json()["ledger"]
+        found[run_id] = (ledger["state"], ledger["reason"])
+    return found
+
+
+def last_line(done: Done) -> str:
+    return done.stderr.splitlines()[-1]
+
+
+def test_each_pass_says_how_many_runs_stand_failed_and_why(with_failures: Program) -> None:
+    for _ in range(2):
+        done = with_failures.call("ingest")
+        assert (done.exit_code, last_line(done)) == (0, GIVEN_UP)
+    assert with_failures.call("ingest", "--json").json()["standing_failed"] == [
+        {"source": "default", "reason": "denied", "runs": 1},
+        {"source": "default", "reason": "not_found", "runs": 2},
+    ]
+
+
+def test_a_pass_without_failed_runs_says_nothing_of_them(archiver: Program) -> None:
+    assert "given up" not in archiver.call("ingest", "good").stderr
+
+
+def test_status_lists_all_failed_runs_with_source_reason_and_age(with_failures: Program) -> None:
+    listed = with_failures.call("status", "--failed", "--json").json()["failed"]
+    assert [(each["run_id"], each["source"], each["reason"]) for each in listed] == [
+        ("secret", "default", "denied"),
+        ("lost-1", "default", "not_found"),
+        ("lost-2", "default", "not_found"),
+    ]
+    shown = with_failures.call("status", "--failed").stdout
+    assert re.search(r"secret +default +denied +0 d", shown)
+    assert "3 runs failed; `result-archiver retry` makes them due" in shown
+
+
+def test_the_check_for_monitoring_fails_until_somebody_has_acted(with_failures: Program) -> None:
+    checked = with_failures.call("status", "--check")
+    assert checked.exit_code == 1
+    assert last_line(checked) == (
+        "check: 3 runs failed; `result-archiver status --failed` lists them"
+    )
+
+
+def test_the_check_passes_where_nothing_is_wrong(archiver: Program) -> None:
+    assert archiver.call("ingest", "good").exit_code == 0
+    checked = archiver.call("status", "--check")
+    assert (checked.exit_code, checked.stderr) == (0, "")
+
+
+@SQLITE
+def test_the_check_fails_where_runs_are_overdue(archiver: Program) -> None:
+    assert archiver.call("track", "good").exit_code == 0
+    with sqlite3.connect(archiver.folder / "archive.db") as connection:
+        connection.execute("UPDATE tracked_runs SET due_at = '2026-01-01 00:00:00.000'")
+    checked = archiver.call("status", "--check")
+    assert checked.exit_code == 1
+    assert last_line(checked) == "check: 1 runs are overdue by an hour or more; do passes run?"
+
+
+def test_naming_a_failed_run_asks_for_it_again(with_failures: Program, api: FakeApi) -> None:
+    api.answers["lost-1"] = [result()]
+    assert "1 new" in with_failures.call("ingest", "lost-1").stderr
+    assert states(with_failures)["lost-1"] == ("settled", None)
+    assert states(with_failures)["lost-2"] == ("failed", "not_found")
+
+
+@pytest.mark.parametrize("command", ["ingest", "track"])
+def test_a_list_that_is_given_asks_for_its_failed_runs_again(
+    with_failures: Program, api: FakeApi, command: str
+) -> None:
+    api.answers |= {"lost-1": [result()], "lost-2": [result()]}
+    with_failures.write("again.txt", "lost-1\nlost-2\n")
+    assert with_failures.call(command, "--from", "again.txt").exit_code == 0
+    with_failures.call("ingest")
+    assert {each for each, _ in states(with_failures).values()} == {"settled", "failed"}
+    assert states(with_failures)["lost-2"] == ("settled", None)
+
+
+def test_a_watched_list_does_not_ask_for_its_failed_runs_again(
+    with_failures: Program, api: FakeApi
+) -> None:
+    with_failures.write("watched.txt", "lost-1\nlost-2\n")
+    watching = with_failures.given(RESULT_ARCHIVER__RUNS__SOURCES="watched.txt")
+    before = api.requests.total()
+    assert watching.call("ingest").exit_code == 0
+    assert api.requests.total() == before
+
+
+@pytest.mark.parametrize("way", ["watched", "tracked"])
+def test_another_token_revives_a_denied_run_and_the_same_one_does_not(
+    archiver: Program, api: FakeApi, way: str
+) -> None:
+    def give(token: str) -> None:
+        archiver.write("tokens.csv", f"run_id,read_token\nsecret,{token}\n")
+        if way == "tracked":
+            assert archiver.call("track", "--from", "tokens.csv").exit_code == 0
+
+    watching = archiver.given(RESULT_ARCHIVER__RUNS__SOURCES="tokens.csv" * (way == "watched"))
+    api.answers["secret"] = [DENIED]
+    give("wrong-token")
+    assert watching.call("ingest", "good", "--json").json()["failed"] == 1
+    asked = api.requests["secret"]
+    if way == "watched":
+        give("wrong-token")
+        watching.call("ingest")
+        assert api.requests["secret"] == asked
+    api.answers["secret"] = [result()]
+    give("right-token")
+    done = watching.call("ingest", "--json").json()
+    assert (done["new"], done["standing_failed"]) == (1, [])
+
+
+def test_retry_takes_a_reason(with_failures: Program, api: FakeApi) -> None:
+    api.answers["secret"] = [result()]
+    assert with_failures.call("retry", "--reason", "denied", "--json").json()["retrying"] == 1
+    with_failures.call("ingest")
+    assert states(with_failures)["secret"] == ("settled", None)
+    assert states(with_failures)["lost-1"] == ("failed", "not_found")
+
+
+def test_retry_refuses_a_reason_that_does_not_exist(with_failures: Program) -> None:
+    done = with_failures.call("retry", "--reason", "tired")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: --reason 'tired': give one of denied, ")
+    assert all(reason.value in done.stderr for reason in Reason)
+
+
+def test_a_410_is_gone_as_a_404_is(archiver: Program, api: FakeApi) -> None:
+    api.answers["deleted"] = [result(status="unresolved"), Answer(b"", 410)]
+    assert archiver.call("ingest", "deleted").exit_code == 0
+    assert archiver.call("ingest", "deleted", "--refresh").exit_code == 0
+    shown = archiver.call("show", "deleted", "--json").json()
+    assert shown["run"]["gone_at"] is not None
+    assert shown["ledger"]["reason"] == "gone"
+    api.answers["never"] = [Answer(b"", 410)]
+    assert archiver.call("ingest", "never").exit_code == 1
+    assert archiver.call("show", "never", "--json").json()["ledger"]["reason"] == "not_found"
+
+
+@SQLITE
+def test_due_runs_under_a_lease_of_another_process_are_said(archiver: Program) -> None:
+    assert archiver.call("track", "good").exit_code == 0
+    with sqlite3.connect(archiver.folder / "archive.db") as connection:
+        connection.execute(
+            "UPDATE tracked_runs SET lease_owner = 'dead', lease_until = '2099-01-01 00:00:00.000'"
+        )
+    done = archiver.call("ingest")
+    assert done.exit_code == 0
+    assert "due runs are leased to another process" in done.stderr
+    assert "until=2099-01-01T00:00:00+00:00" in done.stderr
+
+
+def test_passes_lists_them_with_trigger_length_requests_and_counts(
+    with_failures: Program,
+) -> None:
+    with_failures.call("ingest")
+    newest, first = with_failures.call("passes", "--json").json()
+    assert (first["id"], first["trigger"], first["requests"], first["new"]) == (1, "ingest", 4, 1)
+    assert (newest["requests"], newest["exit_code"]) == (0, 0)
+    assert first["duration_s"] >= 0
+    table = with_failures.call("passes", "--rows", "1").stdout
+    assert len(table.splitlines()) == 3
+    assert all(len(line) <= 80 for line in table.splitlines())
+
+
+def test_the_summary_is_data_only_with_json(archiver: Program) -> None:
+    done = archiver.call("ingest", "good")
+    assert done.stdout == ""
+    assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ pass 1: 1 new, ", done.stderr)
+    done = archiver.call("ingest", "--json")
+    assert json.loads(done.stdout)["pass_id"] == 2
+    assert done.stderr == ""
