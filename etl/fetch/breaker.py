@@ -20,8 +20,12 @@ DIFFERENT_RUNS = 3
 """If the API answered before, they must be of this number of runs: one or two may be bad."""
 NO_RESULTS = 5
 """Answers that are no results, from this number of different runs in a row, stop the source."""
+CONTROLS_IN_A_ROW = 5
+"""A failure is a run's own if the control, an archived run, is answered this number of times;"""
 RESULTS_FOR_ONE = 3
-"""A failure is a run's own if this number of results came in the pass for each failing run."""
+"""without a control, if this number of results came in the pass for each failing run."""
+MOST_CONTROLS = 20
+"""The most requests for the control in one pass."""
 MOST_HELD_BACK = 1000
 """Failing runs are judged at the end of the pass, or when this number is held back."""
 DENIED_AT_FIRST = 5
@@ -193,7 +197,9 @@ class Breaker:
         self._rate = rate or RateLimit(limits)
         self._limits = limits
         self._control = control
-        self._controls_left = RESULTS_FOR_ONE
+        self._controls_left = MOST_CONTROLS if control else 0
+        self._control_row = 0
+        self._is_control_out = False
         self._results = 0
         self._ready: deque[Job] = deque()
         self._denied: list[Job] = []
@@ -254,6 +260,9 @@ class Breaker:
         self.in_flight -= 1
         self._rate.in_flight -= 1
         job.error = error
+        if job.is_control:
+            self._is_control_out = False
+            self._control_row = self._control_row + 1 if signal is Signal.RESULT else 0
         match signal:
             case Signal.RESULT:
                 self._close_circuit(job)
@@ -281,10 +290,15 @@ class Breaker:
     def _count_no_result(self, job: Job) -> None:
         """Hold a job back until a result shows that its answer is its own fault."""
         self._is_probing = True
-        self._exhausted.append(job)
         self._without_result.append(job)
+        if job.is_control:
+            self._controls_left = 0
+        else:
+            self._exhausted.append(job)
         if error := job.error:
             self._rotate(error.chance)
+        if self._ask_before(len(self._without_result), NO_RESULTS):
+            return
         if len(self._without_result) >= NO_RESULTS and job.error:
             reason = f"the last {NO_RESULTS} answers were no results: {job.error.message}"
             self.stop(Halt.DOWN, reason)
@@ -321,13 +335,16 @@ class Breaker:
             self._is_probing = True
             self._rotate(error.chance)
         self._pause(job, error, now)
-        if self._is_down():
+        is_asked = self._ask_before(len(self._failed_probes), FAILED_PROBES)
+        if self._is_down() and not is_asked:
             self.stop(Halt.DOWN, error.message)
-        if self.halt is None and job.attempts < self._limits.attempts:
+        if job.is_control:
+            self._controls_left = 0
+        elif self.halt is None and job.attempts < self._limits.attempts:
             self._ready.append(job)
-            return
-        self._exhausted.append(job)
-        self._bound_held_back()
+        else:
+            self._exhausted.append(job)
+            self._bound_held_back()
 
     def _rotate(self, chance: float) -> None:
         """Make any run the next probe.
@@ -338,18 +355,32 @@ class Breaker:
         self._ready.rotate(-int(chance * len(self._ready)))
 
     def ask_control(self) -> bool:
-        """Queue an archived run when nothing else is left; return whether one is queued.
+        """Queue the control when nothing else is left; return whether it is queued.
 
         Its answers tell failures of the runs from a failure of the API.
         """
-        is_enough = self._results >= RESULTS_FOR_ONE * len(self._exhausted)
-        if self._control is None or not self.is_idle or self.halt or is_enough:
-            return False
-        if not self._controls_left or self._rate.is_spent:
+        is_needed = bool(self._exhausted) and not self._is_api_well
+        is_open = self.is_idle and self.halt is None and not self._rate.is_spent
+        return is_needed and is_open and self._queue_control()
+
+    def _ask_before(self, row: int, longest: int) -> bool:
+        """Queue the control ahead of all others where a row of failures is about to be complete."""
+        return row == longest - 1 and self._queue_control()
+
+    def _queue_control(self) -> bool:
+        if self._control is None or not self._controls_left or self._is_control_out:
             return False
         self._controls_left -= 1
-        self._ready.append(Job(self._control, is_control=True))
+        self._is_control_out = True
+        self._ready.appendleft(Job(self._control, is_control=True))
         return True
+
+    @property
+    def _is_api_well(self) -> bool:
+        """Whether failures are the runs' own: the API answers the control, or most others."""
+        if self._control is not None:
+            return self._control_row >= CONTROLS_IN_A_ROW
+        return self._results >= RESULTS_FOR_ONE * len(self._exhausted)
 
     def stop(self, halt: Halt, reason: str) -> None:
         """Hand out no more jobs; the first reason counts."""
@@ -370,8 +401,7 @@ class Breaker:
         """Return, after a halt, the jobs with a transient error: they stay due."""
         if self.halt not in {Halt.DOWN, Halt.BUSY}:
             return []
-        failed = [*self._exhausted, *self._ready]
-        return [job for job in failed if job.error and not job.is_control]
+        return [job for job in (*self._exhausted, *self._ready) if job.error]
 
     def take_finished(self) -> list[Job]:
         """Return the jobs decided since the last call."""
@@ -400,11 +430,8 @@ class Breaker:
             self._decide_exhausted()
 
     def _decide_exhausted(self) -> None:
-        """End the failing jobs: as their own failures only while the API answers most others.
-
-        A wait that the API asks for is never a run's own.
-        """
-        is_api_well = self._results >= RESULTS_FOR_ONE * len(self._exhausted)
+        """End the failing jobs. A wait that the API asks for is never a run's own failure."""
+        is_api_well = self._is_api_well
         for job in self._exhausted:
             job.is_own = is_api_well and not (job.error and job.error.is_busy)
             self._finish_job(job)

@@ -12,10 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from etl.answers.outcome import Reason, Target, TransientError
 from etl.fetch.breaker import (
+    CONTROLS_IN_A_ROW,
     DENIED_AT_FIRST,
     FAILED_PROBES,
+    MOST_CONTROLS,
     NO_RESULTS,
-    RESULTS_FOR_ONE,
     Breaker,
     Concurrency,
     Halt,
@@ -377,7 +378,7 @@ def test_an_archived_run_that_answers_shows_that_a_failure_is_the_runs_own(bad: 
     sent = drive(breaker, by_run({"a": bad}, others=answer), iter(lambda: 1.0, None))
     assert breaker.halt is None
     assert [(job.target.run_id, job.is_own) for job in breaker.take_finished()] == [("a", True)]
-    assert 1 <= [each.run_id for each in sent].count("archived") <= RESULTS_FOR_ONE
+    assert 1 <= [each.run_id for each in sent].count("archived") <= CONTROLS_IN_A_ROW
 
 
 @pytest.mark.parametrize("bad", [fail, show_page])
@@ -389,6 +390,26 @@ def test_where_an_archived_run_fails_too_the_failure_is_not_the_runs_own(bad: Ve
     assert [job.target.run_id for job in breaker.deferred()] == ["a"] * (bad is fail)
     assert (breaker.halt is Halt.DOWN) == (bad is fail)
     assert [(job.target.run_id, job.is_own) for job in ended] == [("a", False)] * (bad is not fail)
+
+
+@pytest.mark.parametrize("bad", [fail, show_page])
+def test_many_bad_runs_alone_stop_no_source_whose_archived_run_is_answered(bad: Verdict) -> None:
+    """A row of failures is no evidence against an API that answers the control in its midst."""
+    breaker = Breaker(LIMITS, control=targets("archived")[0])
+    breaker.offer(many(15))
+    drive(breaker, by_run({"archived": answer}, others=bad), iter(lambda: 1.0, None))
+    ended = breaker.take_finished()
+    assert breaker.halt is None
+    assert len(ended) == 15
+    assert all(job.is_own for job in ended)
+
+
+def test_the_control_costs_a_bounded_number_of_requests() -> None:
+    breaker = Breaker(LIMITS, control=targets("archived")[0])
+    breaker.offer(many(1000))
+    sent = drive(breaker, by_run({"archived": answer}, others=show_page), iter(lambda: 1.0, None))
+    assert [each.run_id for each in sent].count("archived") == MOST_CONTROLS
+    assert breaker.halt is Halt.DOWN
 
 
 def test_failures_are_a_runs_own_only_while_most_others_are_answered() -> None:
