@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/set-up
 BENCH_SETUP := .venv-bench/set-up
 
-.PHONY: help demo test soak chaos fuzz month polling bench bench-growth views picture check lock clean quick
+.PHONY: help demo test soak chaos fuzz month polling bench bench-claims bench-growth views picture check lock clean quick
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ polling: $(SETUP) ## compare our polling with fixed intervals
 bench: $(SETUP) $(BENCH_SETUP) ## compare the speed with scripts and dlt (75 minutes)
 	.ci/setup postgresql
 	$(BIN)/python -m bench
+
+bench-claims: $(SETUP) ## time claims and tracking, up to a million queued runs (10 minutes)
+	.ci/setup postgresql
+	$(BIN)/python -m bench.claims
 
 bench-growth: $(SETUP) ## time an archive of 10 million test rows (up to 40 minutes)
 	.ci/setup postgresql

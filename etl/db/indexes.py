@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Index
 
 from etl.db import schema
-from etl.db.schema import HAS_FAILED, IS_CURRENT, IS_OPEN, outcomes, revisions, tracked_runs
+from etl.db.schema import HAS_FAILED, IS_CURRENT, IS_OPEN, QUEUED, outcomes, revisions, tracked_runs
 
 metadata = schema.metadata
 """All tables, with all indexes."""
@@ -21,6 +21,14 @@ def _add_partial_index(condition: ColumnElement[bool], *columns: Column[Any]) ->
     Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
 
 
+for _name, _condition in zip(("with_token", "without_token"), QUEUED, strict=True):
+    Index(
+        f"ix_tracked_runs_queued_{_name}",
+        tracked_runs.c.due_at,
+        tracked_runs.c.run_id,
+        sqlite_where=_condition,
+        postgresql_where=_condition,
+    )
 _add_partial_index(HAS_FAILED, tracked_runs.c.state)
 _add_partial_index(tracked_runs.c.gone_at.is_not(None), tracked_runs.c.gone_at)
 _add_partial_index(revisions.c.superseded_at.is_not(None), revisions.c.superseded_at)

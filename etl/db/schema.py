@@ -269,6 +269,12 @@ tracked_runs = Table(
 Index("ix_tracked_runs_due_at", tracked_runs.c.due_at)
 HAS_FAILED = tracked_runs.c.state == literal_column("'failed'")
 """The run was given up. A literal, since a parameter would not match the partial index."""
+IS_QUEUED = tracked_runs.c.state == literal_column("'queued'")
+QUEUED = (
+    and_(IS_QUEUED, tracked_runs.c.read_token.is_not(None)),
+    and_(IS_QUEUED, tracked_runs.c.read_token.is_(None)),
+)
+"""The queued runs in the order of claiming: first those with a token, which an API may need."""
 
 # Outcomes: a row for each revision, valid from observed_at until superseded_at, for reports as of
 # any moment. Names and environments are stored once, in plan_variants and rosters.

@@ -37,18 +37,12 @@ class HeldRuns:
         self._in_hand: dict[str, Claim] = {}
         self._changing = threading.Lock()
 
-    def count_due(self) -> int:
-        """Count the runs that this pass will try to claim."""
-        query = select(func.count()).where(leases.due(self.started_at, self._now()))
-        with reading(self._engine) as connection:
-            return connection.scalar(query) or 0
-
-    def due_sources(self) -> set[str]:
-        """Return the sources of the runs that are due."""
-        query = select(tracked_runs.c.source).distinct()
+    def count_due(self) -> dict[str, int]:
+        """Count the runs that this pass will try to claim, by source."""
+        query = select(tracked_runs.c.source, func.count()).group_by(tracked_runs.c.source)
         with reading(self._engine) as connection:
             due = leases.due(self.started_at, self._now())
-            return set(connection.scalars(query.where(due)))
+            return dict(connection.execute(query.where(due)).all())
 
     def claim(self, limit: int, without: Collection[str] = ()) -> list[Target]:
         """Lease up to `limit` due runs, `without` those of some sources; [] if there are none."""

@@ -1,5 +1,6 @@
 """The work of a pass: claim due runs, fetch them, commit them, until nothing is due."""
 
+from collections.abc import Mapping
 from functools import partial
 
 from msgspec.structs import replace
@@ -38,14 +39,15 @@ def work(ingest: IngestContext, opened: OpenPass, hooks: PassHooks) -> None:
         FetchingLostError: the process that fetches went away.
     """
     held = HeldRuns(ingest.engine, ingest.config.polling, opened.lease.since, ingest.now)
-    require_keys(ingest.config.sources, held.due_sources())
+    due = held.count_due()
+    require_keys(ingest.config.sources, set(due))
     _warn_of_leased_runs(ingest)
     if hooks.interrupt.signal is not None:
         opened.tally.halt = Halt.INTERRUPTED
         opened.tally.halt_reason = hooks.interrupt.name
-    elif held.count_due():
+    elif due:
         try:
-            _fetch_due(ingest, held, opened.tally, hooks)
+            _fetch_due(_begin(ingest, due), ingest, held, opened.tally, hooks)
         finally:
             held.release()
 
@@ -61,9 +63,10 @@ def _warn_of_leased_runs(ingest: IngestContext) -> None:
             )
 
 
-def _fetch_due(ingest: IngestContext, held: HeldRuns, tally: Tally, hooks: PassHooks) -> None:
+def _fetch_due(
+    begin: Begin, ingest: IngestContext, held: HeldRuns, tally: Tally, hooks: PassHooks
+) -> None:
     patience = Patience(ingest.patience_s)
-    begin = _begin(ingest, held)
     with (
         held.heartbeat(),
         Commits(ingest, BatchStore(ingest, held), tally, patience) as commits,
@@ -87,7 +90,7 @@ def _stop(fetching: Fetching, patience: Patience) -> None:
     fetching.stop(GRACE_S)
 
 
-def _begin(ingest: IngestContext, held: HeldRuns) -> Begin:
+def _begin(ingest: IngestContext, due: Mapping[str, int]) -> Begin:
     """Return the first message of a pass."""
     config, api = ingest.config, ingest.config.api
     limits = RequestLimits(
@@ -102,7 +105,7 @@ def _begin(ingest: IngestContext, held: HeldRuns) -> Begin:
         asked_until = connection.scalar(select(func.max(ingests.c.wait_until)))
         controls = {
             source: control
-            for source in held.due_sources()
+            for source in due
             if (control := standings.control_of(connection, source))
         }
     asked_wait_s = (asked_until - ingest.now()).total_seconds() if asked_until else 0
@@ -110,7 +113,7 @@ def _begin(ingest: IngestContext, held: HeldRuns) -> Begin:
         # The database and telemetry settings stay here: their URLs may have passwords.
         replace(config, database=Database(), telemetry=Telemetry()),
         limits,
-        held.count_due(),
+        sum(due.values()),
         batches=1 + database.writers(ingest.engine),
         low_mark=max(CLAIM_AT_LEAST, 4 * api.connections) // 2,
         asked_wait_s=max(0.0, asked_wait_s),

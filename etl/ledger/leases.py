@@ -8,11 +8,22 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, literal, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    case,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from etl.answers.outcome import Reason
 from etl.db import bulk
-from etl.db.schema import Timestamp, among, runs, seconds_between, tracked_runs
+from etl.db.schema import IS_QUEUED, QUEUED, Timestamp, among, runs, seconds_between, tracked_runs
 from etl.ledger.lifecycle import Standing, State
 from etl.ledger.verdicts import Claim, Recorded
 
@@ -28,12 +39,43 @@ class Lease(NamedTuple):
 def claim(
     connection: Connection, lease: Lease, due: ColumnElement[bool], limit: int
 ) -> list[Claim]:
-    """Lease up to `limit` runs for which `due` holds, the most urgent first, in one statement.
+    """Lease up to `limit` runs for which `due` holds, the most urgent first.
 
-    Rows that a concurrent claim has locked are skipped. The claims are in the order of run IDs.
+    Queued runs come through partial indexes that have them in order, the others by a top-N sort
+    of the overdue. Rows that a concurrent claim has locked are skipped. The claims are in the order
+    of run IDs.
     """
+    claims: list[Claim] = []
+    for is_queued in QUEUED:
+        if left := limit - len(claims):
+            chosen = select(tracked_runs.c.run_id).where(is_queued, due)
+            in_order = chosen.order_by(tracked_runs.c.due_at, tracked_runs.c.run_id).limit(left)
+            claims += _lease(connection, lease, in_order)
+    if left := limit - len(claims):
+        claims += _claim_overdue(connection, lease, and_(due, ~IS_QUEUED), left)
+    return sorted(claims, key=lambda each: each.run_id)
+
+
+def _claim_overdue(
+    connection: Connection, lease: Lease, due: ColumnElement[bool], limit: int
+) -> list[Claim]:
+    """Lease the most urgent of the runs that are not queued.
+
+    They are chosen without a lock and locked by key: PostgreSQL would sort all rows on disk to
+    lock some in order. Only where a concurrent claim has all chosen ones, it does.
+    """
+    urgent = select(tracked_runs.c.run_id).where(due).order_by(*urgency(lease.since)).limit(limit)
+    if connection.dialect.name == "sqlite":  # which has one writer at a time
+        return _lease(connection, lease, urgent)
+    chosen = connection.scalars(urgent).all()
+    by_key = select(tracked_runs.c.run_id).where(among(tracked_runs.c.run_id, chosen), due)
+    claims = _lease(connection, lease, by_key) if chosen else []
+    return claims or (_lease(connection, lease, urgent) if chosen else [])
+
+
+def _lease(connection: Connection, lease: Lease, chosen: Select[tuple[str]]) -> list[Claim]:
+    """Lease the chosen runs that no concurrent claim has locked."""
     table = tracked_runs
-    chosen = select(table.c.run_id).where(due).order_by(*urgency(lease.since)).limit(limit)
     if connection.dialect.name == "postgresql":
         chosen = chosen.with_for_update(skip_locked=True)
     # As a CTE it runs once: a subquery with a LIMIT may be run again for each row.
@@ -57,7 +99,7 @@ def claim(
             table.c.gone_at,
         )
     )
-    return sorted((_claim(row) for row in rows.all()), key=lambda each: each.run_id)
+    return [_claim(row) for row in rows.all()]
 
 
 def due(by: datetime, now: datetime) -> ColumnElement[bool]:

@@ -18,8 +18,23 @@ PARTIAL = (
     ("tracked_runs", "gone_at", "gone_at IS NOT NULL"),
 )
 
+QUEUED = {
+    "ix_tracked_runs_queued_with_token": "state = 'queued' AND read_token IS NOT NULL",
+    "ix_tracked_runs_queued_without_token": "state = 'queued' AND read_token IS NULL",
+}
+"""In the order of claiming, so that a claim sorts no queue."""
+
 
 def upgrade() -> None:
+    for name, condition in QUEUED.items():
+        op.create_index(
+            name,
+            "tracked_runs",
+            ["due_at", "run_id"],
+            unique=False,
+            sqlite_where=sa.text(condition),
+            postgresql_where=sa.text(condition),
+        )
     for table, column, condition in PARTIAL:
         op.create_index(
             f"ix_{table}_{column}",
@@ -36,3 +51,5 @@ def downgrade() -> None:
     op.drop_index("ix_status_changes_changed_by", "status_changes")
     for table, column, _ in reversed(PARTIAL):
         op.drop_index(f"ix_{table}_{column}", table)
+    for name in QUEUED:
+        op.drop_index(name, "tracked_runs")

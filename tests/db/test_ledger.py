@@ -1,15 +1,16 @@
 import multiprocessing
+import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, update
+from sqlalchemy import Connection, Engine, Select, event, select, text, update
 
 from etl.answers.outcome import Reason
 from etl.db.database import connect, prepare, writing
-from etl.db.schema import labels, tracked_runs
+from etl.db.schema import QUEUED, labels, tracked_runs
 from etl.ledger import leases, standings, tracking
 from etl.ledger.leases import Lease
 from etl.ledger.lifecycle import Standing, State
@@ -236,6 +237,58 @@ def test_runs_that_are_equally_urgent_come_by_due_time_then_run_id(connection: C
     put(connection, "b", due_at=at(-1))
     put(connection, "a", due_at=NOW)
     assert in_order_of_claiming(connection) == ["b", "c", "a"]
+
+
+def test_claims_of_any_size_come_in_the_order_of_urgency(connection: Connection) -> None:
+    """The order of all due runs, sorted at once, is that of claims that sort no queue."""
+    dice = random.Random(7)
+    for number in range(60):
+        state = dice.choice(["queued", "queued", "running", "retrying", "watching"])
+        put(
+            connection,
+            f"run-{dice.randrange(10**6):06}-{number}",
+            state=state,
+            due_at=at(-dice.randrange(5)),
+            last_fetched_at=None if state == "queued" else at(-5 - dice.randrange(90)),
+            read_token=dice.choice([None, "token"]),
+        )
+    in_order = list(standings.due_runs(connection, NOW))
+    assert len(in_order) == 60
+    place = 0
+    while place < 60:
+        size = dice.randrange(1, 9)
+        assert claim(connection, size) == sorted(in_order[place : place + size])
+        place += size
+
+
+def plan_of(connection: Connection, query: Select[Any]) -> str:
+    """Return the database's plan for a query, with its parameters as they are."""
+    explain = "EXPLAIN" if connection.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
+
+    def ask(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> Any:
+        return f"{explain} {statement}", parameters
+
+    event.listen(connection, "before_cursor_execute", ask, retval=True)
+    try:
+        return str([tuple(row) for row in connection.execute(query).cursor.fetchall()])
+    finally:
+        event.remove(connection, "before_cursor_execute", ask)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_claim_of_queued_runs_sorts_no_queue(connection: Connection, size: int) -> None:
+    """By the plan of the statement: an index has them in order."""
+    track(connection, *(f"run-{number}" for number in range(3000)))
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("ANALYZE tracked_runs"))
+    for is_queued in QUEUED:
+        due = leases.due(NOW, NOW)
+        order = (tracked_runs.c.due_at, tracked_runs.c.run_id)
+        query = select(tracked_runs.c.run_id).where(is_queued, due).order_by(*order).limit(size)
+        plan = plan_of(connection, query)
+        assert "ix_tracked_runs_queued" in plan
+        assert "Sort" not in plan
+        assert "TEMP B-TREE" not in plan
 
 
 def test_a_run_that_is_held_is_not_claimed_until_its_lease_runs_out(connection: Connection) -> None:
