@@ -141,7 +141,8 @@ def test_a_key_without_read_permission_can_be_lived_with(with_sqlite: Program) -
 def test_an_api_that_cannot_be_reached(with_sqlite: Program) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     [(verdict, remedy, exit_code)] = problems(at(with_sqlite, url)).values()
-    assert verdict == f"{url}: {url.removeprefix('http://')} cannot be reached"
+    host = url.removeprefix("http://")
+    assert verdict == f"{url}: {host} refuses connections; check base_url and its port"
     assert remedy == "check base_url, the network, and the proxy settings"
     assert exit_code == 5
 
