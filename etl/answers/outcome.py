@@ -28,7 +28,7 @@ class Reason(StrEnum):
     HTTP_STATUS = "http_status"
     """A status without a result that says nothing final of the run: 202, 429, 5xx, ..."""
     NO_RESOURCES = "no_resources"
-    """This machine lacks files, memory or ports for a request."""
+    """This machine lacks file descriptors for a request."""
     NOT_CONFIGURED = "not_configured"
     """No request was sent: the source, its key or the token key is not there."""
     TOO_MANY_ATTEMPTS = "too_many_attempts"

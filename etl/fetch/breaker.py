@@ -53,7 +53,7 @@ class Halt(Enum):
     REFUSED = "refused"
     """The API refuses the key."""
     NO_RESOURCES = "no_resources"
-    """This machine lacks files, memory or ports; nothing is known of the API."""
+    """This machine lacks file descriptors; nothing is known of the API."""
     INTERRUPTED = "interrupted"
     """A person or the system stopped the pass."""
 
@@ -83,7 +83,7 @@ class Signal(Enum):
     KEY_REFUSED = "key refused"
     """401."""
     NO_RESOURCES = "no resources"
-    """This machine lacks files, memory or ports, for every run alike."""
+    """This machine lacks file descriptors, for every run alike."""
     NO_REQUEST = "no request"
     """Nothing was sent, so that nothing is known of the API."""
 

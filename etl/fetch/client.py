@@ -111,7 +111,11 @@ class Client:
     ) -> None:
         """Read the environment's proxy and certificates once. Raises ConfigError for bad ones."""
         self._base_url = source.base_url.rstrip("/")
-        self._route = read_route(source.base_url)
+        self._environment = read_environment(source.base_url)
+        if self._base_url.lower().startswith("http:"):
+            # Plain http is for this machine alone: a proxy would send the key to another one.
+            self._environment["proxies"] = {}
+        self._route = read_route(source.base_url, self._environment["proxies"])
         self._route.check()
         self._host = self._route.host
         self._key = key
@@ -121,7 +125,6 @@ class Client:
         # The common parts of each request are prepared once. The adapter sends a request and
         # nothing else: no credentials from ~/.netrc, no cookies, no redirects.
         self._request = _prepared(f"{self._base_url}/api/result")
-        self._environment = read_environment(source.base_url)
         self._timeout: Any = Timeout(connect=api.connect_timeout_s, read=api.read_timeout_s)
         self._adapter = _Adapter(_root(self._request), api.connections)
 

@@ -138,10 +138,12 @@ def check_routes(config: Config) -> None:
     if not ROUTE_VARIABLES & {name.upper() for name in os.environ}:
         return
     # Loaded here: a pass with a child process needs none of it.
-    from etl.fetch.route import read_route  # noqa: PLC0415
+    from etl.fetch.route import read_environment, read_route  # noqa: PLC0415
 
     for source in config.sources.values():
-        read_route(source.base_url).check()
+        if source.base_url.lower().startswith("https:"):
+            proxies = read_environment(source.base_url)["proxies"]
+            read_route(source.base_url, proxies).check()
 
 
 def in_child(begin: Begin, _now: Clock) -> Peer:

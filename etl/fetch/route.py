@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -19,17 +19,14 @@ from urllib3.exceptions import LocationParseError, MaxRetryError, ProtocolError
 from urllib3.exceptions import ProxyError as TunnelError
 
 from etl.errors import ConfigError
-from etl.runtime import hide_package
+from etl.runtime import DESCRIPTORS_REMEDY, has_free_descriptors, hide_package
 
 with hide_package("charset_normalizer"):  # it guesses encodings; JSON is UTF-8
     import requests
 
-NO_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL}
-"""Errors of this machine, whatever the other one does."""
+NO_RESOURCES = {errno.EMFILE, errno.ENFILE}
+"""Errors of this machine, whatever the other one does: no free file descriptor."""
 UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
-DESCRIPTORS_NEEDED = 4
-"""One request opens this number of files at once: certificates, names, a socket."""
-
 NETWORK_REMEDY = "check the network, and whether HTTPS_PROXY has to name a proxy"
 _TUNNEL_STATUS = re.compile(r"Tunnel connection failed: (\d{3})")
 _OF_DATES, _OF_NAMES = {9, 10}, {62, 64}
@@ -44,7 +41,7 @@ class Variable(NamedTuple):
 
 
 class RouteFault(NamedTuple):
-    """The reason why no answer came. `is_local`: this machine lacks files, memory or ports."""
+    """The reason why no answer came. `is_local`: this machine is at fault."""
 
     problem: str
     remedy: str = ""
@@ -52,11 +49,15 @@ class RouteFault(NamedTuple):
 
 
 class Route(NamedTuple):
-    """A host, with the variables that set a proxy and a CA bundle for it."""
+    """A host, with the variables that set a proxy and a CA bundle for it.
+
+    `setting` is the one that names the host.
+    """
 
     host: str
     proxy: Variable = Variable()
     bundle: Variable = Variable()
+    setting: str = "base_url"
 
     def check(self) -> None:
         """Check the proxy's and the bundle's settings; nothing is connected.
@@ -74,7 +75,8 @@ class Route(NamedTuple):
         causes = list(_causes(error))
         if lack := _find_lack(causes):
             problem = f"no connection to {self.host}: {os.strerror(lack).lower()} on this machine"
-            return RouteFault(problem, _remedy_of_lack(lack), is_local=True)
+            remedy = f"{DESCRIPTORS_REMEDY}, or lower api.connections"
+            return RouteFault(problem, remedy, is_local=True)
         if any(isinstance(each, TunnelError) or _is_of_socks(each) for each in causes):
             return self._explain_proxy(causes)
         place = f"{self.host} (by {self._proxy_place})" if self.proxy.value else self.host
@@ -98,13 +100,13 @@ class Route(NamedTuple):
                     return self._explain_certificate(place, cause)
                 case ssl.SSLError():
                     problem = f"{place} does not speak TLS as it should"
-                    return RouteFault(problem, "check base_url")
+                    return RouteFault(problem, f"check {self.setting}")
                 case socket.gaierror() | LocationParseError():
                     problem = f"the name of {place} cannot be resolved"
-                    return RouteFault(problem, "check base_url, and this machine's DNS")
+                    return RouteFault(problem, f"check {self.setting}, and this machine's DNS")
                 case ConnectionRefusedError():
                     problem = f"{place} refuses connections"
-                    return RouteFault(problem, "check base_url and its port")
+                    return RouteFault(problem, f"check {self.setting} and its port")
                 case OSError(errno=int(code)) if code in UNREACHABLE:
                     problem = f"{place} cannot be reached: {os.strerror(code).lower()}"
                     return RouteFault(problem, NETWORK_REMEDY)
@@ -116,7 +118,7 @@ class Route(NamedTuple):
         if error.verify_code in _OF_DATES:
             return RouteFault(problem, "check this machine's clock and the certificate's dates")
         if error.verify_code in _OF_NAMES:
-            return RouteFault(problem, "check base_url")
+            return RouteFault(problem, f"check {self.setting}")
         if self.bundle.value:
             shown = f"{self.bundle.name} ({self.bundle.value})"
             return RouteFault(problem, f"add its issuer to the file of {shown}, or unset that")
@@ -138,7 +140,9 @@ class Route(NamedTuple):
     def _explain_status(self, place: str, status: int) -> RouteFault:
         if status != 407:
             problem = f"{place} answered {status} instead of connecting to {self.host}"
-            return RouteFault(problem, "check base_url, or ask who runs the proxy to allow it")
+            return RouteFault(
+                problem, f"check {self.setting}, or ask the proxy's operator to allow it"
+            )
         if "@" in self.proxy.value:
             problem = f"{place} refuses the user and password given to it (407)"
             return RouteFault(problem, f"correct them in {self.proxy.name}")
@@ -147,28 +151,24 @@ class Route(NamedTuple):
 
 
 def read_environment(url: str) -> dict[str, Any]:
-    """Return the proxies and certificates for `url` as an adapter takes them."""
+    """Return the proxies and certificates that the environment sets for `url`."""
     environment: Any = requests.Session().merge_environment_settings(
         url, proxies={}, stream=True, verify=None, cert=None
     )
-    if url.lower().startswith("http:"):
-        # Plain http is for this machine alone: a proxy would send the key to another one.
-        environment["proxies"] = {}
     return dict(environment)
 
 
-def read_route(url: str) -> Route:
-    """Return the route to the host of `url`."""
-    host = urlsplit(url).netloc
-    if url.lower().startswith("http:"):
-        return Route(host)
-    bundle = _find_variable("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-    proxy = requests.utils.select_proxy(url, read_environment(url)["proxies"])
+def read_route(url: str, proxies: Mapping[str, str]) -> Route:
+    """Return the route to the host of `url`, by one of `proxies` if they concern it."""
+    parts = urlsplit(url)
+    is_tls = parts.scheme.lower() == "https"
+    bundle = _find_variable("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if is_tls else Variable()
+    proxy = requests.utils.select_proxy(url, dict(proxies))
     if not proxy:
-        return Route(host, bundle=bundle)
-    names = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-    name = _find_variable(*names).name or "the system's settings"
-    return Route(host, Variable(name, proxy), bundle)
+        return Route(parts.netloc, bundle=bundle)
+    own = f"{parts.scheme}_proxy"
+    name = _find_variable(own.lower(), own.upper(), "all_proxy", "ALL_PROXY").name
+    return Route(parts.netloc, Variable(name or "the system's settings", proxy), bundle)
 
 
 def _find_variable(*names: str) -> Variable:
@@ -244,22 +244,6 @@ def _find_lack(causes: Sequence[BaseException]) -> int | None:
 
     Without a free file descriptor, a name is just not resolved and a certificate just not read.
     """
-    codes = {cause.errno for cause in causes if isinstance(cause, OSError)}
-    if codes & NO_RESOURCES:
-        return min(code for code in codes & NO_RESOURCES if code)
-    opened: list[int] = []
-    try:
-        for _ in range(DESCRIPTORS_NEEDED):
-            opened.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401  closed if it fails
-    except OSError as error:
-        return error.errno
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
-    return None
-
-
-def _remedy_of_lack(code: int) -> str:
-    if code in {errno.EMFILE, errno.ENFILE}:
-        return "raise the limit (ulimit -n, LimitNOFILE=), or lower api.connections"
-    return "free some, or lower api.connections"
+    codes = [cause.errno for cause in causes if isinstance(cause, OSError)]
+    lack = next((code for code in codes if code in NO_RESOURCES), None)
+    return lack if lack or has_free_descriptors() else errno.EMFILE

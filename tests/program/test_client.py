@@ -543,7 +543,7 @@ def test_plain_http_on_this_machine_goes_round_the_proxy(
     assert other_server.requests == []
 
 
-ASK_THE_PROXY = "check base_url, or ask who runs the proxy to allow it"
+ASK_THE_PROXY = "check base_url, or ask the proxy's operator to allow it"
 
 
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
@@ -674,7 +674,7 @@ def test_too_many_open_files_are_called_by_their_name(host: str, server: Faulty)
         asked.fetch("r1", None)
     assert str(caught.value) == (
         f"no connection to {host}:{server.port}: too many open files on this machine;"
-        " raise the limit (ulimit -n, LimitNOFILE=), or lower api.connections"
+        " raise the limit of open files (ulimit -n, LimitNOFILE=), or lower api.connections"
     )
     assert caught.value.reason is Reason.NO_RESOURCES
     server.answer = send(reply(BODY))
