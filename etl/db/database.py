@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from etl.db import faults
+from etl.db import faults, rights
 from etl.db.read_only import open_read_only
 from etl.errors import DatabaseError, Fault
 from etl.runtime import hide_package
@@ -179,7 +179,8 @@ def _explained(engine: Engine) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise faults.explain(error, shown_url(engine)) from None
+        explained = faults.explain(error, shown_url(engine))
+        raise rights.add_grants(explained, error, engine) from None
 
 
 def shown_url(engine: Engine) -> str:
