@@ -1,7 +1,6 @@
 """Connect to the archive's database, and bring its tables to the revision this version needs."""
 
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -287,17 +286,6 @@ def _make_folder(engine: Engine) -> None:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DatabaseError(f"{file}: its folder cannot be made: {error.strerror}") from None
-
-
-def folder_problem(engine: Engine) -> str:
-    """Return the obstacle to creating the SQLite file, "" if there is none. Creates nothing."""
-    file = engine.url.database
-    if engine.dialect.name != "sqlite" or not file:
-        return ""
-    folder = next(parent for parent in Path(file).absolute().parents if parent.exists())
-    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
-        return ""
-    return f"{file}: {folder} cannot be written to"
 
 
 def migrations_folder() -> Path:
