@@ -14,6 +14,7 @@ demo: $(SETUP) ## show the whole job, without a key or a network
 
 test: $(SETUP) ## run all tests on SQLite and PostgreSQL, and all checks
 	.ci/setup postgresql
+	.ci/setup pgbouncer
 	.ci/setup chromium
 	$(BIN)/pytest
 

@@ -19,6 +19,7 @@ from tests.support.program import Program, program
 # Variables that change the program's work or the look of its output, by the start of their names.
 OUTSIDE_INFLUENCES = (
     "APPLITOOLS_", "RESULT_ARCHIVER__", "PG", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
+    "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
     "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS",
 )  # fmt: skip
 

@@ -27,6 +27,8 @@ class Reason(StrEnum):
     """The API cannot be reached, broke the connection off, or took too long."""
     HTTP_STATUS = "http_status"
     """A status without a result that says nothing final of the run: 202, 429, 5xx, ..."""
+    NO_RESOURCES = "no_resources"
+    """This machine lacks file descriptors for a request."""
     NOT_CONFIGURED = "not_configured"
     """No request was sent: the source, its key or the token key is not there."""
     TOO_MANY_ATTEMPTS = "too_many_attempts"

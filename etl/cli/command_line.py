@@ -27,7 +27,7 @@ COMMANDS = {
     "track": ("track_command", "Add runs to the ledger; the next ingest fetches them."),
     "ingest": ("ingest_command", "Do one pass: fetch and store all runs that are due."),
     "schedule": ("schedule_command", "Run as a service: a pass now, then as [schedule] says."),
-    "doctor": ("doctor_command", "Check keys, API and database; say how to fix each problem."),
+    "doctor": ("doctor_command", "Try what a pass will need; name each problem with its remedy."),
     "status": ("status_command", "Show the ledger at a glance: states, failures, last passes."),
     "passes": ("passes_command", "List the last passes: trigger, length, counts, exit code."),
     "show": (

@@ -1,107 +1,229 @@
-"""The checks of `doctor`: settings, database and API, each with verdict and remedy."""
+"""The checks of `doctor`: a trial of all that a pass needs, each with problem and remedy."""
 
-from collections.abc import Callable, Iterator
-from datetime import timedelta
-from functools import partial
-from typing import NamedTuple
+import http.client
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
-from sqlalchemy import Engine, select
+import requests
+from sqlalchemy import Select, func, select
 
 from etl.answers.payload import PayloadError, decode
-from etl.config.settings import Config, Source
+from etl.config.settings import Config, Source, Telemetry
 from etl.db import database
-from etl.db.faults import UNREACHABLE_REMEDY
 from etl.db.opening import Archive
-from etl.db.schema import runs
-from etl.errors import ArchiverError
+from etl.db.schema import runs, tracked_runs
+from etl.db.write_check import require_writable
+from etl.errors import ArchiverError, ConfigError
+from etl.fetch.breaker import DENIED_AT_FIRST
 from etl.fetch.client import Client, Probe, RunRefusedError, UnavailableError
 from etl.fetch.door import Clock
+from etl.fetch.route import read_environment, read_route
+from etl.intake import lists
 from etl.secrets.keys import api_key
-from etl.secrets.masking import Secret
+from etl.secrets.masking import Secret, hide
 from etl.secrets.vault import TokenVault
 
 ALLOWED_SKEW = timedelta(minutes=1)
 UNKNOWN_RUN = "result-archiver-doctor"
 """Requested while nothing is archived: the API's refusal tells how it takes the key."""
 
+T = TypeVar("T")
+
 NOT_THE_API = "check base_url: this does not look like the API"
 
 
 class Finding(NamedTuple):
-    """The result of one check. `exit_code` is 0 unless it is a problem."""
+    """The result of one check: a `state` that is well, or a `problem`.
+
+    `reason` is a code for programs, "ok" without a problem. `exit_code` is the one with which a
+    command ends for this problem, 0 if it goes on.
+    """
 
     subject: str
-    verdict: str
-    remedy: str
-    exit_code: int
+    state: str
+    reason: str = "ok"
+    problem: str = ""
+    remedy: str = ""
+    exit_code: int = 0
 
 
-def examine(archive: Archive, config: Config, now: Clock) -> Iterator[Finding]:
-    """Check the database, the key of the read tokens, and each source."""
-    yield _database(archive.engine)
-    yield _vault(config)
-    for name, source in config.sources.items():
-        yield from _source(archive, name, source, partial(Client, api=config.api, clock=now))
+def examine(archive: Archive, config: Config, clock: Clock) -> Iterator[Finding]:
+    """Check the database, the token key, each source, the run lists and the monitoring."""
+    yield _database(archive)
+    yield _token_key(archive, config)
+    for name in config.sources:
+        yield from _SourceCheck(archive, config, name, clock).findings()
+    yield from _run_lists(config)
+    yield from _metrics(config.telemetry)
+    yield from _ping(config.telemetry)
 
 
-def _database(engine: Engine) -> Finding:
-    try:
-        if database.has_archive(engine):
-            return Finding("database", f"{database.shown_url(engine)} is up to date", "", 0)
-    except ArchiverError as error:
-        return _report("database", error, UNREACHABLE_REMEDY)
-    if problem := database.folder_problem(engine):
-        return Finding("database", problem, "make its folder, or change database.url", 4)
-    remedy = "nothing to do: the first ingest makes the tables"
-    return Finding("database", f"{database.shown_url(engine)} is new", remedy, 0)
+def _problem(subject: str, reason: str, problem: str, remedy: str, exit_code: int) -> Finding:
+    return Finding(subject, "", reason, problem, remedy, exit_code)
 
 
-def _report(subject: str, error: ArchiverError, remedy: str) -> Finding:
+def _report(subject: str, error: ArchiverError, remedy: str = "") -> Finding:
     """Return an error as a finding; `remedy` is for one that has none."""
-    return Finding(subject, error.problem, error.remedy or remedy, error.exit_code)
+    text = error.remedy or remedy
+    return _problem(subject, error.reason, error.problem, text, error.exit_code)
 
 
-def _vault(config: Config) -> Finding:
-    """Try the key of the read tokens; it is made when the first token is stored."""
+# --- the database and the token key ---
+
+
+def _database(archive: Archive) -> Finding:
+    place = database.shown_url(archive.engine)
     try:
-        vault = TokenVault(config.security.token_key_file)
-        if not vault.has_key_file():
-            return Finding("token key", "not needed yet; the first read token makes it", "", 0)
-        vault.encrypt(Secret("doctor"))
+        is_there = database.has_archive(archive.engine)
+        require_writable(archive.engine)
     except ArchiverError as error:
-        return _report("token key", error, "see security.token_key_file")
-    return Finding("token key", "can be used", "", 0)
+        return _report("database", error, "check database.url")
+    state = "up to date" if is_there else "new: the first ingest creates its tables"
+    return Finding("database", f"{place} is {state}")
 
 
-def _source(
-    archive: Archive, name: str, source: Source, open_client: Callable[..., Client]
-) -> Iterator[Finding]:
-    subject = f"source {name}"
+def _token_key(archive: Archive, config: Config) -> Finding:
+    """Try the token key on a stored token; the first token that is stored creates the key."""
+    subject = "token key"
+    stored = _ask(archive, select(func.max(tracked_runs.c.read_token)))
+    vault = TokenVault(config.security.token_key_file)
     try:
-        key = api_key(name, source)
+        is_there = vault.has_key_file()
+        if is_there and stored:
+            vault.decrypt(stored)
+        elif is_there:
+            vault.encrypt(Secret("doctor"))
     except ArchiverError as error:
-        yield Finding(subject, "has no API key", str(error), error.exit_code)
-        return
-    client = open_client(source, key)
-    run_id = _find_run(archive, name) or UNKNOWN_RUN
-    try:
-        probe = client.probe(run_id)
-        is_api = _is_api(client, run_id, probe)
-    except UnavailableError as error:
-        remedy = "check base_url, the network, and the proxy settings"
-        yield Finding(subject, f"{source.base_url}: {error}", remedy, 5)
-        return
-    if is_api:
-        yield _permission(subject, probe)
-    else:
-        yield Finding(subject, "what answered is not the API", NOT_THE_API, 5)
-    if probe.server_time is not None:
-        yield _skew(subject, abs(probe.server_time - probe.asked_at))
+        return _report(subject, error, "see security.token_key_file")
+    if is_there:
+        return Finding(subject, "can be used")
+    if not stored:
+        return Finding(subject, "not needed yet; the first read token creates it")
+    return _problem(
+        subject,
+        "token_key_missing",
+        f"security.token_key_file: {config.security.token_key_file} does not exist, and read"
+        " tokens are stored that only its key decrypts",
+        "bring the file back, or track these runs again with their tokens",
+        ConfigError.exit_code,
+    )
 
 
-def _is_api(client: Client, run_id: str, probe: Probe) -> bool:
-    """Tell the API from any other server, as far as an answer to a run ID can."""
-    return probe.http_status != 200 or _is_result(client, run_id)
+def _ask(archive: Archive, query: "Select[T]") -> T | None:
+    """Return the value of a query, None without an archive: the database has its own finding."""
+    with suppress(ArchiverError):
+        if database.has_archive(archive.engine):
+            with archive.reading() as connection:
+                found: T | None = connection.scalar(query)
+                return found
+    return None
+
+
+# --- the sources ---
+
+
+class _SourceCheck:
+    """One request to a source: the route, the key, its permission, and the clock."""
+
+    def __init__(self, archive: Archive, config: Config, name: str, clock: Clock) -> None:
+        self._archive = archive
+        self._config = config
+        self._name = name
+        self._clock = clock
+        self._subject = f"source {name}"
+        self._source: Source = config.sources[name]
+
+    def findings(self) -> Iterator[Finding]:
+        """Yield the findings of this source."""
+        try:
+            key = api_key(self._name, self._source)
+        except ArchiverError as error:
+            yield _problem(
+                self._subject, error.reason, "has no API key", str(error), error.exit_code
+            )
+            return
+        try:
+            client = Client(self._source, key, self._config.api, self._clock)
+            run_id = self._find_run() or UNKNOWN_RUN
+            probe = client.probe(run_id)
+            is_api = probe.http_status != 200 or _is_result(client, run_id)
+        except ConfigError as error:
+            yield _report(self._subject, error)
+        except UnavailableError as error:
+            yield self._describe_no_answer(error)
+        else:
+            yield self._describe(probe) if is_api else self._describe_other_product()
+            if probe.server_time is not None:
+                yield self._compare_clocks(probe.server_time)
+
+    def _find_run(self) -> str | None:
+        """Return an archived run that the source still has, if there is one."""
+        of_source = runs.c.source == self._name, runs.c.gone_at.is_(None)
+        query = select(runs.c.run_id).where(*of_source).order_by(runs.c.changed_at.desc())
+        return _ask(self._archive, query.limit(1))
+
+    def _describe_no_answer(self, error: UnavailableError) -> Finding:
+        remedy = error.remedy or "check base_url, the network, and the proxy settings"
+        exit_code = 1 if error.reason == "no_resources" else 5
+        return _problem(self._subject, error.reason.value, error.problem, remedy, exit_code)
+
+    def _describe_other_product(self) -> Finding:
+        problem = f"{self._source.base_url} answers, but with no result of the API"
+        return _problem(self._subject, "not_the_api", problem, NOT_THE_API, 5)
+
+    def _describe(self, probe: Probe) -> Finding:
+        subject = self._subject
+        match probe.http_status:
+            case 404 if not probe.is_json:
+                problem = "answered 404, and not in JSON: it may be another server than the API"
+                return _problem(subject, "not_the_api", problem, "check base_url", 0)
+            case 200 | 404:
+                return Finding(subject, "the key is accepted, and reads results")
+            case 401:
+                remedy = "set the right key in the environment or the key file"
+                problem = "the API refuses the key (401)"
+                return _problem(subject, "key_refused", problem, remedy, 3)
+            case 403:
+                return self._describe_no_permission()
+            case 429:
+                remedy = "wait, and lower api.max_requests_per_second if it happens often"
+                return _problem(subject, "busy", "the API asks for patience (429)", remedy, 5)
+            case status:
+                problem = f"the API answered {status}"
+                return _problem(subject, "http_status", problem, NOT_THE_API, 5)
+
+    def _describe_no_permission(self) -> Finding:
+        """Describe a 403, which is a problem of due runs without a read token alone."""
+        due = (
+            tracked_runs.c.source == self._name,
+            tracked_runs.c.due_at <= self._clock(),
+        )
+        has_token = tracked_runs.c.read_token.is_not(None)
+        count = select(func.count()).select_from(tracked_runs).where(*due)
+        bare = _ask(self._archive, count.where(~has_token)) or 0
+        with_token = _ask(self._archive, count.where(has_token)) or 0
+        problem = "the key is accepted, but has no read permission (403)"
+        exit_code = 0
+        if bare:
+            problem += f", and {bare} due run{'s have' if bare > 1 else ' has'} no read token"
+            exit_code = 1 if with_token or bare < DENIED_AT_FIRST else 3
+        remedy = "track each run with its read token, or ask for a key that may read"
+        return _problem(self._subject, "no_permission", problem, remedy, exit_code)
+
+    def _compare_clocks(self, server_time: datetime) -> Finding:
+        subject = f"{self._subject} clock"
+        skew = abs(server_time - self._clock())
+        if skew <= ALLOWED_SKEW:
+            return Finding(subject, "agrees with this machine's")
+        problem = f"differs by {skew.total_seconds():.0f} s"
+        remedy = "set this machine's clock (NTP): times in the archive and due times come from it"
+        return _problem(subject, "clock_skew", problem, remedy, 1)
 
 
 def _is_result(client: Client, run_id: str) -> bool:
@@ -113,45 +235,107 @@ def _is_result(client: Client, run_id: str) -> bool:
     return True
 
 
-def _permission(subject: str, probe: Probe) -> Finding:
-    match probe.http_status:
-        case 404 if not probe.is_json:
-            verdict = "answered 404, and not in JSON: it may be another server than the API"
-            return Finding(subject, verdict, "check base_url", 0)
-        case 200 | 404:
-            return Finding(subject, "the key is accepted, and reads results", "", 0)
-        case 401:
-            remedy = "set the right key in the environment or the key file"
-            return Finding(subject, "the API refuses the key (401)", remedy, 3)
-        case 403:
-            return Finding(
-                subject,
-                "the key is accepted, but has no read permission (403)",
-                "track each run with its read token, or ask for a key that may read",
-                0,
-            )
-        case 429:
-            remedy = "wait, and lower api.max_requests_per_second if it happens often"
-            return Finding(subject, "the API asks for patience (429)", remedy, 5)
-        case _:
-            return Finding(subject, f"the API answered {probe.http_status}", NOT_THE_API, 5)
+# --- run lists and monitoring ---
 
 
-def _skew(subject: str, skew: timedelta) -> Finding:
-    if skew <= ALLOWED_SKEW:
-        return Finding(f"{subject} clock", "agrees with this machine's", "", 0)
-    remedy = "set this machine's clock (NTP): times in the archive and due times come from it"
-    return Finding(f"{subject} clock", f"differs by {skew.total_seconds():.0f} s", remedy, 1)
+def _run_lists(config: Config) -> Iterator[Finding]:
+    missing = lists.find_missing(config)
+    for pattern in missing:
+        yield _problem(
+            "run list",
+            "list_missing",
+            f"runs.sources: {pattern}: there is no such file",
+            "correct runs.sources, or create the file: each pass warns of it",
+            1,
+        )
+    if config.runs.sources and not missing:
+        yield Finding("run lists", "each pattern of runs.sources names a file")
 
 
-def _find_run(archive: Archive, source: str) -> str | None:
-    """Return an archived run that the source has not lost, if there is one."""
+def _metrics(settings: Telemetry) -> Iterator[Finding]:
+    if settings.metrics_port:
+        yield _metrics_port(settings.metrics_host, settings.metrics_port)
+    if settings.metrics_file:
+        yield _metrics_file(Path(settings.metrics_file))
+
+
+def _metrics_port(host: str, port: int) -> Finding:
+    subject, place = "metrics port", f"{host}:{port}"
     try:
-        if not database.has_archive(archive.engine):
-            return None
-        with archive.reading() as connection:
-            query = select(runs.c.run_id).where(runs.c.source == source, runs.c.gone_at.is_(None))
-            run_id: str | None = connection.scalar(query.order_by(runs.c.changed_at.desc()))
-            return run_id
-    except ArchiverError:
-        return None  # the finding of the database has it
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        if _serves_our_metrics(host, port):
+            return Finding(subject, f"{place} is served by a running service")
+        problem = f"telemetry.metrics_port: {place} cannot be opened: {error.strerror}"
+        remedy = "set another port, or end the program that has this one"
+        return _problem(subject, "port_taken", problem, remedy, 2)
+    return Finding(subject, f"{place} is free for the service")
+
+
+def _serves_our_metrics(host: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(host, port, timeout=2)
+    try:
+        connection.request("GET", "/metrics")
+        return b"result_archiver_" in connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _metrics_file(file: Path) -> Finding:
+    subject = "metrics file"
+    folder = next(parent for parent in file.absolute().parents if parent.exists())
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        problem = f"telemetry.metrics_file: {file} cannot be written: {error.strerror}"
+        remedy = f"let this user write to {folder}, or change telemetry.metrics_file"
+        return _problem(subject, "file_not_writable", problem, remedy, 1)
+    return Finding(subject, f"{file} can be written")
+
+
+def _ping(settings: Telemetry) -> Iterator[Finding]:
+    """Ask the host of the ping URL for its start page: the URL itself would count as a ping."""
+    if settings.ping_url is None:
+        return
+    hide(settings.ping_url)
+    subject = "ping URL"
+    try:
+        place = _request_start_page(settings.ping_url, settings.ping_timeout_s)
+    except ArchiverError as error:
+        yield _report(subject, error)._replace(exit_code=1)  # a pass goes on without it
+    else:
+        yield Finding(subject, f"{place} answers")
+
+
+def _request_start_page(url: str, timeout_s: float) -> str:
+    """Return the host that answered. Raises ArchiverError if none did."""
+    root = _start_page_of(url)
+    if not root:
+        raise ConfigError("telemetry.ping_url is not a URL", "give https://HOST/PATH")
+    proxies = read_environment(root)["proxies"]
+    route = read_route(root, proxies)._replace(setting="telemetry.ping_url")
+    route.check()
+    try:
+        requests.head(root, timeout=timeout_s, allow_redirects=False).close()
+    except requests.Timeout:
+        limit = f"telemetry.ping_timeout_s ({timeout_s:g})"
+        problem = f"{route.host} did not answer within {limit}"
+        raise ArchiverError(problem, "check the network") from None
+    except requests.RequestException as error:
+        fault = route.explain(error)
+        raise ArchiverError(fault.problem, fault.remedy or "check the network") from None
+    return route.host
+
+
+def _start_page_of(url: str) -> str:
+    """Return the URL of the host's start page, "" without a host that can be asked."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    is_complete = parts.scheme in {"http", "https"} and parts.hostname
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/" if is_complete else ""

@@ -57,6 +57,7 @@ def ingest(
 
 
 def _ingest(session: "Session", wanted: "Wanted", *, wait: bool, as_json: bool) -> int:
+    from etl.fetch.door import check_routes
     from etl.ingest import begin
     from etl.ingest.interrupt import Interrupt
     from etl.ingest.one_pass import PassOrder
@@ -69,6 +70,7 @@ def _ingest(session: "Session", wanted: "Wanted", *, wait: bool, as_json: bool) 
     require_keys(
         session.config.sources, {wanted.source or DEFAULT_SOURCE} if wanted.run_ids else set()
     )
+    check_routes(session.config)
     with session.open_or_create() as archive, Interrupt().listening() as interrupt:
         context = session.ingest_into(archive)
         track = begin.track_and_make_due if wanted.refresh else begin.track_named
@@ -167,14 +169,14 @@ def _describe_halt(tally: "Tally") -> str:
     from etl.fetch.breaker import Halt
 
     match tally.halt:
-        case Halt.REFUSED:
+        case Halt.REFUSED | Halt.NO_RESOURCES:
             return f"{tally.halt_reason}; what is due stays due"
         case Halt.INTERRUPTED:
             return f"interrupted by {tally.halt_reason}; what is due stays due"
         case Halt.BUSY:
             return f"{tally.halt_reason}, longer than api.max_wait_s; what is due stays due"
         case _:
-            return f"the API is down: {tally.halt_reason}; what is due stays due"
+            return f"no results from the API: {tally.halt_reason}; what is due stays due"
 
 
 def _preview(session: "Session", wanted: "Wanted", *, as_json: bool) -> int:

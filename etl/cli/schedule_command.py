@@ -17,6 +17,7 @@ def schedule(session: "Session") -> int:
 
     SIGTERM and Ctrl-C end it after the runs in hand: its exit code is 0 then.
     """
+    from etl.fetch.door import check_routes
     from etl.ingest import scheduler
     from etl.ingest.interrupt import Interrupt
     from etl.runtime import tune_heap
@@ -24,6 +25,7 @@ def schedule(session: "Session") -> int:
 
     tune_heap()
     require_keys(session.config.sources, set(session.config.sources))
+    check_routes(session.config)
     with (
         session.open_to_migrate() as archive,  # each pass creates or checks the tables
         Interrupt().listening() as interrupt,

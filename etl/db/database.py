@@ -1,7 +1,6 @@
 """Connect to the archive's database, and bring its tables to the revision this version needs."""
 
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from etl.db import faults
+from etl.db import faults, rights
 from etl.db.read_only import open_read_only
 from etl.errors import DatabaseError, Fault
 from etl.runtime import hide_package
@@ -179,7 +178,8 @@ def _explained(engine: Engine) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise faults.explain(error, shown_url(engine)) from None
+        explained = faults.explain(error, shown_url(engine))
+        raise rights.add_grants(explained, error, engine) from None
 
 
 def shown_url(engine: Engine) -> str:
@@ -286,17 +286,6 @@ def _make_folder(engine: Engine) -> None:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DatabaseError(f"{file}: its folder cannot be made: {error.strerror}") from None
-
-
-def folder_problem(engine: Engine) -> str:
-    """Return the obstacle to creating the SQLite file, "" if there is none. Creates nothing."""
-    file = engine.url.database
-    if engine.dialect.name != "sqlite" or not file:
-        return ""
-    folder = next(parent for parent in Path(file).absolute().parents if parent.exists())
-    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
-        return ""
-    return f"{file}: {folder} cannot be written to"
 
 
 def migrations_folder() -> Path:

@@ -3,7 +3,9 @@
 Only an error of a statement's values can be a run's own; all others concern every run alike.
 """
 
+import os
 import sqlite3
+from pathlib import Path
 
 from sqlalchemy.exc import (
     DataError,
@@ -17,6 +19,7 @@ from sqlalchemy.exc import (
 )
 
 from etl.errors import DatabaseError, Fault
+from etl.runtime import DESCRIPTORS_REMEDY, has_free_descriptors
 from etl.secrets.masking import mask
 
 UNREACHABLE_REMEDY = "check database.url, and that the database runs and lets this user in"
@@ -85,6 +88,8 @@ def _explain_sqlite(error: sqlite3.Error) -> tuple[Fault, str]:
     )
     if code == sqlite3.SQLITE_BUSY:
         return Fault.UNAVAILABLE, ""
+    if code == sqlite3.SQLITE_CANTOPEN and not has_free_descriptors():
+        return Fault.OUT_OF_RESOURCES, DESCRIPTORS_REMEDY
     if isinstance(error, refusals):
         return Fault.REFUSED_VALUES, ""
     return Fault.UNUSABLE, _OF_SQLITE.get(code, "")
@@ -99,11 +104,24 @@ def _explain_state(state: str) -> tuple[Fault, str]:
 def _explain_driver(error: SQLAlchemyError) -> tuple[Fault, str]:
     """Explain an error that the driver found itself: no connection, or a value it cannot send."""
     if isinstance(error, OperationalError):
-        return Fault.UNAVAILABLE, UNREACHABLE_REMEDY if error.statement is None else ""
+        return Fault.UNAVAILABLE, _remedy_of_connection() if error.statement is None else ""
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return Fault.UNAVAILABLE, ""
     refusals = (DataError, IntegrityError, InterfaceError, NotSupportedError, ProgrammingError)
     return (Fault.REFUSED_VALUES if isinstance(error, refusals) else Fault.UNUSABLE), ""
+
+
+def _remedy_of_connection() -> str:
+    """Return the remedy of a failed connection; libpq ignores a password file without a word."""
+    file = Path(os.environ.get("PGPASSFILE", os.devnull))
+    try:
+        if file.stat().st_mode & 0o077 and file.is_file():
+            problem = f"which others can read: run `chmod 600 {file}`"
+        else:
+            return UNREACHABLE_REMEDY
+    except OSError as error:
+        problem = f"which cannot be read: {error.strerror}"
+    return f"{UNREACHABLE_REMEDY}; no password was taken from PGPASSFILE, {file}, {problem}"
 
 
 def _first_line(cause: BaseException) -> str:

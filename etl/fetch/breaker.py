@@ -52,6 +52,8 @@ class Halt(Enum):
     """The API asks for a longer wait than `api.max_wait_s`."""
     REFUSED = "refused"
     """The API refuses the key."""
+    NO_RESOURCES = "no_resources"
+    """This machine lacks file descriptors; nothing is known of the API."""
     INTERRUPTED = "interrupted"
     """A person or the system stopped the pass."""
 
@@ -80,6 +82,8 @@ class Signal(Enum):
     """403."""
     KEY_REFUSED = "key refused"
     """401."""
+    NO_RESOURCES = "no resources"
+    """This machine lacks file descriptors, for every run alike."""
     NO_REQUEST = "no request"
     """Nothing was sent, so that nothing is known of the API."""
 
@@ -274,6 +278,9 @@ class Breaker:
                 self._deny(job)
             case Signal.KEY_REFUSED:
                 self.stop(Halt.REFUSED, job.error.message if job.error else "")
+            case Signal.NO_RESOURCES:
+                self._exhausted.append(job)
+                self.stop(Halt.NO_RESOURCES, job.error.message if job.error else "")
             case Signal.NO_REQUEST:
                 self._finish_job(job)
 
@@ -399,7 +406,7 @@ class Breaker:
 
     def deferred(self) -> list[Job]:
         """Return, after a halt, the jobs with a transient error: they stay due."""
-        if self.halt not in {Halt.DOWN, Halt.BUSY}:
+        if self.halt not in {Halt.DOWN, Halt.BUSY, Halt.NO_RESOURCES}:
             return []
         return [job for job in (*self._exhausted, *self._ready) if job.error]
 

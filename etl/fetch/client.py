@@ -17,16 +17,16 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.client import HTTPResponse
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from urllib3 import Timeout
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, ReadTimeoutError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from etl import __version__
 from etl.answers.outcome import Reason
 from etl.config.settings import Api, Source
-from etl.errors import KeyRefusedError
+from etl.errors import ConfigError, KeyRefusedError
+from etl.fetch.route import NETWORK_REMEDY, read_environment, read_route
 from etl.runtime import hide_package
 from etl.secrets.masking import Secret, mask_body
 
@@ -52,9 +52,15 @@ class UnavailableError(Exception):
     """No good answer this time, for a transient reason. `wait` is the API's Retry-After."""
 
     def __init__(
-        self, message: str, reason: Reason = Reason.NO_ANSWER, wait: timedelta | None = None
+        self,
+        problem: str,
+        reason: Reason = Reason.NO_ANSWER,
+        wait: timedelta | None = None,
+        remedy: str = "",
     ) -> None:
-        super().__init__(message)
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+        self.problem = problem
+        self.remedy = remedy
         self.reason = reason
         self.wait = wait
 
@@ -103,22 +109,22 @@ class Client:
     def __init__(
         self, source: Source, key: Secret, api: Api, clock: Callable[[], datetime]
     ) -> None:
+        """Read the environment's proxy and certificates once. Raises ConfigError for bad ones."""
         self._base_url = source.base_url.rstrip("/")
-        self._host = urlsplit(source.base_url).netloc
+        self._environment = read_environment(source.base_url)
+        if self._base_url.lower().startswith("http:"):
+            # Plain http is for this machine alone: a proxy would send the key to another one.
+            self._environment["proxies"] = {}
+        self._route = read_route(source.base_url, self._environment["proxies"])
+        self._route.check()
+        self._host = self._route.host
         self._key = key
         self._query = Secret(urlencode({"apiKey": key.reveal()}))
         self._api = api
         self._clock = clock
-        # The common parts of each request, and the environment's proxies and certificates, are
-        # read once. The adapter sends a request and nothing else: no credentials from ~/.netrc,
-        # no cookies, no redirects.
+        # The common parts of each request are prepared once. The adapter sends a request and
+        # nothing else: no credentials from ~/.netrc, no cookies, no redirects.
         self._request = _prepared(f"{self._base_url}/api/result")
-        self._environment: Any = requests.Session().merge_environment_settings(
-            self._base_url, proxies={}, stream=True, verify=None, cert=None
-        )
-        if self._base_url.lower().startswith("http:"):
-            # Plain http is for this machine alone: a proxy would send the key to another one.
-            self._environment["proxies"] = {}
         self._timeout: Any = Timeout(connect=api.connect_timeout_s, read=api.read_timeout_s)
         self._adapter = _Adapter(_root(self._request), api.connections)
 
@@ -208,25 +214,24 @@ class Client:
         """Turn each transport error into our own: theirs quote the URL with the key."""
         try:
             yield
-        except (requests.Timeout, ReadTimeoutError):
-            if time.monotonic() < _deadline.get():
-                raise UnavailableError(f"{self._host} did not answer in time") from None
-            raise UnavailableError(
-                f"{self._host} took longer than api.total_timeout_s ({self._api.total_timeout_s:g})"
-            ) from None
-        except requests.exceptions.SSLError as error:
-            raise UnavailableError(f"{self._host} {_tls_problem(error)}") from None
-        except requests.exceptions.ProxyError:
-            raise UnavailableError(f"the proxy for {self._host} does not answer") from None
-        except requests.ConnectionError as error:
-            # urllib3 gives up on connections it could not make, and passes on those that broke.
-            is_reached = not isinstance(error.args[0], MaxRetryError)
-            problem = "broke the connection off" if is_reached else "cannot be reached"
-            raise UnavailableError(f"{self._host} {problem}") from None
-        except (ProtocolError, ConnectionError):
-            raise UnavailableError(f"{self._host} broke the connection off") from None
-        except (requests.RequestException, HTTPError, OSError):
-            raise UnavailableError(f"{self._host} sent no readable answer") from None
+        except (requests.Timeout, ReadTimeoutError) as error:
+            raise self._explain_timeout(error) from None
+        except (requests.RequestException, HTTPError, OSError) as error:
+            problem, remedy, is_local = self._route.explain(error)
+            reason = Reason.NO_RESOURCES if is_local else Reason.NO_ANSWER
+            raise UnavailableError(problem, reason, remedy=remedy) from None
+
+    def _explain_timeout(self, error: Exception) -> UnavailableError:
+        api = self._api
+        if time.monotonic() >= _deadline.get():
+            limit = f"api.total_timeout_s ({api.total_timeout_s:g})"
+            return UnavailableError(f"{self._host} took longer than {limit}")
+        if isinstance(error, requests.ConnectTimeout):
+            limit = f"api.connect_timeout_s ({api.connect_timeout_s:g})"
+            problem = f"{self._host} accepted no connection within {limit}"
+            return UnavailableError(problem, remedy=NETWORK_REMEDY)
+        limit = f"api.read_timeout_s ({api.read_timeout_s:g})"
+        return UnavailableError(f"{self._host} did not answer within {limit}")
 
 
 _deadline: ContextVar[float] = ContextVar("deadline")
@@ -275,14 +280,6 @@ class _LimitedResponse(HTTPResponse):
         super().__init__(limited, *args, **kwargs)
 
 
-class _Connection(HTTPConnection):
-    response_class = _LimitedResponse
-
-
-class _TlsConnection(HTTPSConnection):
-    response_class = _LimitedResponse
-
-
 class _Adapter(HTTPAdapter):
     """Sends requests that are alike but for their paths, and leaves cookies alone."""
 
@@ -294,7 +291,8 @@ class _Adapter(HTTPAdapter):
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
         if self._pool is None:
             pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-            pool.ConnectionCls = _TlsConnection if pool.scheme == "https" else _Connection
+            kind = pool.ConnectionCls  # one of several: by http, https or a SOCKS proxy
+            pool.ConnectionCls = type("_Limited", (kind,), {"response_class": _LimitedResponse})
             self._pool = pool
         return self._pool
 
@@ -323,17 +321,16 @@ def _prepared(url: str) -> requests.PreparedRequest:
     headers["User-Agent"] = f"result-archiver/{__version__}"
     headers["Accept"] = "application/json"
     del headers["Connection"]  # HTTP/1.1 keeps it alive unasked
-    return requests.Request("GET", url, headers=headers).prepare()
+    try:
+        return requests.Request("GET", url, headers=headers).prepare()
+    except requests.RequestException:
+        raise ConfigError(
+            f"base_url: no request can be sent to {url}", "give https://HOST"
+        ) from None
 
 
 def _root(request: requests.PreparedRequest) -> str:
     return str(request.url).removesuffix(request.path_url)
-
-
-def _tls_problem(error: requests.exceptions.SSLError) -> str:
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return "shows a certificate that is not trusted; if it is your own, set REQUESTS_CA_BUNDLE"
-    return "does not speak TLS as it should; check base_url"
 
 
 def parse_retry_after(header: str | None, now: datetime) -> timedelta | None:

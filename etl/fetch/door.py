@@ -7,6 +7,7 @@
 A few runs are fetched by threads of this process, many by a child process; the caller cannot tell.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,14 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from etl.answers.outcome import Outcome, Target
+from etl.config.settings import Config
 from etl.fetch.child_process import ChildProcess, FetchingLostError
 from etl.fetch.messages import Ask, Batch, Begin, End, unpack
 
 CHILD_FROM_RUNS = 300
 """With fewer due runs, starting a child process takes longer than it saves."""
+
+ROUTE_VARIABLES = {"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HTTPS_PROXY", "ALL_PROXY"}
 
 Claim = Callable[[int, Sequence[str]], list[Target]]
 """Called with a count and the sources to leave out; returns [] when nothing is due."""
@@ -123,6 +127,23 @@ def open_fetching(begin: Begin, now: Clock, way: Way | None = None) -> Iterator[
         yield fetching
     finally:
         fetching.close()
+
+
+def check_routes(config: Config) -> None:
+    """Check the environment's proxy and CA bundle for each source; nothing is connected.
+
+    Raises:
+        ConfigError: one of them can never work.
+    """
+    if not ROUTE_VARIABLES & {name.upper() for name in os.environ}:
+        return
+    # Loaded here: a pass with a child process needs none of it.
+    from etl.fetch.route import read_environment, read_route  # noqa: PLC0415
+
+    for source in config.sources.values():
+        if source.base_url.lower().startswith("https:"):
+            proxies = read_environment(source.base_url)["proxies"]
+            read_route(source.base_url, proxies).check()
 
 
 def in_child(begin: Begin, _now: Clock) -> Peer:

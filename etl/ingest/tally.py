@@ -97,6 +97,8 @@ def exit_code(tally: Tally, interrupted_by: int | None, bad_lines: int) -> int:
             return 3
         case Halt.DOWN | Halt.BUSY:
             return 5
+        case Halt.NO_RESOURCES:
+            return 1
         case Halt.INTERRUPTED:
             return 128 + (interrupted_by or signal.SIGINT)
         case _:

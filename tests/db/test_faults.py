@@ -1,18 +1,16 @@
 """Errors of a database are told apart by what they concern: one run's values, or every run."""
 
-import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg import sql
 from sqlalchemy import Connection, Engine, make_url, text
 
-from etl.db.database import connect, connect_to_read, current_revision, reading, writing
+from etl.db.database import connect, connect_to_read, current_revision, prepare, reading, writing
 from etl.errors import DatabaseError, Fault
-from tests.support.postgres import ROLE, Server
+from tests.support.limits import no_file_left
+from tests.support.postgres import IN_ENCODING, ROLE, Server
 from tests.support.program import program
 
 REMEDY = "create a database with ENCODING 'UTF8' TEMPLATE template0, and name it in database.url"
@@ -114,30 +112,11 @@ def test_no_statement_is_prepared_on_the_server(postgresql_engine: Engine) -> No
 # --- PostgreSQL: encodings ---
 
 
-@contextmanager
-def database_in(server: Server, encoding: str) -> Iterator[str]:
-    """Yield the URL of a new database in `encoding`."""
-    name = f"archive_{secrets.token_hex(6)}"
-    statement = (
-        "CREATE DATABASE {} OWNER {} ENCODING {} LOCALE 'C' LOCALE_PROVIDER libc TEMPLATE template0"
-    )
-    with server.administer() as admin:
-        admin.execute(
-            sql.SQL(statement).format(
-                sql.Identifier(name), sql.Identifier(ROLE), sql.Literal(encoding)
-            )
-        )
-    with server.database() as other:
-        yield make_url(other).set(database=name).render_as_string(hide_password=False)
-    with server.administer() as admin:
-        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "WIN1252", "EUC_JP"])
 def test_another_encoding_than_utf_8_is_refused_before_anything_is_written(
     postgresql: Server, tmp_path: Path, encoding: str
 ) -> None:
-    with database_in(postgresql, encoding) as url:
+    with postgresql.database(options=IN_ENCODING.format(encoding)) as url:
         for make in (connect, connect_to_read):
             engine = make(url)
             with pytest.raises(DatabaseError) as caught:
@@ -199,3 +178,70 @@ def test_a_full_disk_says_to_make_room(sqlite_engine: Engine) -> None:
 
     error = fault(sqlite_engine, fill)
     assert (error.reason, error.remedy) == (Fault.UNUSABLE, "make room; what is due stays due")
+
+
+# --- connections ---
+
+
+@pytest.mark.parametrize(
+    ("mode", "problem"),
+    [
+        (None, "which cannot be read: No such file or directory"),
+        (0o644, "which others can read: run `chmod 600 {file}`"),
+        (0o600, ""),
+    ],
+)
+def test_a_password_file_that_libpq_ignores_is_named(
+    postgresql_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: int | None,
+    problem: str,
+) -> None:
+    file = tmp_path / "pgpass"
+    if mode is not None:
+        file.write_text("*:*:*:*:wrong\n")
+        file.chmod(mode)
+    monkeypatch.setenv("PGPASSFILE", str(file))
+    engine = connect(make_url(postgresql_url).set(password=None).render_as_string())
+    with pytest.raises(DatabaseError) as caught:
+        current_revision(engine)
+    engine.dispose()
+    remedy = "check database.url, and that the database runs and lets this user in"
+    if problem:
+        ignored = problem.format(file=file)
+        remedy += f"; no password was taken from PGPASSFILE, {file}, {ignored}"
+    assert caught.value.remedy == remedy
+
+
+def test_a_missing_right_is_named_by_its_grant(postgresql_engine: Engine) -> None:
+    prepare(postgresql_engine)
+    with writing(postgresql_engine) as connection:
+        connection.exec_driver_sql(f"REVOKE INSERT, DELETE ON runs, tests FROM {ROLE}")
+    error = fault(postgresql_engine, run("INSERT INTO runs DEFAULT VALUES"))
+    assert error.remedy == (
+        "have the database's owner run:"
+        f" GRANT SELECT, INSERT, UPDATE, DELETE ON runs, tests TO {ROLE};"
+    )
+
+
+def test_a_reader_is_told_no_more_than_a_reader_needs(
+    postgresql_engine: Engine, postgresql_url: str
+) -> None:
+    prepare(postgresql_engine)
+    with writing(postgresql_engine) as connection:
+        connection.exec_driver_sql(f"REVOKE ALL ON runs FROM {ROLE}")
+    engine = connect_to_read(postgresql_url)
+    with pytest.raises(DatabaseError) as caught, reading(engine) as connection:
+        connection.exec_driver_sql("SELECT * FROM runs")
+    engine.dispose()
+    assert caught.value.remedy == f"have the database's owner run: GRANT SELECT ON runs TO {ROLE};"
+
+
+def test_too_many_open_files_are_called_by_their_name(sqlite_engine: Engine) -> None:
+    prepare(sqlite_engine)
+    sqlite_engine.dispose()
+    with no_file_left():
+        error = fault(sqlite_engine, run("SELECT 1"))
+    assert error.reason == Fault.OUT_OF_RESOURCES
+    assert error.remedy == "raise the limit of open files (ulimit -n, LimitNOFILE=)"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, quote, quote_plus, unquote, urlsplit
 
+import certifi
 import msgspec
 import pytest
 import structlog
@@ -29,7 +30,7 @@ from hypothesis import strategies as st
 
 from etl.answers.outcome import Reason
 from etl.config.settings import Api, Log, Source
-from etl.errors import KeyRefusedError
+from etl.errors import ConfigError, KeyRefusedError
 from etl.fetch.client import (
     LONGEST_WAIT,
     BusyError,
@@ -52,6 +53,8 @@ from tests.support.faulty import (
     send_and_close,
     stall,
 )
+from tests.support.limits import no_file_left
+from tests.support.postgres import free_port
 
 NOW = datetime(2026, 1, 15, 12, tzinfo=UTC)
 KEY = "s3cret-key+/=1"
@@ -315,7 +318,7 @@ def test_nothing_but_the_status_of_a_bad_answer_is_read(
 
 BROKE = "{host} broke the connection off"
 UNREADABLE = "{host} sent no readable answer"
-LATE = "{host} did not answer in time"
+LATE = "{host} did not answer within api.read_timeout_s (0.1)"
 TOO_LATE = "{host} took longer than api.total_timeout_s (0.2)"
 TOO_LARGE = (
     "the answer is larger than api.max_body_mb (1); raise it and run `result-archiver retry`"
@@ -406,7 +409,7 @@ def test_a_closed_port_is_told() -> None:
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(UnavailableError) as caught:
             client(f"http://{address}").fetch("r1", None)
-    assert str(caught.value) == f"{address} cannot be reached"
+    assert str(caught.value) == f"{address} refuses connections; check base_url and its port"
 
 
 def test_a_port_that_does_not_let_us_in_is_told_in_time() -> None:
@@ -420,7 +423,10 @@ def test_a_port_that_does_not_let_us_in_is_told_in_time() -> None:
             client(f"http://{address}").fetch("r1", None)
         for one in waiting:
             one.close()
-    assert str(caught.value) == f"{address} did not answer in time"
+    assert str(caught.value) == (
+        f"{address} accepted no connection within api.connect_timeout_s (0.2);"
+        " check the network, and whether HTTPS_PROXY has to name a proxy"
+    )
 
 
 HEADER_LINES = st.lists(
@@ -537,17 +543,112 @@ def test_plain_http_on_this_machine_goes_round_the_proxy(
     assert other_server.requests == []
 
 
-def test_https_goes_through_the_proxy_which_never_sees_the_key(
-    other_server: Faulty, monkeypatch: pytest.MonkeyPatch
+ASK_THE_PROXY = "check base_url, or ask the proxy's operator to allow it"
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize(
+    ("user", "status", "message"),
+    [
+        ("ann:s3cret@", "407 Proxy Authentication Required",
+         "refuses the user and password given to it (407); correct them in {name}"),
+        ("", "407 Proxy Authentication Required",
+         "asks for a user and password (407); write http://USER:PASSWORD@HOST:PORT into {name}"),
+        ("ann:s3cret@", "403 Forbidden",
+         f"answered 403 instead of connecting to api.example.com; {ASK_THE_PROXY}"),
+        ("ann:s3%2Fcr@et@", "502 Bad Gateway",
+         f"answered 502 instead of connecting to api.example.com; {ASK_THE_PROXY}"),
+    ],
+)  # fmt: skip
+def test_a_proxy_that_refuses_is_named_with_its_variable_and_status(
+    name: str, user: str, status: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", other_server.url.replace("//", "//ann:s3cret@"))
-    other_server.answer = send(reply(b"", "502 Bad Gateway"))
-    with pytest.raises(UnavailableError) as caught:
-        client("https://api.example.com").fetch("r1", Secret(TOKEN))
-    assert str(caught.value) == "the proxy for api.example.com does not answer"
-    [request] = other_server.requests
+    with faulty.serving() as proxy:
+        proxy.answer = send(reply(b"", status))
+        monkeypatch.setenv(name, proxy.url.replace("//", f"//{user}"))
+        with pytest.raises(UnavailableError) as caught:
+            client("https://api.example.com").fetch("r1", Secret(TOKEN))
+    assert str(caught.value) == (f"the proxy {host(proxy)} of {name} {message.format(name=name)}")
+    [request] = proxy.requests
     assert (request.method, request.target) == ("CONNECT", "api.example.com:443")
     assert "s3cret" not in f"{request}"
+
+
+@pytest.mark.parametrize(
+    ("url", "answer", "message"),
+    [
+        ("{url}", send_and_close(b""),
+         "api.example.com (by {place}) broke the connection off"),
+        ("{url}", send_and_close(b"what?\r\n\r\n"),
+         "api.example.com (by {place}) broke the connection off"),
+        ("{url}", send(head("200 OK") + b"no TLS"),
+         "api.example.com (by {place}) does not speak TLS as it should; check base_url"),
+        ("https://127.0.0.1:{port}", send(reply(b"")),
+         "{place} does not speak TLS; write http:// in HTTPS_PROXY"),
+    ],
+    ids=["closes", "talks nonsense", "answers itself", "no TLS"],
+)  # fmt: skip
+def test_a_proxy_that_fails_is_named_with_its_variable(
+    url: str, answer: Answer, message: str, other_server: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_server.answer = answer
+    monkeypatch.setenv("HTTPS_PROXY", url.format(url=other_server.url, port=other_server.port))
+    with pytest.raises(UnavailableError) as caught:
+        client("https://api.example.com").fetch("r1", None)
+    place = f"the proxy {host(other_server)} of HTTPS_PROXY"
+    assert str(caught.value) == message.format(place=place)
+
+
+def test_a_proxy_that_is_dead_is_named_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("ALL_PROXY", f"http://ann:s3cret@127.0.0.1:{port}")
+    with pytest.raises(UnavailableError) as caught:
+        client("https://api.example.com").fetch("r1", None)
+    assert str(caught.value) == (
+        f"the proxy 127.0.0.1:{port} of ALL_PROXY refuses connections;"
+        " correct ALL_PROXY, or name api.example.com in NO_PROXY"
+    )
+
+
+def test_no_proxy_goes_round_the_proxy(
+    tls_server: Faulty,
+    other_server: Faulty,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", other_server.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    assert client(tls_server.url).fetch("r1", None).body == BODY
+    assert other_server.requests == []
+
+
+INSTALL = "run `pip install PySocks`, or name an http:// proxy"
+
+
+@pytest.mark.parametrize(
+    ("proxy", "message"),
+    [
+        ("socks5h://ann:s3cret@127.0.0.1:9",
+         f"names the proxy 127.0.0.1:9 of type SOCKS, for which a package is missing; {INSTALL}"),
+        ("ftp://127.0.0.1:9",
+         "names the proxy 127.0.0.1:9 of type ftp, which is none; name an http:// proxy"),
+        ("http://ann:s3cret@proxy:port",
+         "names the proxy proxy:port, which is no HOST:PORT; write http://HOST:PORT"),
+        ("http://ann:s3cret@:3128",
+         "names the proxy :3128, which is no HOST:PORT; write http://HOST:PORT"),
+        ("http://ann:s3/cr#et@proxy:99999",
+         "names the proxy proxy:99999, which is no HOST:PORT; write http://HOST:PORT"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "ALL_PROXY"])
+def test_a_proxy_that_can_never_work_is_a_wrong_setting(
+    name: str, proxy: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, proxy)
+    with pytest.raises(ConfigError) as caught:
+        client("https://api.example.com")
+    assert str(caught.value) == f"{name} {message}"
 
 
 def test_a_proxy_that_drips_is_cut_off(
@@ -559,6 +660,25 @@ def test_a_proxy_that_drips_is_cut_off(
     with pytest.raises(UnavailableError):
         client("https://api.example.com", HASTY[TOO_LATE]).fetch("r1", None)
     assert time.monotonic() - begun < 1.5
+
+
+# This machine
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_too_many_open_files_are_called_by_their_name(host: str, server: Faulty) -> None:
+    url = server.url.replace("127.0.0.1", host)
+    server.answer = faulty.reset
+    asked = client(url)
+    with no_file_left(), pytest.raises(UnavailableError) as caught:
+        asked.fetch("r1", None)
+    assert str(caught.value) == (
+        f"no connection to {host}:{server.port}: too many open files on this machine;"
+        " raise the limit of open files (ulimit -n, LimitNOFILE=), or lower api.connections"
+    )
+    assert caught.value.reason is Reason.NO_RESOURCES
+    server.answer = send(reply(BODY))
+    assert asked.fetch("r1", None).body == BODY
 
 
 # TLS
@@ -600,10 +720,68 @@ def tls_server(certificate: Path) -> Iterator[Faulty]:
 
 def test_a_certificate_that_nobody_vouches_for_is_told(tls_server: Faulty) -> None:
     assert str(unavailable(tls_server)) == (
-        f"{host(tls_server)} shows a certificate that is not trusted; if it is your own, set"
-        " REQUESTS_CA_BUNDLE"
+        f"{host(tls_server)} shows a certificate that is not trusted (self-signed certificate);"
+        " if it is your own, set REQUESTS_CA_BUNDLE"
     )
     assert tls_server.requests == []
+
+
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_a_bundle_without_the_issuer_is_named(
+    name: str, tls_server: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, certifi.where())
+    assert unavailable(tls_server).remedy == (
+        f"add its issuer to the file of {name} ({certifi.where()}), or unset that"
+    )
+
+
+def test_a_certificate_of_another_host_is_told(
+    tls_server: Faulty, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    with pytest.raises(UnavailableError) as caught:
+        client(tls_server.url.replace("127.0.0.1", "localhost")).fetch("r1", None)
+    assert caught.value.problem.startswith(
+        f"localhost:{tls_server.port} shows a certificate that is not trusted (Hostname mismatch"
+    )
+    assert caught.value.remedy == "check base_url"
+
+
+def test_a_server_without_tls_is_told(server: Faulty) -> None:
+    with pytest.raises(UnavailableError) as caught:
+        client(server.url.replace("http:", "https:")).fetch("r1", None)
+    assert str(caught.value) == f"{host(server)} does not speak TLS as it should; check base_url"
+
+
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("", "has no certificates in PEM format"),
+        ("-----BEGIN CERTIFICATE-----\nAAAA\n", "has no certificates in PEM format"),
+        ("{}", "has no certificates in PEM format"),
+    ],
+)
+def test_a_bundle_that_cannot_be_used_is_a_wrong_setting(
+    name: str,
+    content: str | None,
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    if content is not None:
+        bundle.write_text(content)
+    monkeypatch.setenv(name, str(bundle))
+    with pytest.raises(ConfigError) as caught:
+        client("https://api.example.com")
+    assert str(caught.value) == (
+        f"{name}: {bundle} {problem};"
+        " correct or unset the variable: it names the CA certificates that https trusts"
+    )
+    client("http://127.0.0.1:9")  # needs no certificate
 
 
 def test_a_certificate_in_the_bundle_is_trusted(

@@ -18,12 +18,13 @@ import time_machine
 from sqlalchemy import text
 
 from etl.answers.normalize import normalize
+from etl.answers.outcome import Target
 from etl.cli.session import Wiring
 from etl.db import database
 from etl.db.schema import metadata
 from etl.fetch.breaker import Pauses
 from etl.fetch.door import Clock, Peer
-from etl.fetch.fetcher import RunFetcher
+from etl.fetch.fetcher import Attempt, RunFetcher
 from etl.fetch.messages import Begin
 from etl.fetch.pool import FetchPool
 from etl.sandbox import listing
@@ -35,6 +36,7 @@ from etl.sandbox.world_clock import Clock as WorldClock
 from tests.support import fake_api
 from tests.support.dump import LEDGER, Row, dump
 from tests.support.fake_api import SAMPLE, Answer, FakeApi, result
+from tests.support.limits import no_file_left
 from tests.support.postgres import Server, free_port
 from tests.support.program import Program, program
 
@@ -517,7 +519,7 @@ def test_work_stays_due_until_the_api_is_back(
             done, asked = archiver.call("ingest", "--json", *run_ids), api.requests.total()
     assert (done.exit_code, done.json()["halted"]) == (5, "down")
     [line] = done.stderr.splitlines()
-    assert line.startswith("error: the API is down: ")
+    assert line.startswith("error: no results from the API: ")
     assert max(asked, done.json()["requests"]) <= A_HANDFUL
     found = states(sqlite_url)
     assert found.keys() <= {"queued", "retrying"}
@@ -526,6 +528,47 @@ def test_work_stays_due_until_the_api_is_back(
     with fake_api.serving(port) as api:
         api.other = result()
         assert archiver.call("ingest", "--json").json()["new"] == count
+
+
+# --- when it is this machine that fails ---
+
+
+def test_a_machine_without_free_files_is_no_api_that_is_down(
+    api: FakeApi, tmp_path: Path, sqlite_url: str
+) -> None:
+    class Starved(RunFetcher):
+        def fetch(self, target: Target) -> Attempt:
+            with no_file_left():
+                return super().fetch(target)
+
+    def starved(begin: Begin, now: Clock) -> Peer:
+        return FetchPool(begin, Starved(begin.config, now))
+
+    api.other = result()
+    archiver = program(tmp_path, sqlite_url, api.url)
+    run_ids = [f"r-{number}" for number in range(20)]
+    done = archiver.wired(Wiring(way=starved)).call("ingest", "--json", *run_ids)
+    assert (done.exit_code, done.json()["halted"]) == (1, "no_resources")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: no connection to 127.0.0.1:")
+    assert "too many open files on this machine" in line
+    assert line.endswith("; what is due stays due")
+    assert archiver.call("ingest", "--json").json()["new"] == 20
+
+
+@pytest.mark.parametrize("command", ["ingest", "schedule"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("REQUESTS_CA_BUNDLE", "not-there.pem"), ("HTTPS_PROXY", "socks5://127.0.0.1:9")],
+)
+def test_an_environment_that_can_never_work_is_a_wrong_setting(
+    tmp_path: Path, sqlite_url: str, command: str, name: str, value: str
+) -> None:
+    archiver = program(tmp_path, sqlite_url, "https://api.example.com").given(**{name: value})
+    done = archiver.call(command)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: {name}")
+    assert not (tmp_path / "archive.db").exists()
 
 
 # --- when the pass is interrupted ---

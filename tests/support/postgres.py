@@ -17,11 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import psycopg
 from psycopg import sql
 from sqlalchemy import URL
 
+IN_ENCODING = "ENCODING '{}' LOCALE 'C' LOCALE_PROVIDER libc TEMPLATE template0"
+"""Options of a database in another encoding than UTF-8."""
 DEBIAN_PROGRAMS = Path("/usr/lib/postgresql")
 ADMIN = "postgres"
 ROLE = "archiver"
@@ -52,13 +55,13 @@ class Server:
             return str(connection.info.parameter_status("server_version")).split()[0]
 
     @contextmanager
-    def database(self) -> Iterator[str]:
-        """Yield the URL of a new, empty database that `ROLE` owns; drop it in the end."""
+    def database(self, owner: str = ROLE, options: str = "") -> Iterator[str]:
+        """Yield the URL of a new, empty database for `ROLE`; drop it in the end."""
         name = f"archive_{secrets.token_hex(6)}"
         with self.administer() as connection:
             connection.execute(
-                sql.SQL("CREATE DATABASE {} OWNER {} STRATEGY file_copy").format(
-                    sql.Identifier(name), sql.Identifier(ROLE)
+                sql.SQL("CREATE DATABASE {} OWNER {} STRATEGY file_copy {}").format(
+                    sql.Identifier(name), sql.Identifier(owner), sql.SQL(cast("Any", options))
                 )
             )
         url = URL.create("postgresql+psycopg", ROLE, self.password, "127.0.0.1", self.port, name)

@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,8 @@ from etl.sandbox.api import READ_KEY
 
 COMMAND = (sys.executable, "-m", "etl")
 AT_A_FIXED_TIME = (sys.executable, "-m", "tests.support.frozen")
+HARMLESS = ("setpriv", "--bounding-set=-dac_override") if os.geteuid() == 0 else ()
+"""Runs a command for which file modes count, even root's."""
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60
 
@@ -66,6 +68,10 @@ class Program:
             check=False,
         )
         return Done(done.returncode, done.stdout, done.stderr)
+
+    def run_by(self, prefix: Sequence[str], *arguments: str | Path) -> Done:
+        """Run a command as a process through another one that takes something from it."""
+        return self._run((*prefix, *COMMAND), *arguments)
 
     def call(self, *arguments: str | Path) -> Done:
         """Run a command within this process, which is faster by a second."""

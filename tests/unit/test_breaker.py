@@ -704,6 +704,17 @@ def test_what_ends_without_a_request_tells_nothing_of_the_api() -> None:
     assert len(take_all(breaker, 1)) == 1, "it still probes, one at a time"
 
 
+def test_a_machine_without_resources_stops_at_once_and_says_nothing_of_the_api() -> None:
+    breaker = Breaker(LIMITS)
+    breaker.offer(many(3))
+    job = taken(breaker, 0)
+    breaker.record(job, Signal.NO_RESOURCES, no_answer(), 0)
+    assert breaker.halt is Halt.NO_RESOURCES
+    assert take_all(breaker, 1) == []
+    breaker.finish()
+    assert breaker.deferred() == [job]
+
+
 # --- how many threads are worth having ---
 
 
