@@ -17,7 +17,7 @@ def schedule(session: "Session") -> int:
 
     SIGTERM and Ctrl-C end it after the runs in hand: its exit code is 0 then.
     """
-    from etl.ingest import scheduler
+    from etl.ingest import service
     from etl.ingest.interrupt import Interrupt
     from etl.runtime import tune_heap
     from etl.secrets.keys import require_keys
@@ -28,5 +28,5 @@ def schedule(session: "Session") -> int:
         session.open_to_migrate() as archive,  # each pass creates or checks the tables
         Interrupt().listening() as interrupt,
     ):
-        scheduler.serve(session.ingest_into(archive), interrupt)
+        service.serve(session.ingest_into(archive), interrupt)
     return 0

@@ -25,10 +25,10 @@ from etl import clock
 from etl.config.settings import Api, Config, Database, Log, Runs, Schedule, Security, Source
 from etl.db import database
 from etl.errors import ConfigError, DatabaseError
-from etl.ingest import scheduler
+from etl.ingest import service
 from etl.ingest.context import IngestContext
 from etl.ingest.interrupt import Interrupt
-from etl.ingest.scheduler import make_trigger
+from etl.ingest.triggers import make_trigger
 from etl.sandbox.api import READ_KEY
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
@@ -116,6 +116,18 @@ def test_each_of_several_named_hours_comes_when_the_clocks_change(day: str) -> N
     assert [time[:5] for time in times] == ["01:00", "03:00" if left_out else "02:00", "05:00"]
 
 
+def test_all_times_of_a_skipped_hour_come_an_hour_later() -> None:
+    times = on("*/20 2 * * *", "Europe/Berlin", "2026-03-29")
+    assert times == ["03:00+0200", "03:20+0200", "03:40+0200"]
+
+
+def test_a_service_started_after_a_gap_does_what_the_gap_skipped() -> None:
+    ten_past_three = datetime(2026, 3, 29, 1, 10, tzinfo=UTC)
+    schedule = Schedule(cron="30 2 * * *", time_zone="Europe/Berlin")
+    found = fires(schedule, ten_past_three, ten_past_three + timedelta(hours=12))
+    assert found == [datetime(2026, 3, 29, 1, 30, tzinfo=UTC)]
+
+
 @pytest.mark.parametrize(
     ("zone", "day", "hours"),
     [
@@ -189,7 +201,7 @@ def test_the_command_refuses_a_bad_cron_line(tmp_path: Path, sqlite_url: str) ->
     done = archiver.given(RESULT_ARCHIVER__SCHEDULE__CRON="0 0 * * 9").call("schedule")
     assert done.exit_code == 2
     assert done.stderr == (
-        "error: schedule.cron is '0 0 * * 9': '9' is no day of the week; give five fields such as"
+        "error: schedule.cron is '0 0 * * 9': Bad day-of-week; give five fields such as"
         " '*/15 * * * *'\n"
     )
 
@@ -205,7 +217,7 @@ class Service:
         self.engine = database.connect(config.database.url)
         self._interrupt = Interrupt()
         ingest = IngestContext(self.engine, config, clock.now)
-        self._thread = threading.Thread(target=scheduler.serve, args=[ingest, self._interrupt])
+        self._thread = threading.Thread(target=service.serve, args=[ingest, self._interrupt])
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Service"]:
