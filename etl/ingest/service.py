@@ -35,7 +35,7 @@ def serve(ingest: IngestContext, interrupt: Interrupt) -> None:
     prometheus.serve_metrics(ingest.engine, ingest.now, config.telemetry)
     scheduler = BackgroundScheduler(timezone=UTC)
     scheduler.add_job(
-        _sweep,
+        do_pass,
         trigger,
         args=[ingest, interrupt],
         next_run_time=ingest.now(),  # by default the first pass waits for the schedule
@@ -53,7 +53,7 @@ def serve(ingest: IngestContext, interrupt: Interrupt) -> None:
     log.info("service stopped")
 
 
-def _sweep(ingest: IngestContext, interrupt: Interrupt) -> None:
+def do_pass(ingest: IngestContext, interrupt: Interrupt) -> None:
     """Do one pass; whatever happens is logged here, and the next pass comes all the same."""
     with bound_context(pass_started=ingest.now().isoformat()):
         try:
