@@ -167,7 +167,7 @@ def _describe_halt(tally: "Tally") -> str:
     from etl.fetch.breaker import Halt
 
     match tally.halt:
-        case Halt.REFUSED:
+        case Halt.REFUSED | Halt.OUT_OF_FILES:
             return f"{tally.halt_reason}; what is due stays due"
         case Halt.INTERRUPTED:
             return f"interrupted by {tally.halt_reason}; what is due stays due"

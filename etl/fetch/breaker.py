@@ -52,6 +52,8 @@ class Halt(Enum):
     """The API asks for a longer wait than `api.max_wait_s`."""
     REFUSED = "refused"
     """The API refuses the key."""
+    OUT_OF_FILES = "out of files"
+    """This process can open no more connections."""
     INTERRUPTED = "interrupted"
     """A person or the system stopped the pass."""
 
@@ -80,6 +82,8 @@ class Signal(Enum):
     """403."""
     KEY_REFUSED = "key refused"
     """401."""
+    OUT_OF_FILES = "out of files"
+    """This process cannot open a connection, which says nothing of the API or the run."""
     NO_REQUEST = "no request"
     """Nothing was sent, so that nothing is known of the API."""
 
@@ -274,6 +278,8 @@ class Breaker:
                 self._deny(job)
             case Signal.KEY_REFUSED:
                 self.stop(Halt.REFUSED, job.error.message if job.error else "")
+            case Signal.OUT_OF_FILES:
+                self.stop(Halt.OUT_OF_FILES, job.error.message if job.error else "")
             case Signal.NO_REQUEST:
                 self._finish_job(job)
 
@@ -399,7 +405,7 @@ class Breaker:
 
     def deferred(self) -> list[Job]:
         """Return, after a halt, the jobs with a transient error: they stay due."""
-        if self.halt not in {Halt.DOWN, Halt.BUSY}:
+        if self.halt not in {Halt.DOWN, Halt.BUSY, Halt.OUT_OF_FILES}:
             return []
         return [job for job in (*self._exhausted, *self._ready) if job.error]
 

@@ -83,7 +83,7 @@ class Sources:
         """Return the halt that decides the pass's exit code, and its reason."""
         if self.is_interrupted:
             return Halt.INTERRUPTED, ""
-        for halt in (Halt.REFUSED, Halt.DOWN, Halt.BUSY):
+        for halt in (Halt.REFUSED, Halt.DOWN, Halt.BUSY, Halt.OUT_OF_FILES):
             for name, each in self._by_name.items():
                 if each.halt is halt:
                     is_only = len(self._by_name) == 1

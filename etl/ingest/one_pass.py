@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from etl.errors import OutOfFilesError, is_out_of_files
 from etl.ingest.begin import OpenPass, open_pass, track
 from etl.ingest.context import IngestContext, PassHooks
 from etl.ingest.end import end_pass, fail_pass
@@ -25,6 +26,15 @@ def run_pass(ingest: IngestContext, order: PassOrder, hooks: PassHooks) -> Tally
     Raises:
         ArchiverError: the pass could not be done; metrics and ping have reported it.
     """
+    try:
+        return _run_pass(ingest, order, hooks)
+    except Exception as error:
+        if is_out_of_files(error):
+            raise OutOfFilesError from error
+        raise
+
+
+def _run_pass(ingest: IngestContext, order: PassOrder, hooks: PassHooks) -> Tally:
     telemetry = ingest.config.telemetry
     ping(telemetry, "/start")
     is_well = False

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from etl.answers.outcome import Answer, Deferred, Outcome, Postponed, Reject
 from etl.archive.store import StoredAnswer
 from etl.db.schema import OUTCOMES
+from etl.errors import OutOfFilesError
 from etl.fetch.breaker import Halt
 from etl.ledger.lifecycle import State
 from etl.ledger.standings import FailedCount
@@ -99,5 +100,7 @@ def exit_code(tally: Tally, interrupted_by: int | None, bad_lines: int) -> int:
             return 5
         case Halt.INTERRUPTED:
             return 128 + (interrupted_by or signal.SIGINT)
+        case Halt.OUT_OF_FILES:
+            return OutOfFilesError.exit_code
         case _:
             return 1 if tally.failed or tally.rejected or bad_lines else 0
