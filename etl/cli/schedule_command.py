@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: result-archiver schedule")
+@options.quiet
+@options.verbose
 @options.pass_session
 def schedule(session: "Session") -> int:
     """Run as a service: a pass now, then as [schedule] says.

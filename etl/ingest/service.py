@@ -13,9 +13,10 @@ from etl.errors import ArchiverError
 from etl.ingest.context import IngestContext, PassHooks
 from etl.ingest.interrupt import Interrupt
 from etl.ingest.one_pass import PassOrder, run_pass
+from etl.ingest.summary import log_counts, log_halt
 from etl.ingest.triggers import make_trigger
 from etl.telemetry import prometheus
-from etl.telemetry.log import bound_context, get_logger
+from etl.telemetry.log import get_logger, log_error, pass_lines
 
 TICK_S = 0.1
 """The interval at which signals are looked for."""
@@ -55,13 +56,13 @@ def serve(ingest: IngestContext, interrupt: Interrupt) -> None:
 
 def do_pass(ingest: IngestContext, interrupt: Interrupt) -> None:
     """Do one pass; whatever happens is logged here, and the next pass comes all the same."""
-    with bound_context(pass_started=ingest.now().isoformat()):
+    with pass_lines(ingest.now()):
         try:
             hooks = PassHooks(lambda _done, _total: None, interrupt)
             tally = run_pass(ingest, PassOrder("schedule"), hooks)
+            log_halt(tally)
+            log_counts(tally)
         except ArchiverError as error:
-            log.warning("pass failed", reason=str(error), exit_code=error.exit_code)
+            log_error(error)
         except Exception:  # a bug of ours must not end the service
             log.exception("pass failed, and should not have: please report it")
-        else:
-            log.info("pass finished", **tally.summary())

@@ -333,7 +333,7 @@ def test_new_lists_are_read_by_the_next_pass_and_bad_lines_stop_nothing(
     config: Config,
     sandbox: Sandbox,
     run_list: Callable[[str, str], None],
-    capsys: pytest.CaptureFixture[str],
+    logged: Callable[[], list[dict[str, Any]]],
 ) -> None:
     first, second, *_ = run_ids(sandbox)
     service = Service(asking(config, sandbox.url))
@@ -343,7 +343,9 @@ def test_new_lists_are_read_by_the_next_pass_and_bad_lines_stop_nothing(
         until(lambda: service.rows("SELECT run_id FROM runs") == [(first,)])
         run_list("b.txt", second)
         until(lambda: len(service.rows("SELECT run_id FROM runs")) == 2)
-    assert "a.txt:3: " in capsys.readouterr().err
+    [bad_line, *_] = [line for line in logged() if "a.txt:3: " in line["event"]]
+    assert bad_line["level"] == "warning"
+    assert "pass_started" in bad_line
 
 
 def test_a_list_that_cannot_be_read_stops_no_other(
@@ -351,7 +353,7 @@ def test_a_list_that_cannot_be_read_stops_no_other(
     sandbox: Sandbox,
     run_list: Callable[[str, str], None],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    logged: Callable[[], list[dict[str, Any]]],
 ) -> None:
     first, *_ = run_ids(sandbox)
     run_list("b.txt", first)
@@ -360,7 +362,7 @@ def test_a_list_that_cannot_be_read_stops_no_other(
     service = Service(asking(config, sandbox.url))
     with service.running():
         until(lambda: service.rows("SELECT run_id FROM runs") == [(first,)])
-    assert f"{folder}: cannot be read: Is a directory" in capsys.readouterr().err
+    assert events(logged(), f"{folder}: cannot be read: Is a directory")
 
 
 def test_an_api_that_is_down_costs_a_pass_and_the_next_one_makes_up_for_it(

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 from msgspec import json
+from msgspec.structs import replace
 from sqlalchemy import Engine, select
 
 from etl import clock
@@ -32,6 +33,7 @@ from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
 from etl.sandbox.world_clock import Clock
 from tests.support import fake_api, faulty
+from tests.support.fake_api import FakeApi
 from tests.support.many_passes import Count, Order
 from tests.support.postgres import Server, find_programs, run
 from tests.support.program import program
@@ -103,25 +105,52 @@ def test_the_service_loses_nothing_and_does_not_grow(
 def test_a_pass_leaves_no_file_thread_or_memory_behind(
     sqlite_url: str, tmp_path: Path, way: str, passes: int
 ) -> None:
-    (tmp_path / "key").write_text("a key")
-    (tmp_path / "runs.txt").write_text("".join(f"r{number}\n" for number in range(40)))
     with faulty.serving() as api:
         api.answer = _breaking_answers()
-        order = Order(passes, way, api.url, sqlite_url, str(tmp_path), max_files=256)
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.support.many_passes", json.encode(order)],
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            check=False,
-        )
-    assert done.stderr.decode() == ""
-    counts = [json.decode(line, type=Count) for line in done.stdout.splitlines()]
+        counts, errors = _pass(Order(passes, way, api.url, sqlite_url, str(tmp_path), 256))
+    assert errors == ""
     assert len(counts) == passes
     early, late = counts[SETTLED - 1], counts[-1]
     assert abs(late.files - early.files) <= A_HANDFUL, (early, late)
     assert abs(late.threads - early.threads) <= A_HANDFUL, (early, late)
     assert late.memory_kib - early.memory_kib < GROWTH_KIB, (early, late)
     assert len(api.requests) > passes * 40
+
+
+@pytest.mark.parametrize("way", ["threads", "child"])
+@pytest.mark.parametrize("max_files", [9, 10, 12, 20])
+def test_too_many_open_files_are_called_by_their_name_and_cost_no_run(
+    database_url: str, tmp_path: Path, api: FakeApi, way: str, max_files: int
+) -> None:
+    """The limit is named, whoever meets it: a connection, the database, the child process."""
+    api.other = fake_api.result()._replace(delay_s=0.05)
+    order = Order(3, way, api.url, database_url, str(tmp_path), max_files, 64, 10, "warning")
+    with _archive(database_url) as engine:
+        database.prepare(engine)
+    _counts, errors = _pass(order)
+    assert "no more files can be opened (too many open files); raise the limit (`ulimit" in errors
+    assert "API is down" not in errors
+    assert "please report it" not in errors
+    _pass(replace(order, max_files=256, passes=1))
+    with _archive(database_url) as engine, database.reading(engine) as connection:
+        states = connection.execute(select(tracked_runs.c.state, tracked_runs.c.attempts)).all()
+        assert 5 not in set(connection.scalars(select(ingests.c.exit_code)))
+    assert states == [("settled", 0)] * 40
+
+
+def _pass(order: Order) -> tuple[list[Count], str]:
+    """Do passes over 40 runs by a process of their own; return its counts and its stderr."""
+    Path(order.folder, "key").write_text("a key")
+    Path(order.folder, "runs.txt").write_text("".join(f"r{number}\n" for number in range(40)))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.many_passes", json.encode(order)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        check=False,
+    )
+    return [
+        json.decode(line, type=Count) for line in done.stdout.splitlines()
+    ], done.stderr.decode()
 
 
 def _breaking_answers() -> faulty.Answer:

@@ -9,6 +9,7 @@ import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 from msgspec import Struct, json
 
@@ -46,6 +47,8 @@ class Order(Struct):
     folder: str
     max_files: int
     connections: int = 16
+    read_timeout_s: float = 0.1
+    log_level: Literal["debug", "info", "warning", "error"] = "error"
 
 
 class Count(Struct):
@@ -78,13 +81,13 @@ def main(order: Order) -> None:
             connections=order.connections,
             max_requests_per_second=0,
             attempts=2,
-            read_timeout_s=0.1,
-            total_timeout_s=0.2,
+            read_timeout_s=order.read_timeout_s,
+            total_timeout_s=2 * order.read_timeout_s,
         ),
         Runs([str(folder / "runs.txt")]),
         ALWAYS_DUE,
         security=Security(str(folder / "token.key")),
-        log=Log("error"),
+        log=Log(order.log_level),
     )
     log.configure(config.log)
     with opening.open_or_create(order.database_url) as archive:
