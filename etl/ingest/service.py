@@ -12,6 +12,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from etl.errors import ArchiverError
 from etl.ingest.context import IngestContext, PassHooks
 from etl.ingest.interrupt import Interrupt
+from etl.ingest.missed_passes import EVENTS, MissedPasses
 from etl.ingest.one_pass import PassOrder, run_pass
 from etl.ingest.summary import log_counts, log_halt
 from etl.ingest.triggers import make_trigger
@@ -44,6 +45,7 @@ def serve(ingest: IngestContext, interrupt: Interrupt) -> None:
         coalesce=True,  # passes that were missed become one
         max_instances=1,  # a pass that lasts longer than the interval is not doubled
     )
+    scheduler.add_listener(MissedPasses(trigger).hear, EVENTS)
     scheduler.start()
     log.info("service started", trigger=str(trigger))
     try:

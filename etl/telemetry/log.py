@@ -51,8 +51,10 @@ def configure(settings: Log) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
     # Below warnings urllib3 logs each URL and alembic each statement: noise, and a risk.
-    for name in ("urllib3", "alembic", "uvicorn", "apscheduler"):
+    for name in ("urllib3", "alembic", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # APScheduler's warnings of missed passes are events of ours.
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)
 
 
 def get_logger() -> structlog.stdlib.BoundLogger:

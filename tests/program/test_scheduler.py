@@ -7,6 +7,7 @@ import logging
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -18,6 +19,13 @@ import msgspec
 import pytest
 import structlog
 import time_machine
+from apscheduler.events import (
+    EVENT_JOB_MAX_INSTANCES,
+    EVENT_JOB_MISSED,
+    EVENT_JOB_SUBMITTED,
+    JobExecutionEvent,
+    JobSubmissionEvent,
+)
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import text
 
@@ -28,12 +36,13 @@ from etl.errors import ConfigError, DatabaseError
 from etl.ingest import service
 from etl.ingest.context import IngestContext
 from etl.ingest.interrupt import Interrupt
+from etl.ingest.missed_passes import MissedPasses
 from etl.ingest.triggers import make_trigger
 from etl.sandbox.api import READ_KEY
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
 from etl.sandbox.world_clock import Clock
-from etl.telemetry import log
+from etl.telemetry import log, prometheus
 from tests.support import fake_api
 from tests.support.fake_api import result
 from tests.support.postgres import free_port
@@ -414,6 +423,65 @@ def test_the_job_says_what_happens_to_late_and_overlapping_passes(
     assert (job.misfire_grace_time, job.coalesce, job.max_instances) == (3600, True, 1)
 
 
+# --- passes that do not come at their time ---
+
+
+@pytest.fixture
+def missed() -> Iterator[dict[str, int]]:
+    """Return how many passes were counted since the test began, by way."""
+    before = dict(prometheus.missed_passes)
+    for way in before:
+        prometheus.missed_passes[way] = 0
+    yield prometheus.missed_passes
+    for way, passes in before.items():
+        prometheus.missed_passes[way] = passes
+
+
+def submitted(*moments: datetime, code: int = EVENT_JOB_SUBMITTED) -> JobSubmissionEvent:
+    return JobSubmissionEvent(code, "pass", "default", list(moments))
+
+
+EVERY_MINUTE = Schedule(every=timedelta(minutes=1))
+
+
+@pytest.mark.parametrize(("minutes", "caught_up"), [(1, 0), (2, 1), (480, 479)])
+def test_one_pass_that_makes_up_for_several_says_for_how_many(
+    minutes: int,
+    caught_up: int,
+    missed: dict[str, int],
+    logged: Callable[[], list[dict[str, Any]]],
+) -> None:
+    listener = MissedPasses(make_trigger(EVERY_MINUTE))
+    listener.hear(submitted(END))
+    listener.hear(submitted(END + timedelta(minutes=minutes)))
+    assert missed["caught_up"] == caught_up
+    assert [line["passes"] for line in logged()] == [caught_up] * (caught_up > 0)
+
+
+def test_passes_that_come_while_one_is_running_are_skipped(
+    missed: dict[str, int], logged: Callable[[], list[dict[str, Any]]]
+) -> None:
+    listener = MissedPasses(make_trigger(EVERY_MINUTE))
+    listener.hear(submitted(END))
+    for minute in (1, 2, 5):
+        moment = END + timedelta(minutes=minute)
+        listener.hear(submitted(moment, code=EVENT_JOB_MAX_INSTANCES))
+    listener.hear(submitted(END + timedelta(minutes=6)))
+    assert missed == {"missed": 0, "skipped": 5, "caught_up": 0}
+    assert {line["reason"] for line in logged()} == {"the pass before is still running"}
+
+
+def test_a_pass_that_is_too_late_is_missed(
+    missed: dict[str, int], logged: Callable[[], list[dict[str, Any]]]
+) -> None:
+    listener = MissedPasses(make_trigger(EVERY_MINUTE))
+    listener.hear(submitted(END))
+    listener.hear(JobExecutionEvent(EVENT_JOB_MISSED, "pass", "default", END))
+    assert missed == {"missed": 1, "skipped": 0, "caught_up": 0}
+    [line] = events(logged(), "passes missed")
+    assert line["scheduled_at"] == END.isoformat()
+
+
 # --- the service as a process ---
 
 
@@ -498,6 +566,32 @@ def test_a_signal_between_passes_ends_it_at_once(
     assert [line["event"] for line in lines] == [
         "service started", "pass finished", "service stopped",
     ]  # fmt: skip
+
+
+def test_passes_that_a_long_one_or_a_stopped_process_costs_are_logged_and_counted(
+    tmp_path: Path, sqlite_url: str, slow_sandbox: Sandbox
+) -> None:
+    port = free_port()
+    archiver = scheduled(tmp_path, sqlite_url, slow_sandbox.url).given(
+        RESULT_ARCHIVER__TELEMETRY__METRICS_PORT=str(port)
+    )
+    archiver.write("runs.txt", "\n".join(run_ids(slow_sandbox)[:6]))  # three seconds
+    with archiver.started("schedule") as process:
+        until(lambda: slow_sandbox.requests and finished_passes(sqlite_url))
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3)
+        process.send_signal(signal.SIGCONT)
+        before = finished_passes(sqlite_url)
+        until(lambda: finished_passes(sqlite_url) > before + 1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as response:
+            metrics = response.read().decode()
+        *_end, lines = stop(process, signal.SIGTERM)
+    for way in ("skipped", "caught_up"):
+        found = events(lines, f"passes {way.replace('_', ' ')}")
+        counted = sum(line["passes"] for line in found)
+        assert counted >= 2
+        assert f'result_archiver_passes_missed_total{{way="{way}"}} {counted}.0' in metrics
+    assert not [line for line in lines if "maximum number of running" in line["event"]]
 
 
 def test_two_services_on_one_database_fetch_each_run_once(
