@@ -23,6 +23,7 @@ from etl.db.schema import OUTCOMES, ingests
 from etl.errors import DatabaseError, UsageError
 from etl.ledger import standings
 from etl.ledger.lifecycle import State
+from etl.secrets.keys import DEFAULT_SOURCE
 from etl.telemetry.log import get_logger
 
 log = get_logger()
@@ -66,12 +67,13 @@ class ArchiveCollector(Collector):
 
 def _ledger_metrics(connection: Connection, now: datetime) -> Iterator[Metric]:
     ledger = standings.standings(connection, now)
+    by_source = ledger.by_source or {DEFAULT_SOURCE: {}}
     runs = GaugeMetricFamily(
         "result_archiver_runs",
         "Tracked runs by source and state of the ledger.",
         labels=["source", "state"],
     )
-    for source, states in ledger.by_source.items():
+    for source, states in by_source.items():
         for state in State:
             runs.add_metric([source, state], states.get(state, 0))
     yield runs
@@ -81,7 +83,7 @@ def _ledger_metrics(connection: Connection, now: datetime) -> Iterator[Metric]:
         labels=["source", "reason"],
     )
     counts = {(each.source, each.reason): each.runs for each in ledger.failed}
-    for source in ledger.by_source:
+    for source in by_source:
         for reason in FINAL_REASONS:
             failed.add_metric([source, reason], counts.get((source, reason), 0))
     yield failed

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import signal
 import threading
 import time
@@ -27,11 +28,12 @@ from apscheduler.events import (
     JobSubmissionEvent,
 )
 from apscheduler.schedulers.background import BackgroundScheduler
-from sqlalchemy import text
+from sqlalchemy import insert, text
 
 from etl import clock
 from etl.config.settings import Api, Config, Database, Log, Runs, Schedule, Security, Source
 from etl.db import database
+from etl.db.schema import ingests
 from etl.errors import ConfigError, DatabaseError
 from etl.ingest import service
 from etl.ingest.context import IngestContext
@@ -623,3 +625,105 @@ def test_every_line_that_a_pass_logs_names_it_and_its_run(
     assert (failed["pass_id"], failed["run_id"]) == (pass_id, "no-such-run")
     assert finished["pass_id"] == pass_id
     assert failed["pass_started"] == finished["pass_started"]
+
+
+# --- the passes that were done ---
+
+
+def test_passes_are_listed_with_trigger_requests_length_and_counts(
+    tmp_path: Path, database_url: str, sandbox: Sandbox
+) -> None:
+    archiver = program(tmp_path, database_url, sandbox.url)
+    archiver.call("ingest", *run_ids(sandbox)[:2], "no-such-run")
+    listed = archiver.call("passes", "--json").json()
+    facts = ("id", "trigger", "requests", "new", "failed", "exit_code")
+    assert [tuple(each[fact] for fact in facts) for each in listed] == [(1, "ingest", 3, 2, 1, 1)]
+    assert 0 <= listed[0]["duration_s"] < 60
+    heading, _rule, row = archiver.call("passes").stdout.splitlines()
+    assert heading.split() == [
+        "pass", "started", "at", "length", "trigger", "requests", "new", "changed", "same",
+        "failed", "exit",
+    ]  # fmt: skip
+    number, day, at, *rest = row.split()
+    assert number == "1"
+    datetime.fromisoformat(f"{day} {at}")
+    assert rest[0].startswith("0:00:")
+    assert rest[1:] == ["ingest", "3", "2", "0", "0", "1", "1"]
+
+
+def test_a_large_pass_and_one_under_way_fit_one_line_of_80_columns_each(
+    tmp_path: Path, sqlite_url: str
+) -> None:
+    archiver = program(tmp_path, sqlite_url, "http://127.0.0.1:1")
+    archiver.call("db", "upgrade")
+    began = datetime(2026, 5, 4, 6, tzinfo=UTC)
+    counts = {"requests": 40_000, "new": 20_000, "changed": 9_999, "unchanged": 10_000}
+    whole = {"finished_at": began + timedelta(hours=3), "failed": 900, "rejected": 99}
+    engine = database.connect(sqlite_url)
+    with database.writing(engine) as connection:
+        row = {"trigger": "schedule", "started_at": began}
+        connection.execute(
+            insert(ingests).values(id=98_765, exit_code=143, **row, **counts, **whole)
+        )
+        connection.execute(insert(ingests).values(id=98_766, **row))
+    engine.dispose()
+    lines = archiver.call("passes").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[2:]] == ["98766", "98765"]
+    assert lines[3].split()[3:] == [
+        "3:00:00", "schedule", "40000", "20000", "9999", "10000", "999", "143",
+    ]  # fmt: skip
+
+
+# --- how much is printed ---
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_each_line_of_a_pass_has_its_time_and_number(
+    tmp_path: Path, sqlite_url: str, sandbox: Sandbox, log_format: str
+) -> None:
+    archiver = program(tmp_path, sqlite_url, sandbox.url).given(
+        RESULT_ARCHIVER__LOG__FORMAT=log_format
+    )
+    archiver.write("runs.txt", "no-such-run\n..\n")
+    lines = archiver.call("ingest", "--from", "runs.txt").stderr.splitlines()
+    bad_line, *of_pass = lines
+    assert len(of_pass) == 3
+    assert "runs.txt:2: a run ID cannot be . or .." in bad_line
+    if log_format == "json":
+        assert all(json.loads(line)["timestamp"].endswith("Z") for line in lines)
+        assert {json.loads(line)["pass_id"] for line in of_pass} == {1}
+        assert [json.loads(line)["event"] for line in of_pass] == [
+            "run failed", "pass finished", "runs given up",
+        ]  # fmt: skip
+    else:
+        assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z ", line) for line in lines)
+        assert all("pass 1: " in line or "pass_id=1" in line for line in of_pass)
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_quiet_leaves_warnings_and_errors_and_verbose_adds_debug(
+    tmp_path: Path, sqlite_url: str, sandbox: Sandbox, place: str
+) -> None:
+    archiver = program(tmp_path, sqlite_url, sandbox.url)
+    run_id, *_ = run_ids(sandbox)
+    options = {"before": ("--quiet", run_id), "after": (run_id, "-q")}
+    assert archiver.call("ingest", *options[place]) == (0, "", "")
+    assert archiver.call("track", "--quiet", "no-such-run") == (0, "", "")
+    [failed, given_up] = archiver.call("ingest", "--quiet").stderr.splitlines()
+    assert "run failed" in failed
+    assert "runs given up, now and before: 1 (1 not_found)" in given_up
+    debug = archiver.given(RESULT_ARCHIVER__LOG__LEVEL="error")
+    assert debug.call("ingest").stderr == ""
+    assert "pass 4: 0 new" in debug.call("ingest", "-v").stderr
+
+
+def test_an_error_that_ends_a_pass_has_its_time(tmp_path: Path, sandbox: Sandbox) -> None:
+    folder = tmp_path / "folder.db"
+    folder.mkdir()
+    archiver = program(tmp_path, f"sqlite:///{folder}", sandbox.url)
+    done = archiver.call("ingest")
+    assert done.exit_code == 4
+    assert re.match(r"[-0-9]+T[:0-9]+Z error: sqlite:///", done.stderr)
+    as_json = archiver.given(RESULT_ARCHIVER__LOG__FORMAT="json").call("ingest")
+    assert json.loads(as_json.stderr)["exit_code"] == 4
