@@ -8,6 +8,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import date, datetime
 from typing import Any, Literal, NamedTuple
 
@@ -48,9 +49,25 @@ def say_raw(text: str) -> None:
     click.echo(text, sys.stdout, color=True)  # else Click removes colour sequences
 
 
+_take_note: ContextVar[Callable[[str], None] | None] = ContextVar("take_note", default=None)
+
+
 def note(text: str) -> None:
     """Print one line to stderr: it is not part of the answer."""
-    click.echo(safe(text), sys.stderr)
+    if take := _take_note.get():
+        take(safe(text))
+    else:
+        click.echo(safe(text), sys.stderr)
+
+
+@contextmanager
+def notes_to(take: Callable[[str], None]) -> Iterator[None]:
+    """Give `take` the lines of `note` within the context, instead of printing them."""
+    token = _take_note.set(take)
+    try:
+        yield
+    finally:
+        _take_note.reset(token)
 
 
 class Heading(NamedTuple):

@@ -4,7 +4,11 @@ Each has a problem (with its place), a remedy and a reason code; `cli` prints th
 and ends with the class's exit code. Only these reach a user: anything else is a bug of ours.
 """
 
+import errno
+import os
 from enum import StrEnum
+
+NO_FILES_LEFT = {errno.EMFILE, errno.ENFILE}
 
 
 class ArchiverError(Exception):
@@ -37,6 +41,33 @@ class KeyRefusedError(ArchiverError):
 
     exit_code = 3
     reason = "key_refused"
+
+
+class OutOfFilesError(ArchiverError):
+    """This process, or the machine, can open no more files or connections."""
+
+    reason = "out_of_files"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no more files can be opened (too many open files)",
+            "raise the limit (`ulimit -n`, LimitNOFILE= of systemd) or lower api.connections",
+        )
+
+
+def is_out_of_files(error: BaseException) -> bool:
+    """Tell whether `error` comes from the limit of open files, however it was explained."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OutOfFilesError) or getattr(cause, "errno", None) in NO_FILES_LEFT:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    # A name that is not resolved and a database that is not opened do not say why.
+    try:
+        os.close(os.dup(2))
+    except OSError as failure:
+        return failure.errno in NO_FILES_LEFT
+    return False
 
 
 class Fault(StrEnum):

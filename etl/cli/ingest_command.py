@@ -1,7 +1,6 @@
 """`ingest`: one pass, or passes until every run has finished."""
 
 import time
-from collections import Counter
 from datetime import datetime
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -10,10 +9,9 @@ import click
 
 from etl import display
 from etl.cli import options
+from etl.errors import ArchiverError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from etl.cli.session import Session
     from etl.db.opening import Archive
     from etl.ingest.context import IngestContext
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     from etl.ingest.one_pass import PassOrder
     from etl.ingest.tally import Tally
     from etl.intake.arguments import Wanted
-    from etl.ledger.standings import FailedCount
+    from etl.intake.lists import Given
 
 
 @click.command(epilog="Example: result-archiver ingest --from runs.csv")
@@ -32,6 +30,8 @@ if TYPE_CHECKING:
 @click.option("--wait", is_flag=True, help="Repeat until every run has finished.")
 @click.option("--dry-run", is_flag=True, help="Only list the runs that would be fetched.")
 @options.as_json
+@options.quiet
+@options.verbose
 @options.pass_session
 def ingest(
     session: "Session",
@@ -58,12 +58,11 @@ def ingest(
 
 def _ingest(session: "Session", wanted: "Wanted", *, wait: bool, as_json: bool) -> int:
     from etl.fetch.door import check_routes
-    from etl.ingest import begin
-    from etl.ingest.interrupt import Interrupt
-    from etl.ingest.one_pass import PassOrder
+    from etl.ingest.summary import log_counts, log_halt
     from etl.intake import arguments
     from etl.runtime import tune_heap
     from etl.secrets.keys import DEFAULT_SOURCE, require_keys
+    from etl.telemetry.log import log_error, pass_lines
 
     tune_heap()
     given = arguments.read(wanted, session.config)
@@ -71,6 +70,27 @@ def _ingest(session: "Session", wanted: "Wanted", *, wait: bool, as_json: bool) 
         session.config.sources, {wanted.source or DEFAULT_SOURCE} if wanted.run_ids else set()
     )
     check_routes(session.config)
+    with pass_lines(session.now):
+        try:
+            tally = _do_passes(session, wanted, given, wait=wait)
+        except UsageError:
+            raise  # no pass has begun
+        except ArchiverError as error:
+            log_error(error)
+            return error.exit_code
+        log_halt(tally)
+        if as_json:
+            display.as_json(tally.summary())
+        else:
+            log_counts(tally)
+    return tally.exit_code
+
+
+def _do_passes(session: "Session", wanted: "Wanted", given: "Given", *, wait: bool) -> "Tally":
+    from etl.ingest import begin
+    from etl.ingest.interrupt import Interrupt
+    from etl.ingest.one_pass import PassOrder
+
     with session.open_or_create() as archive, Interrupt().listening() as interrupt:
         context = session.ingest_into(archive)
         track = begin.track_and_make_due if wanted.refresh else begin.track_named
@@ -80,8 +100,7 @@ def _ingest(session: "Session", wanted: "Wanted", *, wait: bool, as_json: bool) 
         tally = _run(context, PassOrder("ingest", given.bad_lines), interrupt)
         while wait and tally.halt is None and _sleep_until_due(context, interrupt):
             tally = _combined(tally, _run(context, PassOrder("ingest"), interrupt))
-    _print_tally(tally, context.now(), as_json=as_json)
-    return tally.exit_code
+    return tally
 
 
 def _make_all_due(archive: "Archive", now: datetime) -> None:
@@ -135,48 +154,6 @@ def _combined(first: "Tally", then: "Tally") -> "Tally":
 def _exit_code_of_failures(tally: "Tally") -> int:
     """Return 1 if something failed in a pass that no later one can make good."""
     return 1 if tally.failed + tally.rejected > tally.to_retry else 0
-
-
-def _print_tally(tally: "Tally", ended_at: datetime, *, as_json: bool) -> None:
-    """Print the summary of a pass: for programs it is the answer, for people a dated line."""
-    if tally.halt is not None:
-        display.note(f"error: {_describe_halt(tally)}")
-    if as_json:
-        display.as_json(tally.summary())
-        return
-    display.note(
-        f"{ended_at:%Y-%m-%dT%H:%M:%SZ} pass {tally.pass_id}:"
-        f" {tally.new} new, {tally.changed} changed, {tally.unchanged} unchanged,"
-        f" {tally.waiting} still going, {tally.failed} failed, {tally.rejected} rejected"
-        f" ({tally.requests} request{'' if tally.requests == 1 else 's'})"
-    )
-    if tally.standing_failed:
-        display.note(_describe_failed(tally.standing_failed))
-
-
-def _describe_failed(counts: "Sequence[FailedCount]") -> str:
-    by_reason = Counter[str]()
-    for each in counts:
-        by_reason[each.reason] += each.runs
-    reasons = ", ".join(f"{runs} {reason}" for reason, runs in sorted(by_reason.items()))
-    return (
-        f"runs given up, now and before: {by_reason.total()} ({reasons});"
-        " `result-archiver status --failed` lists them"
-    )
-
-
-def _describe_halt(tally: "Tally") -> str:
-    from etl.fetch.breaker import Halt
-
-    match tally.halt:
-        case Halt.REFUSED | Halt.NO_RESOURCES:
-            return f"{tally.halt_reason}; what is due stays due"
-        case Halt.INTERRUPTED:
-            return f"interrupted by {tally.halt_reason}; what is due stays due"
-        case Halt.BUSY:
-            return f"{tally.halt_reason}, longer than api.max_wait_s; what is due stays due"
-        case _:
-            return f"no results from the API: {tally.halt_reason}; what is due stays due"
 
 
 def _preview(session: "Session", wanted: "Wanted", *, as_json: bool) -> int:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 CONFIG_FILE = "etl.config_file"
-"""The key of the path in the context that all commands share."""
+LOG_LEVEL = "etl.log_level"
+"""The keys of the path and the level in the context that all commands share."""
 
 
 class NumberRange(click.FloatRange):
@@ -98,6 +99,32 @@ config_file = option(
 )
 
 
+def _remember_log_level(
+    context: click.Context, _parameter: click.Parameter, level: str | None
+) -> None:
+    """Keep the level for the logs, which are set up before the command begins."""
+    if level is not None:
+        context.meta[LOG_LEVEL] = level
+
+
+quiet = option(
+    "--quiet",
+    "-q",
+    flag_value="warning",
+    expose_value=False,
+    callback=_remember_log_level,
+    help="Print only warnings and errors; overrides log.level.",
+)
+verbose = option(
+    "--verbose",
+    "-v",
+    flag_value="debug",
+    expose_value=False,
+    callback=_remember_log_level,
+    help="Print debug messages as well; overrides log.level.",
+)
+
+
 def pass_config_file(command: Callable[Concatenate[Path | None, P], int]) -> Callable[P, int]:
     """Add `--config`, and pass the path to the command; None stands for the default."""
 
@@ -118,7 +145,8 @@ def pass_session(command: Callable[Concatenate["Session", P], int]) -> Callable[
     def with_session(path: Path | None, /, *arguments: P.args, **options: P.kwargs) -> int:
         from etl.cli.session import begin
 
-        wiring = click.get_current_context().find_root().obj
-        return command(begin(path, wiring), *arguments, **options)
+        context = click.get_current_context()
+        session = begin(path, context.meta.get(LOG_LEVEL), context.find_root().obj)
+        return command(session, *arguments, **options)
 
     return with_session

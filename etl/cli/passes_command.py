@@ -1,6 +1,7 @@
 """`passes`: the last passes, with their length and counts."""
 
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 @options.as_json
 @options.pass_session
 def passes(session: "Session", *, rows: int, as_json: bool) -> int:
-    """List the last passes: trigger, length, counts, exit code."""
+    """List the last passes: trigger, length, counts, exit code.
+
+    In the table rejected answers count as failed, and runs without news as same.
+    """
     from sqlalchemy import select
 
     from etl.db.schema import ingests
@@ -31,15 +35,25 @@ def passes(session: "Session", *, rows: int, as_json: bool) -> int:
     query = select(ingests).order_by(ingests.c.id.desc())
     with session.open_to_read() as archive, archive.reading() as connection:
         found = [dict(row) for row in connection.execute(query.limit(rows or None)).mappings()]
-    for row in found:
-        length = row["finished_at"] - row["started_at"] if row["finished_at"] else None
-        row["duration_s"] = length.total_seconds() if length is not None else None
     if as_json:
-        display.as_json(found)
+        display.as_json([{**row, "duration_s": _measure_s(row)} for row in found])
         return 0
-    names = ["id", "started_at", "duration_s", "trigger", "requests", "new", "changed"]
-    names += ["failed", "rejected", "exit_code"]
-    heads = ["pass", "started at", "s", "trigger", "sent", "new", "changed"]
-    heads += ["failed", "rejected", "exit"]
-    display.table(heads, [[row[name] for name in names] for row in found])
+    heads = ["pass", "started at", "length", "trigger", "requests", "new", "changed", "same"]
+    display.table([*heads, "failed", "exit"], [_row(each) for each in found])
     return 0
+
+
+def _measure_s(row: "dict[str, Any]") -> float | None:
+    """Return the length of a pass in seconds; None for one that has not ended."""
+    if row["finished_at"] is None:
+        return None
+    length: timedelta = row["finished_at"] - row["started_at"]
+    return length.total_seconds()
+
+
+def _row(row: "dict[str, Any]") -> list[Any]:
+    length_s = _measure_s(row)
+    length = None if length_s is None else str(timedelta(seconds=round(length_s)))
+    before = [row["id"], row["started_at"], length, row["trigger"], row["requests"]]
+    counts = [row["new"], row["changed"], row["unchanged"], row["failed"] + row["rejected"]]
+    return [*before, *counts, row["exit_code"]]

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: result-archiver schedule")
+@options.quiet
+@options.verbose
 @options.pass_session
 def schedule(session: "Session") -> int:
     """Run as a service: a pass now, then as [schedule] says.
@@ -18,7 +20,7 @@ def schedule(session: "Session") -> int:
     SIGTERM and Ctrl-C end it after the runs in hand: its exit code is 0 then.
     """
     from etl.fetch.door import check_routes
-    from etl.ingest import scheduler
+    from etl.ingest import service
     from etl.ingest.interrupt import Interrupt
     from etl.runtime import tune_heap
     from etl.secrets.keys import require_keys
@@ -30,5 +32,5 @@ def schedule(session: "Session") -> int:
         session.open_to_migrate() as archive,  # each pass creates or checks the tables
         Interrupt().listening() as interrupt,
     ):
-        scheduler.serve(session.ingest_into(archive), interrupt)
+        service.serve(session.ingest_into(archive), interrupt)
     return 0

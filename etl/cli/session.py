@@ -5,9 +5,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from etl import clock
 from etl.config import loading
-from etl.config.settings import Config
+from etl.config.settings import Config, LogLevel
 from etl.db import opening
 from etl.db.opening import Archive
 from etl.fetch.breaker import Pauses
@@ -57,9 +59,14 @@ class Session(NamedTuple):
         return opening.open_to_migrate(self.config.database.url)
 
 
-def begin(path: Path | None, wiring: Wiring | None = None) -> Session:
-    """Load the settings of `path` and set up the logs. Raises ConfigError."""
+def begin(path: Path | None, level: LogLevel | None, wiring: Wiring | None = None) -> Session:
+    """Load the settings of `path` and set up the logs; `level` overrides theirs.
+
+    Raises ConfigError.
+    """
     wiring = wiring or Wiring()
     config = loading.load(path)
+    if level is not None:
+        config = replace(config, log=replace(config.log, level=level))
     log.configure(config.log)
     return Session(config, wiring.clock(), wiring)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     help="A label for all these runs, such as commit=1f3c. Can be given repeatedly.",
 )
 @options.as_json
+@options.quiet
+@options.verbose
 @options.pass_session
 def track(
     session: "Session",
@@ -45,6 +47,6 @@ def track(
         tracked = begin.track_named(session.ingest_into(archive), given)
     if as_json:
         display.as_json({**tracked._asdict(), "bad_lines": given.bad_lines})
-    else:
+    elif session.config.log.level in {"debug", "info"}:
         display.say(f"{tracked.new} new, {tracked.known} known already")
     return 1 if given.bad_lines else 0

@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 VENDOR_URL = "https://autonomous.applitools.com"
 
+LogLevel = Literal["debug", "info", "warning", "error"]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
@@ -89,7 +90,7 @@ class Security(Struct, frozen=True):
 class Log(Struct, frozen=True):
     """The level and format of logs to stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: LogLevel = "info"
     format: Literal["text", "json"] = "text"
 
 

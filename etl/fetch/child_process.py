@@ -13,7 +13,7 @@ from pathlib import Path
 from msgspec import DecodeError, msgpack
 
 from etl.answers.outcome import Target
-from etl.errors import ArchiverError
+from etl.errors import ArchiverError, OutOfFilesError, is_out_of_files
 from etl.fetch.messages import Ask, Batch, Begin, Done, Targets
 
 DATABASE_VARIABLES = {"RESULT_ARCHIVER__DATABASE__URL", "PGPASSWORD"}
@@ -38,6 +38,8 @@ class ChildProcess:
                 self._process = _launch(theirs.fileno())
             except OSError as error:
                 self._connection.close()
+                if is_out_of_files(error):
+                    raise OutOfFilesError from None
                 raise FetchingLostError(
                     f"the process that fetches cannot be started: {error.strerror};"
                     " make room for it"

@@ -30,7 +30,7 @@ from etl.answers.outcome import (
 from etl.answers.payload import Payload, PayloadError, decode
 from etl.answers.rows import ECHO_WARNING, Rows
 from etl.config.settings import Config
-from etl.errors import ConfigError, KeyRefusedError
+from etl.errors import ConfigError, KeyRefusedError, OutOfFilesError, is_out_of_files
 from etl.fetch.breaker import Job, Signal
 from etl.fetch.client import BusyError, Client, Response, RunRefusedError, UnavailableError
 from etl.secrets.keys import api_key
@@ -115,18 +115,15 @@ class RunFetcher:
             client = self._clients.of(target.source)
             token = self._vault.decrypt(target.read_token) if target.read_token else None
             return self._read(target, client.fetch(target.run_id, token, target.fingerprint))
-        except UnavailableError as error:
-            return _transient(error)
         except RunRefusedError as error:
             return _refused(target.run_id, error, sent_at)
-        except ConfigError as error:
-            # Another machine, or this one with its settings corrected, may well fetch it.
-            return _without_request(Reason.NOT_CONFIGURED, str(error))
         except KeyRefusedError as error:
             return Attempt(Signal.KEY_REFUSED, _error(Reason.DENIED, str(error)))
         except Exception as error:  # noqa: BLE001  reported where the outcome is stored
-            message = f"internal error: {type(error).__name__}; please report it"
-            return _without_request(Reason.INTERNAL_ERROR, message, mask(format_exc()))
+            if is_out_of_files(error):
+                message = str(OutOfFilesError())
+                return Attempt(Signal.NO_RESOURCES, _error(Reason.NO_RESOURCES, message))
+            return _failed(error)
 
     def _read(self, target: Target, response: Response) -> Attempt:
         if response.sha256 == target.fingerprint:
@@ -206,6 +203,19 @@ def _reject(
 def _unreadable(reject: Reject) -> Attempt:
     error = _error(reject.code, reject.message)
     return Attempt(Signal.NO_RESULT, error, reject=reject, size=len(reject.body))
+
+
+def _failed(error: Exception) -> Attempt:
+    """Return an attempt that tells nothing final of the run."""
+    match error:
+        case UnavailableError():
+            return _transient(error)
+        case ConfigError():
+            # Another machine, or this one with its settings corrected, may well fetch it.
+            return _without_request(Reason.NOT_CONFIGURED, str(error))
+        case _:
+            message = f"internal error: {type(error).__name__}; please report it"
+            return _without_request(Reason.INTERNAL_ERROR, message, mask(format_exc()))
 
 
 _SIGNALS = {Reason.UNREADABLE: Signal.NO_RESULT, Reason.NO_RESOURCES: Signal.NO_RESOURCES}

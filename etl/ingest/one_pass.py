@@ -2,13 +2,14 @@
 
 from typing import NamedTuple
 
+from etl.errors import OutOfFilesError, is_out_of_files
 from etl.ingest.begin import OpenPass, open_pass, track
 from etl.ingest.context import IngestContext, PassHooks
 from etl.ingest.end import end_pass, fail_pass
 from etl.ingest.tally import Tally, exit_code
 from etl.ingest.work import work
 from etl.intake import lists
-from etl.telemetry.log import bound_context
+from etl.telemetry.log import bind_context
 from etl.telemetry.ping import ping
 
 
@@ -25,6 +26,15 @@ def run_pass(ingest: IngestContext, order: PassOrder, hooks: PassHooks) -> Tally
     Raises:
         ArchiverError: the pass could not be done; metrics and ping have reported it.
     """
+    try:
+        return _run_pass(ingest, order, hooks)
+    except Exception as error:
+        if is_out_of_files(error):
+            raise OutOfFilesError from error
+        raise
+
+
+def _run_pass(ingest: IngestContext, order: PassOrder, hooks: PassHooks) -> Tally:
     telemetry = ingest.config.telemetry
     ping(telemetry, "/start")
     is_well = False
@@ -32,12 +42,12 @@ def run_pass(ingest: IngestContext, order: PassOrder, hooks: PassHooks) -> Tally
         watched = lists.read_watched(ingest.config)
         track(ingest, watched)
         opened = open_pass(ingest, order.trigger)
-        with bound_context(pass_id=opened.tally.pass_id):
-            bad_lines = order.bad_lines + watched.bad_lines
-            _work_or_fail(ingest, opened, hooks)
-            stopped_by = hooks.interrupt.signal
-            opened.tally.exit_code = exit_code(opened.tally, stopped_by, bad_lines)
-            end_pass(ingest, opened, is_interrupted=stopped_by is not None)
+        bind_context(pass_id=opened.tally.pass_id)
+        bad_lines = order.bad_lines + watched.bad_lines
+        _work_or_fail(ingest, opened, hooks)
+        stopped_by = hooks.interrupt.signal
+        opened.tally.exit_code = exit_code(opened.tally, stopped_by, bad_lines)
+        end_pass(ingest, opened, is_interrupted=stopped_by is not None)
         is_well = opened.tally.exit_code == 0
     finally:
         if telemetry.metrics_file is not None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from etl.answers.outcome import Answer, Deferred, Outcome, Postponed, Reject
 from etl.archive.store import StoredAnswer
 from etl.db.schema import OUTCOMES
+from etl.errors import OutOfFilesError
 from etl.fetch.breaker import Halt
 from etl.ledger.lifecycle import State
 from etl.ledger.standings import FailedCount
@@ -97,9 +98,9 @@ def exit_code(tally: Tally, interrupted_by: int | None, bad_lines: int) -> int:
             return 3
         case Halt.DOWN | Halt.BUSY:
             return 5
-        case Halt.NO_RESOURCES:
-            return 1
         case Halt.INTERRUPTED:
             return 128 + (interrupted_by or signal.SIGINT)
+        case Halt.NO_RESOURCES:
+            return OutOfFilesError.exit_code
         case _:
             return 1 if tally.failed or tally.rejected or bad_lines else 0

@@ -2,10 +2,14 @@
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
+from etl import display
 from etl.config.settings import Log
+from etl.errors import ArchiverError
 from etl.runtime import hide_package
 from etl.secrets.masking import mask
 
@@ -13,7 +17,6 @@ with hide_package("rich"):  # a tenth of the start-up time, for tracebacks that 
     import structlog
 
 bind_context = structlog.contextvars.bind_contextvars
-bound_context = structlog.contextvars.bound_contextvars
 context = structlog.contextvars.get_contextvars
 
 
@@ -48,8 +51,10 @@ def configure(settings: Log) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
     # Below warnings urllib3 logs each URL and alembic each statement: noise, and a risk.
-    for name in ("urllib3", "alembic", "uvicorn", "apscheduler"):
+    for name in ("urllib3", "alembic", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # APScheduler's warnings of missed passes are events of ours.
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)
 
 
 def get_logger() -> structlog.stdlib.BoundLogger:
@@ -58,12 +63,51 @@ def get_logger() -> structlog.stdlib.BoundLogger:
     return logger
 
 
+@contextmanager
+def pass_lines(started_at: datetime) -> Iterator[None]:
+    """Give each line of a pass its time, and its number from when `bind_context` sets it.
+
+    Lines that are printed for people in the meantime are logged as warnings.
+    """
+    bind_context(pass_started=started_at.isoformat())
+    try:
+        with display.notes_to(lambda text: get_logger().warning(text, text=text)):
+            yield
+    finally:
+        structlog.contextvars.unbind_contextvars("pass_started", "pass_id")
+
+
+def log_error(error: ArchiverError) -> None:
+    """Log an error that ends a pass."""
+    get_logger().error(
+        "pass failed", reason=str(error), exit_code=error.exit_code, text=f"error: {error}"
+    )
+
+
 def _renderer(log_format: str) -> Any:
     if log_format == "json":
-        return structlog.processors.JSONRenderer(ensure_ascii=True)
-    return structlog.dev.ConsoleRenderer(
-        colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
-    )
+        return _render_json
+    return _render_text
+
+
+_write_json = structlog.processors.JSONRenderer(ensure_ascii=True)
+_write_text = structlog.dev.ConsoleRenderer(
+    colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+)
+
+
+def _render_json(logger: Any, name: str, event: MutableMapping[str, Any]) -> str | bytes:
+    event.pop("text", None)
+    return _write_json(logger, name, event)
+
+
+def _render_text(logger: Any, name: str, event: MutableMapping[str, Any]) -> str:
+    """Render the `text` of an event, where it has one, with the time and number of the pass."""
+    text = event.pop("text", None)
+    if text is None:
+        return _write_text(logger, name, event)
+    time = f"{event['timestamp'].partition('.')[0].removesuffix('Z')}Z"
+    return f"{time} pass {event['pass_id']}: {text}" if "pass_id" in event else f"{time} {text}"
 
 
 def _mask_event(

@@ -1,9 +1,11 @@
 """Prometheus metrics: a file for cron, an endpoint for the service.
 
 The metrics are read from the database, which has all state: cron and the service show the same
-values, and no value is lost when a process ends.
+values, and no value is lost when a process ends. Only the passes that a service missed are counted
+in its process.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -14,14 +16,30 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection, Engine, func, select
 
+from etl.answers.outcome import Reason
 from etl.config.settings import Telemetry
 from etl.db.database import reading
 from etl.db.schema import OUTCOMES, ingests
 from etl.errors import DatabaseError, UsageError
 from etl.ledger import standings
+from etl.ledger.lifecycle import State
+from etl.secrets.keys import DEFAULT_SOURCE
 from etl.telemetry.log import get_logger
 
 log = get_logger()
+
+FINAL_REASONS = (
+    Reason.NOT_FOUND,
+    Reason.DENIED,
+    Reason.UNREADABLE,
+    Reason.TOO_MANY_ATTEMPTS,
+    Reason.NEVER_ENDED,
+    Reason.INTERNAL_ERROR,
+)
+"""The reasons for which a run is given up: a metric that is 0 shows that nothing failed."""
+
+missed_passes = Counter({"missed": 0, "skipped": 0, "caught_up": 0})
+"""The passes that this process's schedule did not do at their time."""
 
 
 class ArchiveCollector(Collector):
@@ -36,6 +54,7 @@ class ArchiveCollector(Collector):
         try:
             with reading(self._engine) as connection:
                 metrics = [*_ledger_metrics(connection, self._clock()), *_pass_metrics(connection)]
+                metrics.append(_missed_metric())
         except DatabaseError as error:
             log.warning("metrics not read", reason=str(error))
             metrics = []
@@ -48,13 +67,32 @@ class ArchiveCollector(Collector):
 
 def _ledger_metrics(connection: Connection, now: datetime) -> Iterator[Metric]:
     ledger = standings.standings(connection, now)
-    by_state = GaugeMetricFamily(
-        "result_archiver_runs", "Tracked runs by state of the ledger.", labels=["state"]
+    by_source = ledger.by_source or {DEFAULT_SOURCE: {}}
+    runs = GaugeMetricFamily(
+        "result_archiver_runs",
+        "Tracked runs by source and state of the ledger.",
+        labels=["source", "state"],
     )
-    for state, count in ledger.by_state.items():
-        by_state.add_metric([state], count)
-    yield by_state
+    for source, states in by_source.items():
+        for state in State:
+            runs.add_metric([source, state], states.get(state, 0))
+    yield runs
+    failed = GaugeMetricFamily(
+        "result_archiver_failed_runs",
+        "Runs that were given up, by source and reason.",
+        labels=["source", "reason"],
+    )
+    counts = {(each.source, each.reason): each.runs for each in ledger.failed}
+    for source in by_source:
+        for reason in FINAL_REASONS:
+            failed.add_metric([source, reason], counts.get((source, reason), 0))
+    yield failed
     yield GaugeMetricFamily("result_archiver_due_runs", "Runs that are due now.", value=ledger.due)
+    yield GaugeMetricFamily(
+        "result_archiver_overdue_runs",
+        "Runs that have been due for an hour or more.",
+        value=ledger.overdue,
+    )
     oldest = ledger.oldest_due_at
     yield GaugeMetricFamily(
         "result_archiver_oldest_due_age_seconds",
@@ -83,6 +121,17 @@ def _pass_metrics(connection: Connection) -> Iterator[Metric]:
     yield _moment(
         "last_success", "End of the last pass with exit code 0, as a Unix time.", row.last_success
     )
+
+
+def _missed_metric() -> Metric:
+    missed = CounterMetricFamily(
+        "result_archiver_passes_missed",
+        "Passes that the service missed, skipped or caught up, since its start.",
+        labels=["way"],
+    )
+    for way, passes in missed_passes.items():
+        missed.add_metric([way], passes)
+    return missed
 
 
 def _moment(name: str, help_text: str, moment: datetime | None) -> Metric:

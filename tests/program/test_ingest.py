@@ -491,7 +491,7 @@ def test_a_refused_key_stops_the_pass_and_a_good_one_makes_up_for_it(
 ) -> None:
     refused = on_own_sandbox.given(APPLITOOLS_API_KEY=key).call("ingest", "--from", "runs.txt")
     assert refused.exit_code == 3
-    [line] = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    [line] = [line for line in refused.stderr.splitlines() if " pass 1: error: " in line]
     assert message in line
     assert own_sandbox.requests.total() <= A_HANDFUL
     assert states(sqlite_url) == {"queued": 58}
@@ -519,7 +519,7 @@ def test_work_stays_due_until_the_api_is_back(
             done, asked = archiver.call("ingest", "--json", *run_ids), api.requests.total()
     assert (done.exit_code, done.json()["halted"]) == (5, "down")
     [line] = done.stderr.splitlines()
-    assert line.startswith("error: no results from the API: ")
+    assert " pass 1: error: no results from the API: " in line
     assert max(asked, done.json()["requests"]) <= A_HANDFUL
     found = states(sqlite_url)
     assert found.keys() <= {"queued", "retrying"}
@@ -586,7 +586,10 @@ def test_an_interrupted_pass_finishes_what_it_has_in_hand(
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=10)
     assert process.returncode == exit_code
-    assert stderr == f"error: interrupted by {number.name}; what is due stays due\n"
+    assert stderr.endswith(
+        f"Z pass 1: error: interrupted by {number.name}; what is due stays due\n"
+    )
+    assert stderr.count("\n") == 1
     assert json.loads(stdout)["new"] == api.requests.total() < 300
     assert query(sqlite_url, "SELECT count(*) FROM runs") == [(api.requests.total(),)]
     assert query(sqlite_url, "SELECT count(*) FROM tracked_runs WHERE lease_owner <> ''") == [(0,)]
@@ -607,7 +610,7 @@ def test_a_signal_ends_the_wait_for_runs_that_are_going(
         _, stderr = process.communicate(timeout=10)
     assert process.returncode == 143
     [error, summary] = stderr.splitlines()
-    assert error == "error: interrupted by SIGTERM; what is due stays due"
+    assert error.endswith("Z pass 2: error: interrupted by SIGTERM; what is due stays due")
     assert "pass 2: 1 new, " in summary
 
 
@@ -703,7 +706,7 @@ def test_a_busy_api_is_left_alone_until_the_time_it_said(api: FakeApi, archiver:
         clock.shift(3500)
         done = archiver.call("ingest", "--json", "r-2")
         assert (done.exit_code, done.json()["halted"]) == (5, "busy")
-        assert done.stderr.startswith("error: the API asks to wait 100 s, longer than")
+        assert "Z pass 2: error: the API asks to wait 100 s, longer than" in done.stderr
         assert api.requests.total() == 1
         api.other = result()
         clock.shift(101)

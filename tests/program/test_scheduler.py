@@ -4,9 +4,11 @@ import contextlib
 import io
 import json
 import logging
+import re
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -18,22 +20,31 @@ import msgspec
 import pytest
 import structlog
 import time_machine
+from apscheduler.events import (
+    EVENT_JOB_MAX_INSTANCES,
+    EVENT_JOB_MISSED,
+    EVENT_JOB_SUBMITTED,
+    JobExecutionEvent,
+    JobSubmissionEvent,
+)
 from apscheduler.schedulers.background import BackgroundScheduler
-from sqlalchemy import text
+from sqlalchemy import insert, text
 
 from etl import clock
 from etl.config.settings import Api, Config, Database, Log, Runs, Schedule, Security, Source
 from etl.db import database
+from etl.db.schema import ingests
 from etl.errors import ConfigError, DatabaseError
-from etl.ingest import scheduler
+from etl.ingest import service
 from etl.ingest.context import IngestContext
 from etl.ingest.interrupt import Interrupt
-from etl.ingest.scheduler import make_trigger
+from etl.ingest.missed_passes import MissedPasses
+from etl.ingest.triggers import make_trigger
 from etl.sandbox.api import READ_KEY
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
 from etl.sandbox.world_clock import Clock
-from etl.telemetry import log
+from etl.telemetry import log, prometheus
 from tests.support import fake_api
 from tests.support.fake_api import result
 from tests.support.postgres import free_port
@@ -116,6 +127,18 @@ def test_each_of_several_named_hours_comes_when_the_clocks_change(day: str) -> N
     assert [time[:5] for time in times] == ["01:00", "03:00" if left_out else "02:00", "05:00"]
 
 
+def test_all_times_of_a_skipped_hour_come_an_hour_later() -> None:
+    times = on("*/20 2 * * *", "Europe/Berlin", "2026-03-29")
+    assert times == ["03:00+0200", "03:20+0200", "03:40+0200"]
+
+
+def test_a_service_started_after_a_gap_does_what_the_gap_skipped() -> None:
+    ten_past_three = datetime(2026, 3, 29, 1, 10, tzinfo=UTC)
+    schedule = Schedule(cron="30 2 * * *", time_zone="Europe/Berlin")
+    found = fires(schedule, ten_past_three, ten_past_three + timedelta(hours=12))
+    assert found == [datetime(2026, 3, 29, 1, 30, tzinfo=UTC)]
+
+
 @pytest.mark.parametrize(
     ("zone", "day", "hours"),
     [
@@ -189,7 +212,7 @@ def test_the_command_refuses_a_bad_cron_line(tmp_path: Path, sqlite_url: str) ->
     done = archiver.given(RESULT_ARCHIVER__SCHEDULE__CRON="0 0 * * 9").call("schedule")
     assert done.exit_code == 2
     assert done.stderr == (
-        "error: schedule.cron is '0 0 * * 9': '9' is no day of the week; give five fields such as"
+        "error: schedule.cron is '0 0 * * 9': Bad day-of-week; give five fields such as"
         " '*/15 * * * *'\n"
     )
 
@@ -205,7 +228,7 @@ class Service:
         self.engine = database.connect(config.database.url)
         self._interrupt = Interrupt()
         ingest = IngestContext(self.engine, config, clock.now)
-        self._thread = threading.Thread(target=scheduler.serve, args=[ingest, self._interrupt])
+        self._thread = threading.Thread(target=service.serve, args=[ingest, self._interrupt])
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Service"]:
@@ -321,7 +344,7 @@ def test_new_lists_are_read_by_the_next_pass_and_bad_lines_stop_nothing(
     config: Config,
     sandbox: Sandbox,
     run_list: Callable[[str, str], None],
-    capsys: pytest.CaptureFixture[str],
+    logged: Callable[[], list[dict[str, Any]]],
 ) -> None:
     first, second, *_ = run_ids(sandbox)
     service = Service(asking(config, sandbox.url))
@@ -331,7 +354,9 @@ def test_new_lists_are_read_by_the_next_pass_and_bad_lines_stop_nothing(
         until(lambda: service.rows("SELECT run_id FROM runs") == [(first,)])
         run_list("b.txt", second)
         until(lambda: len(service.rows("SELECT run_id FROM runs")) == 2)
-    assert "a.txt:3: " in capsys.readouterr().err
+    [bad_line, *_] = [line for line in logged() if "a.txt:3: " in line["event"]]
+    assert bad_line["level"] == "warning"
+    assert "pass_started" in bad_line
 
 
 def test_a_list_that_cannot_be_read_stops_no_other(
@@ -339,7 +364,7 @@ def test_a_list_that_cannot_be_read_stops_no_other(
     sandbox: Sandbox,
     run_list: Callable[[str, str], None],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    logged: Callable[[], list[dict[str, Any]]],
 ) -> None:
     first, *_ = run_ids(sandbox)
     run_list("b.txt", first)
@@ -348,7 +373,7 @@ def test_a_list_that_cannot_be_read_stops_no_other(
     service = Service(asking(config, sandbox.url))
     with service.running():
         until(lambda: service.rows("SELECT run_id FROM runs") == [(first,)])
-    assert f"{folder}: cannot be read: Is a directory" in capsys.readouterr().err
+    assert events(logged(), f"{folder}: cannot be read: Is a directory")
 
 
 def test_an_api_that_is_down_costs_a_pass_and_the_next_one_makes_up_for_it(
@@ -398,6 +423,65 @@ def test_the_job_says_what_happens_to_late_and_overlapping_passes(
     with Service(asking(config, sandbox.url)).running():
         [job] = until(lambda: started and started[0].get_jobs())
     assert (job.misfire_grace_time, job.coalesce, job.max_instances) == (3600, True, 1)
+
+
+# --- passes that do not come at their time ---
+
+
+@pytest.fixture
+def missed() -> Iterator[dict[str, int]]:
+    """Return how many passes were counted since the test began, by way."""
+    before = dict(prometheus.missed_passes)
+    for way in before:
+        prometheus.missed_passes[way] = 0
+    yield prometheus.missed_passes
+    for way, passes in before.items():
+        prometheus.missed_passes[way] = passes
+
+
+def submitted(*moments: datetime, code: int = EVENT_JOB_SUBMITTED) -> JobSubmissionEvent:
+    return JobSubmissionEvent(code, "pass", "default", list(moments))
+
+
+EVERY_MINUTE = Schedule(every=timedelta(minutes=1))
+
+
+@pytest.mark.parametrize(("minutes", "caught_up"), [(1, 0), (2, 1), (480, 479)])
+def test_one_pass_that_makes_up_for_several_says_for_how_many(
+    minutes: int,
+    caught_up: int,
+    missed: dict[str, int],
+    logged: Callable[[], list[dict[str, Any]]],
+) -> None:
+    listener = MissedPasses(make_trigger(EVERY_MINUTE))
+    listener.hear(submitted(END))
+    listener.hear(submitted(END + timedelta(minutes=minutes)))
+    assert missed["caught_up"] == caught_up
+    assert [line["passes"] for line in logged()] == [caught_up] * (caught_up > 0)
+
+
+def test_passes_that_come_while_one_is_running_are_skipped(
+    missed: dict[str, int], logged: Callable[[], list[dict[str, Any]]]
+) -> None:
+    listener = MissedPasses(make_trigger(EVERY_MINUTE))
+    listener.hear(submitted(END))
+    for minute in (1, 2, 5):
+        moment = END + timedelta(minutes=minute)
+        listener.hear(submitted(moment, code=EVENT_JOB_MAX_INSTANCES))
+    listener.hear(submitted(END + timedelta(minutes=6)))
+    assert missed == {"missed": 0, "skipped": 5, "caught_up": 0}
+    assert {line["reason"] for line in logged()} == {"the pass before is still running"}
+
+
+def test_a_pass_that_is_too_late_is_missed(
+    missed: dict[str, int], logged: Callable[[], list[dict[str, Any]]]
+) -> None:
+    listener = MissedPasses(make_trigger(EVERY_MINUTE))
+    listener.hear(submitted(END))
+    listener.hear(JobExecutionEvent(EVENT_JOB_MISSED, "pass", "default", END))
+    assert missed == {"missed": 1, "skipped": 0, "caught_up": 0}
+    [line] = events(logged(), "passes missed")
+    assert line["scheduled_at"] == END.isoformat()
 
 
 # --- the service as a process ---
@@ -486,6 +570,32 @@ def test_a_signal_between_passes_ends_it_at_once(
     ]  # fmt: skip
 
 
+def test_passes_that_a_long_one_or_a_stopped_process_costs_are_logged_and_counted(
+    tmp_path: Path, sqlite_url: str, slow_sandbox: Sandbox
+) -> None:
+    port = free_port()
+    archiver = scheduled(tmp_path, sqlite_url, slow_sandbox.url).given(
+        RESULT_ARCHIVER__TELEMETRY__METRICS_PORT=str(port)
+    )
+    archiver.write("runs.txt", "\n".join(run_ids(slow_sandbox)[:6]))  # three seconds
+    with archiver.started("schedule") as process:
+        until(lambda: slow_sandbox.requests and finished_passes(sqlite_url))
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3)
+        process.send_signal(signal.SIGCONT)
+        before = finished_passes(sqlite_url)
+        until(lambda: finished_passes(sqlite_url) > before + 1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as response:
+            metrics = response.read().decode()
+        *_end, lines = stop(process, signal.SIGTERM)
+    for way in ("skipped", "caught_up"):
+        found = events(lines, f"passes {way.replace('_', ' ')}")
+        counted = sum(line["passes"] for line in found)
+        assert counted >= 2
+        assert f'result_archiver_passes_missed_total{{way="{way}"}} {counted}.0' in metrics
+    assert not [line for line in lines if "maximum number of running" in line["event"]]
+
+
 def test_two_services_on_one_database_fetch_each_run_once(
     tmp_path: Path, database_url: str, sandbox: Sandbox
 ) -> None:
@@ -515,3 +625,105 @@ def test_every_line_that_a_pass_logs_names_it_and_its_run(
     assert (failed["pass_id"], failed["run_id"]) == (pass_id, "no-such-run")
     assert finished["pass_id"] == pass_id
     assert failed["pass_started"] == finished["pass_started"]
+
+
+# --- the passes that were done ---
+
+
+def test_passes_are_listed_with_trigger_requests_length_and_counts(
+    tmp_path: Path, database_url: str, sandbox: Sandbox
+) -> None:
+    archiver = program(tmp_path, database_url, sandbox.url)
+    archiver.call("ingest", *run_ids(sandbox)[:2], "no-such-run")
+    listed = archiver.call("passes", "--json").json()
+    facts = ("id", "trigger", "requests", "new", "failed", "exit_code")
+    assert [tuple(each[fact] for fact in facts) for each in listed] == [(1, "ingest", 3, 2, 1, 1)]
+    assert 0 <= listed[0]["duration_s"] < 60
+    heading, _rule, row = archiver.call("passes").stdout.splitlines()
+    assert heading.split() == [
+        "pass", "started", "at", "length", "trigger", "requests", "new", "changed", "same",
+        "failed", "exit",
+    ]  # fmt: skip
+    number, day, at, *rest = row.split()
+    assert number == "1"
+    datetime.fromisoformat(f"{day} {at}")
+    assert rest[0].startswith("0:00:")
+    assert rest[1:] == ["ingest", "3", "2", "0", "0", "1", "1"]
+
+
+def test_a_large_pass_and_one_under_way_fit_one_line_of_80_columns_each(
+    tmp_path: Path, sqlite_url: str
+) -> None:
+    archiver = program(tmp_path, sqlite_url, "http://127.0.0.1:1")
+    archiver.call("db", "upgrade")
+    began = datetime(2026, 5, 4, 6, tzinfo=UTC)
+    counts = {"requests": 40_000, "new": 20_000, "changed": 9_999, "unchanged": 10_000}
+    whole = {"finished_at": began + timedelta(hours=3), "failed": 900, "rejected": 99}
+    engine = database.connect(sqlite_url)
+    with database.writing(engine) as connection:
+        row = {"trigger": "schedule", "started_at": began}
+        connection.execute(
+            insert(ingests).values(id=98_765, exit_code=143, **row, **counts, **whole)
+        )
+        connection.execute(insert(ingests).values(id=98_766, **row))
+    engine.dispose()
+    lines = archiver.call("passes").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[2:]] == ["98766", "98765"]
+    assert lines[3].split()[3:] == [
+        "3:00:00", "schedule", "40000", "20000", "9999", "10000", "999", "143",
+    ]  # fmt: skip
+
+
+# --- how much is printed ---
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_each_line_of_a_pass_has_its_time_and_number(
+    tmp_path: Path, sqlite_url: str, sandbox: Sandbox, log_format: str
+) -> None:
+    archiver = program(tmp_path, sqlite_url, sandbox.url).given(
+        RESULT_ARCHIVER__LOG__FORMAT=log_format
+    )
+    archiver.write("runs.txt", "no-such-run\n..\n")
+    lines = archiver.call("ingest", "--from", "runs.txt").stderr.splitlines()
+    bad_line, *of_pass = lines
+    assert len(of_pass) == 3
+    assert "runs.txt:2: a run ID cannot be . or .." in bad_line
+    if log_format == "json":
+        assert all(json.loads(line)["timestamp"].endswith("Z") for line in lines)
+        assert {json.loads(line)["pass_id"] for line in of_pass} == {1}
+        assert [json.loads(line)["event"] for line in of_pass] == [
+            "run failed", "pass finished", "runs given up",
+        ]  # fmt: skip
+    else:
+        assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z ", line) for line in lines)
+        assert all("pass 1: " in line or "pass_id=1" in line for line in of_pass)
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_quiet_leaves_warnings_and_errors_and_verbose_adds_debug(
+    tmp_path: Path, sqlite_url: str, sandbox: Sandbox, place: str
+) -> None:
+    archiver = program(tmp_path, sqlite_url, sandbox.url)
+    run_id, *_ = run_ids(sandbox)
+    options = {"before": ("--quiet", run_id), "after": (run_id, "-q")}
+    assert archiver.call("ingest", *options[place]) == (0, "", "")
+    assert archiver.call("track", "--quiet", "no-such-run") == (0, "", "")
+    [failed, given_up] = archiver.call("ingest", "--quiet").stderr.splitlines()
+    assert "run failed" in failed
+    assert "runs given up, now and before: 1 (1 not_found)" in given_up
+    debug = archiver.given(RESULT_ARCHIVER__LOG__LEVEL="error")
+    assert debug.call("ingest").stderr == ""
+    assert "pass 4: 0 new" in debug.call("ingest", "-v").stderr
+
+
+def test_an_error_that_ends_a_pass_has_its_time(tmp_path: Path, sandbox: Sandbox) -> None:
+    folder = tmp_path / "folder.db"
+    folder.mkdir()
+    archiver = program(tmp_path, f"sqlite:///{folder}", sandbox.url)
+    done = archiver.call("ingest")
+    assert done.exit_code == 4
+    assert re.match(r"[-0-9]+T[:0-9]+Z error: sqlite:///", done.stderr)
+    as_json = archiver.given(RESULT_ARCHIVER__LOG__FORMAT="json").call("ingest")
+    assert json.loads(as_json.stderr)["exit_code"] == 4

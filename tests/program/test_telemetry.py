@@ -29,6 +29,9 @@ SECRET = "b6f0c1de-ping"
 ALL_METRICS = {
     "result_archiver_database_up",
     "result_archiver_runs",
+    "result_archiver_failed_runs",
+    "result_archiver_overdue_runs",
+    "result_archiver_passes_missed_total",
     "result_archiver_due_runs",
     "result_archiver_oldest_due_age_seconds",
     "result_archiver_passes_total",
@@ -107,8 +110,9 @@ def test_runs_and_outcomes_are_counted(archiver: Program, engine: Engine, api: F
     assert found["result_archiver_database_up"] == 1
     assert found['result_archiver_outcomes_total{outcome="new"}'] == 2
     assert found['result_archiver_outcomes_total{outcome="failed"}'] == 1
-    assert found['result_archiver_runs{state="queued"}'] == 1
-    assert found['result_archiver_runs{state="failed"}'] == 1
+    assert found['result_archiver_runs{source="default",state="queued"}'] == 1
+    assert found['result_archiver_runs{source="default",state="failed"}'] == 1
+    assert found['result_archiver_failed_runs{reason="not_found",source="default"}'] == 1
     assert found["result_archiver_due_runs"] == 1
     assert found["result_archiver_passes_total"] == 1
 

@@ -17,7 +17,7 @@ from etl import clock, errors
 from etl.config import loading, settings
 from etl.config.settings import Schedule
 from etl.db import database
-from etl.ingest.scheduler import make_trigger
+from etl.ingest.triggers import make_trigger
 from etl.ledger.lifecycle import State
 from etl.sandbox.api import READ_KEY
 from etl.secrets.masking import API_KEY_ENV

@@ -1,21 +1,27 @@
-"""The service for ten minutes, with new runs all the time and both its grounds failing once.
+"""The service for long: it loses nothing, and holds no more files, threads and memory than before.
 
-Not in the default suite: `make soak` runs it; SOAK_MINUTES makes it shorter or longer.
+The default suite does 60 passes over an API that breaks connections. `make soak` does 1,000, and
+ten minutes with new runs all the time, in which the API and the database are away once;
+SOAK_MINUTES makes that shorter or longer.
 """
 
 import contextlib
-import json
 import os
 import re
 import socket
 import subprocess
+import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from datetime import datetime
+from itertools import cycle
 from pathlib import Path
 
 import pytest
+from msgspec import json
+from msgspec.structs import replace
 from sqlalchemy import Engine, select
 
 from etl import clock
@@ -26,6 +32,9 @@ from etl.sandbox.api import READ_KEY
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World
 from etl.sandbox.world_clock import Clock
+from tests.support import fake_api, faulty
+from tests.support.fake_api import FakeApi
+from tests.support.many_passes import Count, Order
 from tests.support.postgres import Server, find_programs, run
 from tests.support.program import program
 
@@ -43,9 +52,14 @@ SETTINGS = {
     "RESULT_ARCHIVER__POLLING__LEASE_FOR": "5s",
 }
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(MINUTES * 60 + 300)]
+SETTLED = 20
+"""After this number of passes a service has opened all that it keeps."""
+A_HANDFUL = 5
+GROWTH_KIB = 3 * 1024
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(MINUTES * 60 + 300)
 def test_the_service_loses_nothing_and_does_not_grow(
     postgresql: Server, postgresql_url: str, tmp_path: Path
 ) -> None:
@@ -78,6 +92,85 @@ def test_the_service_loses_nothing_and_does_not_grow(
     assert _exit_codes(postgresql_url) >= {0, 5}
     after_a_third = memory_kib[len(memory_kib) // 3]
     assert memory_kib[-1] < 1.1 * after_a_third
+
+
+@pytest.mark.parametrize("way", ["threads", "child"])
+@pytest.mark.parametrize(
+    "passes",
+    [
+        pytest.param(60, marks=pytest.mark.timeout(300)),
+        pytest.param(1000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
+    ],
+)
+def test_a_pass_leaves_no_file_thread_or_memory_behind(
+    sqlite_url: str, tmp_path: Path, way: str, passes: int
+) -> None:
+    with faulty.serving() as api:
+        api.answer = _breaking_answers()
+        counts, errors = _pass(Order(passes, way, api.url, sqlite_url, str(tmp_path), 256))
+    assert errors == ""
+    assert len(counts) == passes
+    early, late = counts[SETTLED - 1], counts[-1]
+    assert abs(late.files - early.files) <= A_HANDFUL, (early, late)
+    assert abs(late.threads - early.threads) <= A_HANDFUL, (early, late)
+    assert late.memory_kib - early.memory_kib < GROWTH_KIB, (early, late)
+    assert len(api.requests) > passes * 40
+
+
+@pytest.mark.parametrize("way", ["threads", "child"])
+@pytest.mark.parametrize("max_files", [9, 10, 12, 20])
+def test_too_many_open_files_are_called_by_their_name_and_cost_no_run(
+    database_url: str, tmp_path: Path, api: FakeApi, way: str, max_files: int
+) -> None:
+    """The limit is named, whoever meets it: a connection, the database, the child process."""
+    api.other = fake_api.result()._replace(delay_s=0.05)
+    order = Order(3, way, api.url, database_url, str(tmp_path), max_files, 64, 10, "warning")
+    with _archive(database_url) as engine:
+        database.prepare(engine)
+    _counts, errors = _pass(order)
+    assert "no more files can be opened (too many open files); raise the limit (`ulimit" in errors
+    assert "API is down" not in errors
+    assert "please report it" not in errors
+    _pass(replace(order, max_files=256, passes=1))
+    with _archive(database_url) as engine, database.reading(engine) as connection:
+        states = connection.execute(select(tracked_runs.c.state, tracked_runs.c.attempts)).all()
+        assert 5 not in set(connection.scalars(select(ingests.c.exit_code)))
+    assert states == [("settled", 0)] * 40
+
+
+def _pass(order: Order) -> tuple[list[Count], str]:
+    """Do passes over 40 runs by a process of their own; return its counts and its stderr."""
+    Path(order.folder, "key").write_text("a key")
+    Path(order.folder, "runs.txt").write_text("".join(f"r{number}\n" for number in range(40)))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.many_passes", json.encode(order)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        check=False,
+    )
+    return [
+        json.decode(line, type=Count) for line in done.stdout.splitlines()
+    ], done.stderr.decode()
+
+
+def _breaking_answers() -> faulty.Answer:
+    """Give results, but reset, cut off, refuse or leave hanging each tenth request or so."""
+    going = fake_api.result(status="pending").body
+    whole = faulty.send(faulty.reply(going))
+    cut_off = faulty.send_and_close(faulty.reply(going)[:-100])
+    failing = faulty.send(faulty.reply(b"", "500 Internal Server Error"))
+    turns = cycle(
+        [whole] * 9 + [faulty.reset] + [whole] * 9 + [cut_off] + [whole] * 9 + [failing]
+        + [whole] * 29 + [faulty.stall(b"")] + [whole] * 9 + [faulty.stall(faulty.head("200 OK"))]
+    )  # fmt: skip
+    taking = threading.Lock()
+
+    def answer(connection: socket.socket) -> None:
+        with taking:
+            turn = next(turns)
+        turn(connection)
+
+    return answer
 
 
 def _seconds(
@@ -120,7 +213,7 @@ def _execute(sandbox: Sandbox, listed: Path) -> None:
         f"{sandbox.url}/api/plan/{plan_id}/execute?apiKey={READ_KEY}", method="POST"
     )
     with urllib.request.urlopen(request, timeout=10) as response:
-        run_id = json.load(response)["result"]["id"]
+        run_id = json.decode(response.read())["result"]["id"]
     with listed.open("a") as file:
         file.write(f"{run_id}\n")
 
