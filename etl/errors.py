@@ -84,6 +84,8 @@ class Fault(StrEnum):
     """The statement fails whatever its values are: a bug of ours, or a pooler's doing."""
     REFUSED_VALUES = "database_refused_values"
     """The database works, and refuses the values of one statement."""
+    FOREIGN = "database_foreign"
+    """Another program's tables, or another archive's views, have our names."""
     NO_ARCHIVE = "no_archive"
     BEHIND = "database_behind"
     AHEAD = "database_ahead"

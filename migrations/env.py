@@ -4,24 +4,26 @@ Called by the `alembic` command itself (to write a new migration), it connects a
 The views are taken down first and put up again at the newest revision: SQLite cannot rebuild a
 table that a view reads, and so no migration has to mention one. What they and their columns mean
 (the first lines of their files, and dictionary.toml) is then written into `data_dictionary`.
+Where another program or archive has one of our names, nothing is changed.
 """
 
 import tomllib
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 
 from alembic import context
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, delete, insert, inspect, text
 from sqlalchemy.engine.reflection import ObjectKind
 
 from etl.config import loading
-from etl.db import indexes, schema
+from etl.config.settings import StoredSettings
+from etl.db import archive_settings, indexes, ownership, schema
+from etl.db.database import VERSION_TABLE, read_revision
 from etl.db.opening import open_to_migrate
 
 FOLDER = Path(__file__).parent
-VIEWS = sorted(FOLDER.glob("views/*.sql"))
-VIEWS_ALONE = sorted(FOLDER.glob("views/postgresql/*.sql"))
-"""What is a table on SQLite, and needs a view where only views may be read."""
 
 COMMENT_ON_ALL = r"""
 DO $$
@@ -29,9 +31,9 @@ DECLARE entry record;
 BEGIN
     FOR entry IN SELECT * FROM data_dictionary LOOP
         EXECUTE CASE entry.column_name
-            WHEN '' THEN format('COMMENT ON VIEW reporting.%I IS %L',
+            WHEN '' THEN format('COMMENT ON VIEW {schema}.%I IS %L',
                                 entry.object_name, entry.description)
-            ELSE format('COMMENT ON COLUMN reporting.%I.%I IS %L',
+            ELSE format('COMMENT ON COLUMN {schema}.%I.%I IS %L',
                         entry.object_name, entry.column_name, entry.description)
         END;
     END LOOP;
@@ -39,54 +41,62 @@ END $$
 """
 
 
-def _migrate(connection: Connection) -> None:
+def _migrate(connection: Connection, to_store: StoredSettings | None) -> None:
+    """Migrate up, and store settings, or migrate down if there are none to store."""
     context.configure(
         connection=connection,
         target_metadata=indexes.metadata,
+        version_table=VERSION_TABLE,
         transactional_ddl=True,
         compare_type=True,
     )
-    _drop_views(connection)
+    before = read_revision(connection)
+    stored = archive_settings.read_reporting_schema(connection) if before else None
+    wanted = to_store or StoredSettings(reporting_schema=stored or "")
+    context.config.attributes["reporting_schema"] = wanted.reporting_schema
+    if to_store:
+        tables = list(_list_new_tables(before))
+        ownership.refuse_occupied(connection, to_store.reporting_schema, tables)
+    ownership.drop_views(connection, stored)
     with context.begin_transaction():
         context.run_migrations()
-    if context.get_context().get_current_revision() == context.get_head_revision():
-        _create_views(connection)
-        _describe(connection)
+    after = read_revision(connection)
+    if after:
+        archive_settings.record_version(connection, after)
+    if after != context.get_head_revision():
+        return
+    archive_settings.record_settings(connection, wanted)
+    if stored and stored != wanted.reporting_schema:
+        ownership.drop_schema(connection, stored)
+    in_schema = archive_settings.read_reporting_schema(connection)
+    if in_schema:
+        ownership.create_schema(connection, in_schema)
+    _create_views(connection, in_schema)
+    _describe(connection, in_schema)
 
 
-def _schema(connection: Connection) -> str | None:
-    return "reporting" if connection.dialect.name == "postgresql" else None
+def _list_new_tables(before: str | None) -> Iterator[str]:
+    """Yield the tables that the migrations since a revision create."""
+    scripts = ScriptDirectory.from_config(context.config)
+    for script in scripts.iterate_revisions("heads", before):
+        yield from getattr(script.module, "TABLES", ())
 
 
-def _prefix(connection: Connection) -> str:
-    return "reporting." if _schema(connection) else ""
+def _create_views(connection: Connection, in_schema: str | None) -> None:
+    prefix = f"{ownership.quote_name(connection, in_schema)}." if in_schema else ""
+    for file in ownership.view_files(connection):
+        statement = file.read_text(encoding="utf-8").replace("{reporting}", prefix)
+        marked = statement.replace(" AS\n", f" AS {ownership.VIEW_MARK}\n", 1)
+        connection.exec_driver_sql(marked)
 
 
-def _views(connection: Connection) -> list[Path]:
-    return [*VIEWS, *VIEWS_ALONE] if _schema(connection) else VIEWS
-
-
-def _drop_views(connection: Connection) -> None:
-    names = inspect(connection).get_view_names(schema=_schema(connection))
-    for view in _views(connection):
-        if view.stem in names:
-            connection.exec_driver_sql(f"DROP VIEW {_prefix(connection)}{view.stem}")
-
-
-def _create_views(connection: Connection) -> None:
-    for view in _views(connection):
-        statement = view.read_text(encoding="utf-8")
-        connection.exec_driver_sql(statement.replace("{reporting}", _prefix(connection)))
-
-
-def _describe(connection: Connection) -> None:
+def _describe(connection: Connection, in_schema: str | None) -> None:
     """Write down what each view and column means; a test sees to it that none is left out."""
     table = schema.data_dictionary
-    rows = [(view.stem, "", _first_lines(view)) for view in (*VIEWS, *VIEWS_ALONE)]
+    files = sorted(FOLDER.glob("views/**/*.sql"))
+    rows = [(file.stem, "", _first_lines(file)) for file in files]
     found = inspect(connection).get_multi_columns(
-        schema=_schema(connection),
-        filter_names=[name for name, _, _ in rows],
-        kind=ObjectKind.ANY,
+        schema=in_schema, filter_names=[name for name, _, _ in rows], kind=ObjectKind.ANY
     )
     meanings = tomllib.loads((FOLDER / "dictionary.toml").read_text(encoding="utf-8"))
     for (_, name), columns in found.items():
@@ -96,8 +106,9 @@ def _describe(connection: Connection) -> None:
     names = [column.name for column in table.columns]
     described = [dict(zip(names, row, strict=True)) for row in rows if row[-1]]
     connection.execute(insert(table), described)
-    if _schema(connection):
-        connection.execute(text(COMMENT_ON_ALL))
+    if in_schema:
+        quoted = ownership.quote_name(connection, in_schema)
+        connection.execute(text(COMMENT_ON_ALL.replace("{schema}", quoted)))
 
 
 def _first_lines(view: Path) -> str:
@@ -106,9 +117,10 @@ def _first_lines(view: Path) -> str:
     return " ".join(line.removeprefix("-- ") for line in lines).removeprefix(f"{view.stem}: ")
 
 
-given = context.config.attributes.get("connection")
-if given is not None:
-    _migrate(given)
+given = context.config.attributes
+if "connection" in given:
+    _migrate(given["connection"], given["to_store"])
 else:
-    with open_to_migrate(loading.load(None).database.url) as archive, archive.writing() as opened:
-        _migrate(opened)
+    config = loading.load(None)
+    with open_to_migrate(config.database.url) as archive, archive.writing() as opened:
+        _migrate(opened, config.to_store)

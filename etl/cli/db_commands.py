@@ -28,7 +28,7 @@ def upgrade(session: "Session") -> int:
     from etl.db import database
 
     with session.open_to_migrate() as archive:
-        database.upgrade(archive.engine)
+        database.upgrade(archive.engine, session.config.to_store)
         if has_underived_runs(archive.engine):
             display.note("counting what reports need from the archived answers")
             for _ in replay_archive(
@@ -84,6 +84,6 @@ def grant_reader(session: "Session", *, role: str) -> int:
     from etl.db import database, reader
 
     with session.open_to_migrate() as archive:
-        reader.grant_views(archive.engine, role)
-        display.note(f"{database.shown_url(archive.engine)}: {role} reads the views in reporting")
+        schema = reader.grant_views(archive.engine, role)
+        display.note(f"{database.shown_url(archive.engine)}: {role} reads the views in {schema}")
     return 0

@@ -37,7 +37,7 @@ def demo(file: Path) -> int:
     display.note("starting a made-up API on loopback: no key and no network are needed")
     with demo_archive.serving(file) as (sandbox, config):
         log.configure(config.log)
-        with open_or_create(config.database.url) as archive:
+        with open_or_create(config.database.url, config.to_store) as archive:
             tally = demo_archive.ingest_all(archive, config, sandbox)
             with archive.reading() as connection:
                 _print_reports(connection, tally)

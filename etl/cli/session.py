@@ -48,7 +48,7 @@ class Session(NamedTuple):
 
     def open_or_create(self) -> AbstractContextManager[Archive]:
         """Open the archive, a new one if need be. Raises DatabaseError."""
-        return opening.open_or_create(self.config.database.url)
+        return opening.open_or_create(self.config.database.url, self.config.to_store)
 
     def open_as_it_is(self) -> AbstractContextManager[Archive]:
         """Open the database, with or without tables, without the right to write."""

@@ -294,6 +294,10 @@ def _clashes(config: Config) -> Iterator[tuple[str, str, str]]:
         if zone != "UTC" and zone not in available_timezones():  # lists hundreds of files
             problem = f"is {zone!r}; give a name such as 'Europe/Berlin' or 'UTC'"
             yield section, "time_zone", problem
+    schema = config.database.reporting_schema
+    if not re.fullmatch(r"(?!pg_|information_schema$)[a-z_][a-z0-9_]{0,62}", schema):
+        problem = f"is {schema!r}; give a name of lower-case letters, digits and _, not pg_..."
+        yield "database", "reporting_schema", problem
     polling = config.polling
     if polling.retry_at_most_every < polling.retry_every:
         yield (

@@ -17,9 +17,13 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
 class Database(Struct, frozen=True):
-    """The archive's database: an SQLAlchemy URL of SQLite or PostgreSQL."""
+    """The archive's database: an SQLAlchemy URL of SQLite or PostgreSQL.
+
+    `reporting_schema` is the schema of the views on PostgreSQL.
+    """
 
     url: str = "sqlite:///results.db"
+    reporting_schema: str = "reporting"
 
 
 class Api(Struct, frozen=True):
@@ -70,6 +74,19 @@ class Telemetry(Struct, frozen=True):
     ping_timeout_s: Seconds = 3.0
 
 
+class Rules(NamedTuple):
+    """The windows and flaky thresholds of [reporting]."""
+
+    window_results: int = 10
+    window_days: int = 30
+    flaky_min_results: int = 5
+    flaky_min_flips: int = 2
+    flaky_min_flip_rate: float = 0.3
+
+
+DEFAULT_RULES = Rules()
+
+
 class Reporting(Struct, frozen=True):
     """The time zone, windows and flaky thresholds of reports."""
 
@@ -79,6 +96,26 @@ class Reporting(Struct, frozen=True):
     flaky_min_results: Annotated[int, Meta(ge=2, le=100)] = 5
     flaky_min_flips: Annotated[int, Meta(ge=1, le=99)] = 2
     flaky_min_flip_rate: Annotated[float, Meta(ge=0, le=1)] = 0.3
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The time zone of the days in `runs.started_on`."""
+        return ZoneInfo(self.time_zone)
+
+    @property
+    def rules(self) -> Rules:
+        """The windows and flaky thresholds."""
+        return Rules(*[getattr(self, name) for name in Rules._fields])
+
+
+class StoredSettings(NamedTuple):
+    """The settings that an archive keeps: those of its derived rows, and its views' schema."""
+
+    reporting: Reporting = Reporting()
+    reporting_schema: str = Database().reporting_schema
+
+
+DEFAULT_TO_STORE = StoredSettings()
 
 
 class Security(Struct, frozen=True):
@@ -108,19 +145,6 @@ class Polling(Struct, frozen=True):
     max_attempts: Annotated[int, Meta(ge=1)] = 10
     max_requests_per_pass: Annotated[int, Meta(ge=0)] = 0
     lease_for: timedelta = timedelta(minutes=10)
-
-
-class Rules(NamedTuple):
-    """The windows and flaky thresholds of [reporting]."""
-
-    window_results: int = 10
-    window_days: int = 30
-    flaky_min_results: int = 5
-    flaky_min_flips: int = 2
-    flaky_min_flip_rate: float = 0.3
-
-
-DEFAULT_RULES = Rules()
 
 
 SECTIONS: Mapping[str, type[Struct]] = {
@@ -153,9 +177,14 @@ class Config(Struct, frozen=True):
     @property
     def reporting_zone(self) -> ZoneInfo:
         """The time zone of the days in `runs.started_on`."""
-        return ZoneInfo(self.reporting.time_zone)
+        return self.reporting.zone
 
     @property
     def rules(self) -> Rules:
         """The windows and flaky thresholds."""
-        return Rules(*[getattr(self.reporting, name) for name in Rules._fields])
+        return self.reporting.rules
+
+    @property
+    def to_store(self) -> StoredSettings:
+        """The settings that a new archive keeps."""
+        return StoredSettings(self.reporting, self.database.reporting_schema)

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from etl.config.settings import DEFAULT_TO_STORE, StoredSettings
 from etl.db import faults, rights
 from etl.db.read_only import open_read_only
 from etl.errors import DatabaseError, Fault
@@ -20,12 +21,16 @@ from etl.secrets.masking import hide_password, mask_url_password
 
 HEAD = "0004"
 """The newest migration; a test compares it with `migrations/`. So Alembic loads only to migrate."""
+METRIC_VERSION = "1"
+"""Version of the rules of METRICS. To raise it takes a migration that deletes the stored one."""
+VERSION_TABLE = "result_archiver_version"
 
 _MIGRATION_LOCK = 0x72_65_73_75_6C_74  # "result": any number that all processes share
 _BUSY_TIMEOUT_MS = 60_000
 _CHECKPOINT_PAGES = 4000
 """Pages of 4 KiB in the WAL at a checkpoint: with more of them, commits wait less for the disk."""
 CONNECT_TIMEOUT_S = 10
+FOREIGN_REMEDY = "name another file, database or schema in database.url: one for the archive alone"
 
 _OF_SERVERS: Mapping[str, Any] = {
     "connect_args": {
@@ -96,9 +101,17 @@ def _set_up_sqlite_to_read(connection: Any, _record: Any) -> None:
 def _set_up_sqlite(connection: Any, record: Any) -> None:
     _set_up_sqlite_to_read(connection, record)
     connection.execute("PRAGMA foreign_keys = ON")
-    _write_ahead(connection)
+    if _is_ours_or_empty(connection):
+        _write_ahead(connection)
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+
+
+def _is_ours_or_empty(connection: Any) -> bool:
+    """Tell whether the file can be changed before `prepare` has seen whose it is."""
+    ours = f"count(*) FILTER (WHERE name = '{VERSION_TABLE}')"
+    [row] = connection.execute(f"SELECT {ours} > 0 OR count(*) = 0 FROM sqlite_master")  # noqa: S608  our name
+    return bool(row[0])
 
 
 def _write_ahead(connection: Any) -> None:
@@ -192,13 +205,57 @@ def current_revision(engine: Engine) -> str | None:
     """Return the revision of the tables, None where there are no tables of ours.
 
     Raises:
-        DatabaseError: the database cannot be reached.
+        DatabaseError: the database cannot be reached, or our version table is not ours.
     """
     with reading(engine) as connection:
-        if not inspect(connection).has_table("alembic_version"):
-            return None
-        revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
-        return revision
+        return read_revision(connection)
+
+
+def read_revision(connection: Connection) -> str | None:
+    """Return the revision of the tables; see `current_revision`."""
+    columns = _list_columns(connection, VERSION_TABLE)
+    if not columns:
+        return None
+    place = shown_url(connection.engine)
+    if columns == ["version_num"]:
+        _refuse_other_schema(connection)
+        query = text(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608  our name
+        revision: str | None = connection.scalar(query)
+        if revision is None or _list_columns(connection, "archive_settings"):
+            return revision
+    raise DatabaseError(
+        f"{place}: its table {VERSION_TABLE} is another program's", FOREIGN_REMEDY, Fault.FOREIGN
+    )
+
+
+def _list_columns(connection: Connection, table: str) -> list[str]:
+    """Return the columns of a table, none if it does not exist."""
+    query = (
+        "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:name) AND attnum > 0"
+        " AND NOT attisdropped"
+        if connection.dialect.name == "postgresql"
+        else "SELECT name FROM pragma_table_info(:name)"
+    )
+    return list(connection.scalars(text(query), {"name": table}))
+
+
+def _refuse_other_schema(connection: Connection) -> None:
+    """Refuse an archive that search_path finds behind the schema where we create tables."""
+    if connection.dialect.name != "postgresql":
+        return
+    query = text(
+        "SELECT nspname, current_schema() FROM pg_class"
+        " JOIN pg_namespace ON pg_namespace.oid = relnamespace"
+        " WHERE pg_class.oid = to_regclass(:name)"
+    )
+    found, first = connection.execute(query, {"name": VERSION_TABLE}).one()
+    if found != first:
+        raise DatabaseError(
+            f"{shown_url(connection.engine)}: the archive is in the schema {found}, but search_path"
+            f" begins with {first}",
+            "name one of the two in database.url: ?options=-csearch_path%3DSCHEMA",
+            Fault.FOREIGN,
+        )
 
 
 def has_archive(engine: Engine) -> bool:
@@ -230,22 +287,47 @@ def require_archive(engine: Engine) -> None:
         )
 
 
-def prepare(engine: Engine) -> None:
+def prepare(engine: Engine, settings: StoredSettings = DEFAULT_TO_STORE) -> None:
     """Create the tables in a new database; leave an older archive alone.
 
     Raises:
         DatabaseError: the database cannot be used, or is behind (or ahead).
     """
     if not has_archive(engine):
-        upgrade(engine)
+        upgrade(engine, settings)
 
 
 def _is_current(engine: Engine) -> bool:
-    """Tell an archive at `HEAD` from no archive. Raises DatabaseError for any other revision."""
-    revision = current_revision(engine)
-    if revision not in {None, HEAD}:
-        raise _mismatch(engine, str(revision))
+    """Tell a complete archive at `HEAD` from no archive. Raises DatabaseError for any other."""
+    with reading(engine) as connection:
+        revision = read_revision(connection)
+        if revision not in {None, HEAD}:
+            raise _mismatch(engine, str(revision))
+        if revision and _read_metric_version(connection) != METRIC_VERSION:
+            raise describe_incomplete(engine)
     return revision is not None
+
+
+def _read_metric_version(connection: Connection) -> str | None:
+    query = text("SELECT value FROM archive_settings WHERE name = 'metric_version'")
+    version: str | None = connection.scalar(query)
+    return version
+
+
+def is_complete(engine: Engine) -> bool:
+    """Return whether the derived rows of an archive at `HEAD` are complete."""
+    with reading(engine) as connection:
+        return _read_metric_version(connection) == METRIC_VERSION
+
+
+def describe_incomplete(engine: Engine) -> DatabaseError:
+    """Return the error of an archive whose derived rows are not complete."""
+    return DatabaseError(
+        f"{shown_url(engine)}: its derived rows are incomplete: an upgrade or a replay is running,"
+        " or was interrupted",
+        "`result-archiver db upgrade` goes on with it",
+        Fault.BEHIND,
+    )
 
 
 def _mismatch(engine: Engine, revision: str) -> DatabaseError:
@@ -261,11 +343,25 @@ def _mismatch(engine: Engine, revision: str) -> DatabaseError:
     )
 
 
-def upgrade(engine: Engine) -> None:
-    """Migrate the tables to `HEAD`, whole or not at all. A no-op at `HEAD`."""
+def upgrade(engine: Engine, settings: StoredSettings = DEFAULT_TO_STORE) -> None:
+    """Migrate the tables to `HEAD`, whole or not at all; move the views to their schema.
+
+    A no-op if there is nothing to do. A new archive keeps all `settings`.
+
+    Raises:
+        DatabaseError: the database cannot be used, or something in it has one of our names.
+    """
     _make_folder(engine)
-    if current_revision(engine) != HEAD:
-        _migrate(engine, "upgrade", "head")
+    if not _is_up_to_date(engine, settings):
+        _migrate(engine, "upgrade", "head", settings)
+
+
+def _is_up_to_date(engine: Engine, settings: StoredSettings) -> bool:
+    with reading(engine) as connection:
+        if read_revision(connection) != HEAD:
+            return False
+        query = text("SELECT value FROM archive_settings WHERE name = 'database.reporting_schema'")
+        return connection.scalar(query) in {None, settings.reporting_schema}
 
 
 def downgrade(engine: Engine, revision: str) -> None:
@@ -276,7 +372,7 @@ def downgrade(engine: Engine, revision: str) -> None:
     """
     if not exists(engine):
         raise DatabaseError(f"{shown_url(engine)}: there is no such file")
-    _migrate(engine, "downgrade", revision)
+    _migrate(engine, "downgrade", revision, None)
 
 
 def _make_folder(engine: Engine) -> None:
@@ -295,7 +391,9 @@ def migrations_folder() -> Path:
     return bundled if bundled.exists() else package.parent / "migrations"
 
 
-def _migrate(engine: Engine, direction: str, revision: str) -> None:
+def _migrate(
+    engine: Engine, direction: str, revision: str, to_store: StoredSettings | None
+) -> None:
     with hide_package("pygments"):  # a third of the loading time, for colours
         from alembic import command  # noqa: PLC0415  takes a fifth of a second
         from alembic.config import Config  # noqa: PLC0415
@@ -306,7 +404,7 @@ def _migrate(engine: Engine, direction: str, revision: str) -> None:
     with writing(engine) as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-        settings.attributes["connection"] = connection
+        settings.attributes.update(connection=connection, to_store=to_store)
         try:
             getattr(command, direction)(settings, revision)
         except CommandError as error:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from sqlalchemy import Connection, Engine
 
+from etl.config.settings import DEFAULT_TO_STORE, StoredSettings
 from etl.db import database
 
 
@@ -48,10 +49,10 @@ def open_to_write(url: str) -> Iterator[Archive]:
 
 
 @contextmanager
-def open_or_create(url: str) -> Iterator[Archive]:
+def open_or_create(url: str, settings: StoredSettings = DEFAULT_TO_STORE) -> Iterator[Archive]:
     """Open an archive whose tables are current; create them in a new database."""
     with open_to_migrate(url) as archive:
-        database.prepare(archive.engine)
+        database.prepare(archive.engine, settings)
         yield archive
 
 

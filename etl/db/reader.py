@@ -1,10 +1,12 @@
-"""Grant a PostgreSQL role the views in the schema `reporting`, and nothing else of ours."""
+"""Grant a PostgreSQL role the views in the reporting schema, and nothing else of ours."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import ProgrammingError
 
+from etl.db.archive_settings import read_reporting_schema
 from etl.db.database import require_archive, shown_url, writing
 from etl.db.schema import metadata
 from etl.errors import DatabaseError, UsageError
@@ -16,7 +18,7 @@ SETTINGS = {"TimeZone": "UTC", "default_transaction_read_only": "on"}
 
 
 class _Grant(NamedTuple):
-    """A statement, and the condition that holds once it was run."""
+    """A statement, and the condition that holds once it was run; both can name a schema."""
 
     is_granted: str
     statement: str
@@ -38,29 +40,31 @@ GRANTS = (
         "GRANT CONNECT ON DATABASE {database} TO {role}",
     ),
     _Grant(
-        "has_schema_privilege(:role, 'reporting', 'USAGE')",
-        "GRANT USAGE ON SCHEMA reporting TO {role}",
+        "has_schema_privilege(:role, :schema, 'USAGE')",
+        "GRANT USAGE ON SCHEMA {schema} TO {role}",
     ),
     _Grant(
-        "NOT EXISTS (SELECT FROM pg_class WHERE relnamespace = 'reporting'::regnamespace"
+        "NOT EXISTS (SELECT FROM pg_class WHERE relnamespace = to_regnamespace(:schema)"
         " AND relkind = 'v' AND NOT has_table_privilege(:role, oid, 'SELECT'))",
-        "GRANT SELECT ON ALL TABLES IN SCHEMA reporting TO {role}",
+        "GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}",
     ),
     # A migration drops and creates the views.
     _Grant(
         "EXISTS (SELECT FROM pg_default_acl, aclexplode(defaclacl)"
         " JOIN pg_roles ON pg_roles.oid = grantee AND rolname = :role"
-        " WHERE defaclnamespace = 'reporting'::regnamespace"
+        " WHERE defaclnamespace = to_regnamespace(:schema)"
         " AND pg_get_userbyid(defaclrole) = current_user AND privilege_type = 'SELECT')",
-        "ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA reporting"
+        "ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA {schema}"
         " GRANT SELECT ON TABLES TO {role}",
     ),
     *(_build_setting_grant(name, value) for name, value in SETTINGS.items()),
 )
 
 
-def grant_views(engine: Engine, role: str) -> None:
+def grant_views(engine: Engine, role: str) -> str:
     """Grant `role` all views, and those that migrations create later; all or nothing.
+
+    Returns the schema of the views.
 
     Raises:
         UsageError: the role does not exist, or can already read more than views.
@@ -74,16 +78,18 @@ def grant_views(engine: Engine, role: str) -> None:
     require_archive(engine)
     with writing(engine) as connection:
         _refuse_unfit(engine, connection, role)
-        missing = [each for each in GRANTS if not _is_granted(connection, each, role)]
-        statements = [_render_statement(connection, each, role) for each in missing]
+        names = {"role": role, "schema": read_reporting_schema(connection) or ""}
+        missing = [each for each in GRANTS if not _is_granted(connection, each, names)]
+        statements = [_render_statement(connection, each, names) for each in missing]
         if not _run_statements(connection, statements) or not all(
-            _is_granted(connection, each, role) for each in missing
+            _is_granted(connection, each, names) for each in missing
         ):
             raise DatabaseError(
                 f"{shown_url(engine)}: we may not do all of this",
                 "have an administrator of the server run in this database:"
                 f" {'; '.join(statements)};",
             )
+    return names["schema"]
 
 
 def _refuse_unfit(engine: Engine, connection: Connection, role: str) -> None:
@@ -106,8 +112,8 @@ def _refuse_unfit(engine: Engine, connection: Connection, role: str) -> None:
             )
 
 
-def _is_granted(connection: Connection, each: _Grant, role: str) -> bool:
-    return bool(connection.scalar(text(f"SELECT {each.is_granted}"), {"role": role}))
+def _is_granted(connection: Connection, each: _Grant, names: Mapping[str, str]) -> bool:
+    return bool(connection.scalar(text(f"SELECT {each.is_granted}"), names))
 
 
 def _run_statements(connection: Connection, statements: list[str]) -> bool:
@@ -122,9 +128,9 @@ def _run_statements(connection: Connection, statements: list[str]) -> bool:
     return True
 
 
-def _render_statement(connection: Connection, each: _Grant, role: str) -> str:
+def _render_statement(connection: Connection, each: _Grant, names: Mapping[str, str]) -> str:
     names = {
-        "role": role,
+        **names,
         "database": connection.scalar(text("SELECT current_database()")),
         "owner": connection.scalar(text("SELECT current_user")),
     }

@@ -650,6 +650,15 @@ aliases = Table(
     sqlite_with_rowid=False,
 )
 
+archive_settings = Table(
+    "archive_settings",
+    metadata,
+    Column("name", Key, primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 data_dictionary = Table(
     "data_dictionary",
     metadata,

@@ -28,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from etl.db import schema
+from etl.db.archive_settings import read_reporting_schema
 from etl.db.database import require_archive, snapshot
 from etl.errors import UsageError
 from etl.export.own_files import is_export_of
@@ -36,6 +37,7 @@ from etl.reports import forms
 
 VIEWS = {
     "archive_health": ("pass_id",),
+    "archive_settings": ("name",),
     "calendar": ("day",),
     "daily_trend": ("plan_id", "day"),
     "data_dictionary": ("object_name", "column_name"),
@@ -125,7 +127,7 @@ def _list_exported(connection: Connection) -> list[ExportTable]:
 
 
 def _view(connection: Connection, name: str) -> FromClause:
-    where = "reporting" if connection.dialect.name == "postgresql" else None
+    where = read_reporting_schema(connection)
     found = inspect(connection).get_columns(name, where)
     return table(name, *[_typed(each["name"], each["type"]) for each in found], schema=where)
 

@@ -67,7 +67,7 @@ def track_and_make_due(ingest: IngestContext, given: Given) -> Tracked:
 
 def _track(ingest: IngestContext, given: Given, then: Then) -> Tracked:
     """Track runs, a batch at a time, so that memory does not grow with the list."""
-    database.prepare(ingest.engine)
+    database.prepare(ingest.engine, ingest.config.to_store)
     vault = TokenVault(ingest.config.security.token_key_file)
     tracked = Tracked(0, 0)
     without_token: Counter[str] = Counter()

@@ -1,8 +1,10 @@
-"""Create the archive: the ledger, the runs with all that hangs on them, and the intake's records.
+"""Create the archive: its identity, the ledger, the runs with their rows, the intake's records.
 
 On SQLite the tables keyed by run_id are stored in the order of that key (WITHOUT ROWID), except
 those whose rows can be huge, which a foreign key would have to read its way past.
 """
+
+import uuid
 
 import sqlalchemy as sa
 from alembic import op
@@ -20,7 +22,39 @@ revision = "0001"
 down_revision = None
 
 
+TABLES = (
+    "warnings",
+    "test_revisions",
+    "tests",
+    "revisions",
+    "environments",
+    "counts",
+    "runs",
+    "rejects",
+    "payloads",
+    "labels",
+    "tracked_runs",
+    "ingests",
+    "drift",
+    "archive_settings",
+)
+
+
 def upgrade() -> None:
+    settings = op.create_table(
+        "archive_settings",
+        sa.Column("name", KEY, nullable=False),
+        sa.Column("value", sa.Text(), nullable=False),
+        sa.Column("description", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_archive_settings"),
+        sqlite_with_rowid=False,
+    )
+    identity = {
+        "name": "archive_id",
+        "value": str(uuid.uuid4()),
+        "description": "Identity of this archive, generated when it was created",
+    }
+    op.bulk_insert(settings, [identity])
     op.create_table(
         "drift",
         sa.Column("path", KEY, nullable=False),
@@ -276,20 +310,5 @@ def downgrade() -> None:
             "downgrading to base would delete the archive, and it is not empty; if that is what"
             " you want, drop the database itself"
         )
-    op.drop_table("warnings")
-    op.drop_table("test_revisions")
-    op.drop_table("tests")
-    op.drop_table("revisions")
-    op.drop_table("environments")
-    op.drop_table("counts")
-    op.drop_index("ix_runs_started_at", table_name="runs")
-    op.drop_index("ix_runs_changed_at", table_name="runs")
-    op.drop_table("runs")
-    op.drop_index("ix_rejects_run_id", table_name="rejects")
-    op.drop_table("rejects")
-    op.drop_table("payloads")
-    op.drop_table("labels")
-    op.drop_index("ix_tracked_runs_due_at", table_name="tracked_runs")
-    op.drop_table("tracked_runs")
-    op.drop_table("ingests")
-    op.drop_table("drift")
+    for name in TABLES:
+        op.drop_table(name)

@@ -1,7 +1,8 @@
 """Keep what reports count: strips of outcomes, series, durations, and results by day and week.
 
-All of it but `aliases` follows from the payloads: after this migration, `db upgrade` replays an
-archive that has runs, and a downgrade is refused while there are aliases to lose. `dates` is a
+All of it but `aliases` follows from the payloads: an archive that has runs is incomplete after this
+migration until `db upgrade` has derived all rows. A downgrade is refused while there are aliases to
+lose. `dates` is a
 calendar for BI tools, from 2010 to 2039.
 """
 
@@ -19,6 +20,23 @@ KEY = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 revision = "0003"
 down_revision = "0002"
+
+TABLES = (
+    "health",
+    "data_dictionary",
+    "aliases",
+    "identities",
+    "dates",
+    "weekly_results",
+    "daily_results",
+    "durations",
+    "uncounted",
+    "series",
+    "status_changes",
+    "outcomes",
+    "rosters",
+    "plan_variants",
+)
 
 
 def _rates() -> list[sa.Column[float]]:
@@ -340,20 +358,6 @@ def downgrade() -> None:
             "this downgrade would delete the aliases of renamed tests; write down what"
             " `result-archiver alias list` says, and take them back first: alias remove"
         )
-    for name in (
-        "health",
-        "data_dictionary",
-        "aliases",
-        "identities",
-        "dates",
-        "weekly_results",
-        "daily_results",
-        "durations",
-        "uncounted",
-        "series",
-        "status_changes",
-        "outcomes",
-        "rosters",
-        "plan_variants",
-    ):
+    op.execute("DELETE FROM archive_settings WHERE name = 'metric_version'")
+    for name in TABLES:
         op.drop_table(name)

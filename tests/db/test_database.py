@@ -247,7 +247,7 @@ def test_head_is_the_newest_migration() -> None:
 def test_the_migrations_build_what_the_models_describe(engine: Engine) -> None:
     prepare(engine)
     with reading(engine) as connection:
-        options = {"compare_server_default": True}
+        options = {"compare_server_default": True, "version_table": database.VERSION_TABLE}
         assert (
             compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
         )
@@ -257,7 +257,8 @@ def statements(engine: Engine) -> dict[str, list[str]]:
     """Return each CREATE statement of a SQLite database; the order of its lines means nothing."""
     query = text(
         "SELECT name, sql FROM sqlite_master"
-        " WHERE type IN ('table', 'index') AND sql IS NOT NULL AND name != 'alembic_version'"
+        " WHERE type IN ('table', 'index') AND sql IS NOT NULL"
+        " AND name != 'result_archiver_version'"
     )
     with reading(engine) as connection:
         return {
@@ -292,7 +293,7 @@ def structure(engine: Engine) -> dict[str, Any]:
             "indexes": looked.get_indexes(name),
         }
         for name in looked.get_table_names()
-        if name != "alembic_version"
+        if name != "result_archiver_version"
     }
 
 
@@ -331,7 +332,7 @@ def test_sqlite_declares_the_types_that_bi_clients_need(sqlite_url: str) -> None
 def test_an_empty_archive_can_be_taken_down_and_built_again(engine: Engine) -> None:
     prepare(engine)
     database.downgrade(engine, "base")
-    assert inspect(engine).get_table_names() == ["alembic_version"]
+    assert inspect(engine).get_table_names() == ["result_archiver_version"]
     assert inspect(engine).get_view_names() == []
     assert database.current_revision(engine) is None
     prepare(engine)
@@ -458,7 +459,7 @@ def test_an_error_has_problem_remedy_and_reason_code_apart(
 ) -> None:
     prepare(engine)
     with writing(engine) as connection:
-        connection.execute(text(f"UPDATE alembic_version SET version_num = '{revision}'"))
+        connection.execute(text(f"UPDATE result_archiver_version SET version_num = '{revision}'"))
     with pytest.raises(DatabaseError) as caught:
         database.require_archive(engine)
     error = caught.value
@@ -470,7 +471,7 @@ def test_an_error_has_problem_remedy_and_reason_code_apart(
 def test_an_archive_that_is_ahead_says_so(engine: Engine) -> None:
     prepare(engine)
     with writing(engine) as connection:
-        connection.execute(text(f"UPDATE alembic_version SET version_num = '{NEWER}'"))
+        connection.execute(text(f"UPDATE result_archiver_version SET version_num = '{NEWER}'"))
     assert complaint(prepare, engine) == (
         f"{shown_url(engine)}: its tables are at revision {NEWER}, which is newer than this"
         f" version ({HEAD}); install the newer result-archiver"

@@ -339,7 +339,7 @@ def test_tables_of_another_revision_are_left_alone(
 ) -> None:
     archiver.call("ingest", "r-1")
     with closing(connect(archiver.folder / "archive.db")) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = ?", [revision])
+        connection.execute("UPDATE result_archiver_version SET version_num = ?", [revision])
         connection.commit()
     before = everything(sqlite_url)
     done = archiver.call(*command.split())

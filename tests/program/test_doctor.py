@@ -220,7 +220,7 @@ def test_a_database_of_another_revision(
     archiver.call("ingest")
     engine = database.connect(database_url)
     with database.writing(engine) as connection:
-        connection.execute(text(f"UPDATE alembic_version SET version_num = '{revision}'"))
+        connection.execute(text(f"UPDATE result_archiver_version SET version_num = '{revision}'"))
     engine.dispose()
     [(verdict, told, exit_code)] = problems(archiver).values()
     assert f"its tables are at revision {revision}" in verdict

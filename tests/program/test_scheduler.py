@@ -398,10 +398,10 @@ def test_a_database_that_cannot_be_used_costs_passes_and_then_they_go_on(
     service = Service(asking(config, sandbox.url))
     with service.running():
         until(service.passes)
-        service.execute("UPDATE alembic_version SET version_num = '0001'")
+        service.execute("UPDATE result_archiver_version SET version_num = '0001'")
         failed = until(lambda: events(logged(), "pass failed"))
         before = len(service.passes())
-        service.execute(f"UPDATE alembic_version SET version_num = '{database.HEAD}'")
+        service.execute(f"UPDATE result_archiver_version SET version_num = '{database.HEAD}'")
         codes = until(lambda: len(service.passes()) > before and service.passes())
     assert failed[0]["exit_code"] == 4
     assert failed[0]["reason"].endswith("run `result-archiver db upgrade`")

@@ -25,8 +25,8 @@ COUNTED = (
     "aliases",
 )
 """The tables that reports count from; tests/test_golden.py has their rows."""
-FIXED = ("dates", "data_dictionary")
-"""The tables that migrations fill, and nothing else."""
+FIXED = ("dates", "data_dictionary", "archive_settings")
+"""The tables that migrations fill: no run changes them."""
 
 
 def dump(connection: Connection, leave_out: Collection[str] = ()) -> dict[str, list[Row]]:

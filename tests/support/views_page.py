@@ -8,6 +8,8 @@ from sqlalchemy import Connection, inspect, select
 from etl.db.database import connect, prepare, reading
 from etl.db.schema import data_dictionary
 
+TABLES = ("archive_settings", "data_dictionary")
+"""What is a table on SQLite, and a view on PostgreSQL."""
 PAGE = Path(__file__).parents[2] / "docs" / "VIEWS.md"
 
 INTRODUCTION = """\
@@ -15,9 +17,9 @@ INTRODUCTION = """\
 
 BI tools and your own queries read these views; [BI.md](BI.md) explains how to connect the tools.
 Names and meanings stay the same from version to version and on both databases. On PostgreSQL the
-views are in the schema `reporting`, with the texts below as comments. On both databases
-`SELECT * FROM data_dictionary` returns the texts. [REPORTS.md](REPORTS.md) gives the formulas and
-their reasons.
+views are in the schema `reporting` (setting `database.reporting_schema`), with the texts below as
+comments. On both databases `SELECT * FROM data_dictionary` returns the texts.
+[REPORTS.md](REPORTS.md) gives the formulas and their reasons.
 
 `make views` writes this page from `migrations/views/` and `migrations/dictionary.toml`.
 """
@@ -29,7 +31,7 @@ def page() -> str:
         engine = connect(f"sqlite:///{folder}/archive.db")
         prepare(engine)
         with reading(engine) as connection:
-            names = [*inspect(connection).get_view_names(), data_dictionary.name]
+            names = [*inspect(connection).get_view_names(), *TABLES]
             sections = [_section(connection, name) for name in sorted(names)]
         engine.dispose()
     return "\n".join([INTRODUCTION, *sections])

@@ -155,6 +155,7 @@ def another(section: str, name: str) -> tuple[str, Any]:
         "base_url": ("https://api.example.com", "https://api.example.com"),
         "key_env": ("OTHER_KEY", "OTHER_KEY"),
         "time_zone": ("Europe/Berlin", "Europe/Berlin"),
+        "reporting_schema": ("results", "results"),
     }
     kind = FIELDS[section][name].type
     if kind is timedelta:
@@ -507,6 +508,16 @@ def test_a_wrong_setting_is_told_in_one_line(text: str, problem: str, write: Wri
         ("API__ATEMPTS", "3", ": api.atempts is not a setting; did you mean attempts?"),
         ("API__KEY", "s3cret", ": api.key is not a setting; there are base_url, key_file,"),
         ("DATABASE__URL", "mysql://ann:s3cret@db", ": database.url is 'mysql://ann:***@db'; give"),
+        (
+            "DATABASE__REPORTING_SCHEMA",
+            "My Views",
+            ": database.reporting_schema is 'My Views'; give",
+        ),
+        (
+            "DATABASE__REPORTING_SCHEMA",
+            "pg_views",
+            ": database.reporting_schema is 'pg_views'; give",
+        ),
         ("REPORTING__TIME_ZONE", "Mars", ": reporting.time_zone is 'Mars'; give a name such as"),
         ("SOURCES__EU__BASE_URL", "https://h", f": {ONE_KEY}"),
         ("API", "s3cret", " names no setting; write RESULT_ARCHIVER__SECTION__KEY"),
