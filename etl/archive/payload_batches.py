@@ -26,6 +26,7 @@ from etl.archive.history import (
     derive_outcome,
     derive_rows,
 )
+from etl.archive.store import name_application
 from etl.db import bulk
 from etl.db.database import reading
 from etl.db.schema import (
@@ -37,7 +38,7 @@ from etl.db.schema import (
     to_text,
     tracked_runs,
 )
-from etl.derived.identity_rules import read_id_keyed
+from etl.derived.identity_rules import lock_identities_shared, read_id_keyed
 
 RUN_TABLES = [metadata.tables[name] for name in DERIVED_TABLES]
 NAME_TABLES = (plan_variants, rosters)
@@ -113,23 +114,59 @@ def _estimate_bytes(unpacked: Any, packed: int | None, bodies: int) -> int:
     return max(known, default=0) * bodies
 
 
+class _DecodedBatch(NamedTuple):
+    """The revisions of some runs, and the ledger's part of them; damaged runs are left out."""
+
+    revisions: dict[str, list[Revision]]
+    fields: dict[str, LedgerFields]
+    damage: list[Difference]
+
+    @property
+    def applications(self) -> set[str]:
+        """The applications whose test-identity rules the rows depend on."""
+        return {name_application(each.rows) for run in self.revisions.values() for each in run}
+
+
 def derive_batch(connection: Connection, run_ids: Sequence[str], zone: tzinfo) -> PayloadBatch:
     """Derive the rows of `run_ids` from their payloads and ledger rows."""
+    decoded = _decode_batch(connection, run_ids, zone)
+    return _derive_rows(decoded, read_id_keyed(connection))
+
+
+def derive_batch_to_write(
+    connection: Connection, run_ids: Sequence[str], zone: tzinfo
+) -> PayloadBatch:
+    """Derive the rows of `run_ids`, whose test-identity rules are locked until the commit.
+
+    Locks the rules (`lock_identities_shared`) before it reads them; the caller has locked the
+    runs' rows in the ledger before.
+    """
+    decoded = _decode_batch(connection, run_ids, zone)
+    lock_identities_shared(connection, decoded.applications)
+    return _derive_rows(decoded, read_id_keyed(connection))
+
+
+def _decode_batch(connection: Connection, run_ids: Sequence[str], zone: tzinfo) -> _DecodedBatch:
     fields, unowned = _read_ledger_fields(connection, run_ids)
     stored, unreadable = read_rows(connection, payloads, run_ids)
-    id_keyed = read_id_keyed(connection)
-    rows: dict[str, list[Row]] = {table.name: [] for table in RUN_TABLES}
-    names: dict[str, dict[Row, Row]] = {table.name: {} for table in NAME_TABLES}
-    batch = PayloadBatch([], rows, names, [*unowned, *unreadable])
+    decoded = _DecodedBatch({}, fields, [*unowned, *unreadable])
     for run_id, group in groupby(map(_StoredPayload._make, stored), key=lambda row: row.run_id):
         revisions, damage = _read_revisions(list(group), zone)
-        batch.damage.extend(damage)
+        decoded.damage.extend(damage)
         if run_id in fields and not damage:
-            batch.whole.append(run_id)
-            for name, own in derive_rows(fields[run_id], revisions, id_keyed).items():
-                batch.rows[name] += own
-            for revision in revisions:
-                _add_names(batch, revision, id_keyed)
+            decoded.revisions[run_id] = revisions
+    return decoded
+
+
+def _derive_rows(decoded: _DecodedBatch, id_keyed: Collection[str]) -> PayloadBatch:
+    rows: dict[str, list[Row]] = {table.name: [] for table in RUN_TABLES}
+    names: dict[str, dict[Row, Row]] = {table.name: {} for table in NAME_TABLES}
+    batch = PayloadBatch(list(decoded.revisions), rows, names, decoded.damage)
+    for run_id, revisions in decoded.revisions.items():
+        for name, own in derive_rows(decoded.fields[run_id], revisions, id_keyed).items():
+            batch.rows[name] += own
+        for revision in revisions:
+            _add_names(batch, revision, id_keyed)
     return batch
 
 
