@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from etl.answers.compression import decompress
 from etl.answers.normalize import normalize
 from etl.answers.payload import decode
-from etl.answers.rows import ECHO_WARNING, Row
+from etl.answers.rows import ECHO_WARNING, LeafWarning, Row
 from etl.archive.differences import Difference, describe_unreadable, show_cell
 from etl.archive.history import (
     DERIVED_TABLES,
@@ -245,11 +245,20 @@ def _read_revision(row: _StoredPayload, zone: tzinfo) -> Revision:
     body = _unpack_body(row)
     payload = decode(body)
     rows = normalize(row.run_id, payload, zone)
-    if hashlib.sha256(body).hexdigest() != row.sha256:
-        if b"***" not in body:
-            raise ValueError("its body is not the one that was received: the hashes differ")
-        rows.warnings.append(ECHO_WARNING)
+    rows.warnings.extend(find_echo_warnings(body, row.sha256))
     return Revision(row.revision, fetched_at, last_seen_at, payload.content_hash, rows)
+
+
+def find_echo_warnings(body: bytes, sha256: str) -> list[LeafWarning]:
+    """Return the warning of a body in which a secret was masked; `sha256` is the original's.
+
+    Raises ValueError if the body differs from the original without a mask in it.
+    """
+    if hashlib.sha256(body).hexdigest() == sha256:
+        return []
+    if b"***" not in body:
+        raise ValueError("its body is not the one that was received: the hashes differ")
+    return [ECHO_WARNING]
 
 
 def _unpack_body(row: _StoredPayload) -> bytes:
