@@ -97,7 +97,7 @@ def measure_changed(
     with reading(engine) as connection:
         applications = _find_changed(connection, since)
     _measure_all(engine, applications, now)
-    _apply_decisions(engine, zone)
+    apply_decisions(engine, zone)
     refresh.refresh_marked(engine, rules)
 
 
@@ -108,9 +108,19 @@ def measure_new(engine: Engine, applications: Collection[str], now: datetime, zo
     """
     with reading(engine) as connection:
         undecided = _find_undecided(connection, applications)
-    if undecided:
-        _measure_all(engine, undecided, now)
-        _apply_decisions(engine, zone)
+    measure_again(engine, undecided, now, zone)
+
+
+def measure_again(
+    engine: Engine, applications: Collection[str], now: datetime, zone: tzinfo
+) -> None:
+    """Measure these applications, and rewrite the keys of tests where a decision has changed.
+
+    Series that have to be recomputed are marked as dirty.
+    """
+    if applications:
+        _measure_all(engine, _keep_short_names(applications), now)
+        apply_decisions(engine, zone)
 
 
 def _measure_all(engine: Engine, applications: Sequence[str], now: datetime) -> None:
@@ -119,7 +129,7 @@ def _measure_all(engine: Engine, applications: Sequence[str], now: datetime) -> 
             _measure_application(connection, application, now)
 
 
-def _apply_decisions(engine: Engine, zone: tzinfo) -> None:
+def apply_decisions(engine: Engine, zone: tzinfo) -> None:
     """Rekey the applications whose decision has changed; an interrupted pass may have left some."""
     with reading(engine) as connection:
         query = select(identities.c.application).where(identities.c.is_applied.is_(False))

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from etl.answers.compression import decompress
 from etl.answers.normalize import normalize
 from etl.answers.payload import decode
-from etl.answers.rows import ECHO_WARNING, Row
+from etl.answers.rows import ECHO_WARNING, LeafWarning, Row
 from etl.archive.differences import Difference, describe_unreadable, show_cell
 from etl.archive.history import (
     DERIVED_TABLES,
@@ -26,6 +26,7 @@ from etl.archive.history import (
     derive_outcome,
     derive_rows,
 )
+from etl.archive.store import name_application
 from etl.db import bulk
 from etl.db.database import reading
 from etl.db.schema import (
@@ -37,7 +38,7 @@ from etl.db.schema import (
     to_text,
     tracked_runs,
 )
-from etl.derived.identity_rules import read_id_keyed
+from etl.derived.identity_rules import lock_identities_shared, read_id_keyed
 
 RUN_TABLES = [metadata.tables[name] for name in DERIVED_TABLES]
 NAME_TABLES = (plan_variants, rosters)
@@ -113,23 +114,59 @@ def _estimate_bytes(unpacked: Any, packed: int | None, bodies: int) -> int:
     return max(known, default=0) * bodies
 
 
+class _DecodedBatch(NamedTuple):
+    """The revisions of some runs, and the ledger's part of them; damaged runs are left out."""
+
+    revisions: dict[str, list[Revision]]
+    fields: dict[str, LedgerFields]
+    damage: list[Difference]
+
+    @property
+    def applications(self) -> set[str]:
+        """The applications whose test-identity rules the rows depend on."""
+        return {name_application(each.rows) for run in self.revisions.values() for each in run}
+
+
 def derive_batch(connection: Connection, run_ids: Sequence[str], zone: tzinfo) -> PayloadBatch:
     """Derive the rows of `run_ids` from their payloads and ledger rows."""
+    decoded = _decode_batch(connection, run_ids, zone)
+    return _derive_rows(decoded, read_id_keyed(connection))
+
+
+def derive_batch_to_write(
+    connection: Connection, run_ids: Sequence[str], zone: tzinfo
+) -> PayloadBatch:
+    """Derive the rows of `run_ids`, whose test-identity rules are locked until the commit.
+
+    Locks the rules (`lock_identities_shared`) before it reads them; the caller has locked the
+    runs' rows in the ledger before.
+    """
+    decoded = _decode_batch(connection, run_ids, zone)
+    lock_identities_shared(connection, decoded.applications)
+    return _derive_rows(decoded, read_id_keyed(connection))
+
+
+def _decode_batch(connection: Connection, run_ids: Sequence[str], zone: tzinfo) -> _DecodedBatch:
     fields, unowned = _read_ledger_fields(connection, run_ids)
     stored, unreadable = read_rows(connection, payloads, run_ids)
-    id_keyed = read_id_keyed(connection)
-    rows: dict[str, list[Row]] = {table.name: [] for table in RUN_TABLES}
-    names: dict[str, dict[Row, Row]] = {table.name: {} for table in NAME_TABLES}
-    batch = PayloadBatch([], rows, names, [*unowned, *unreadable])
+    decoded = _DecodedBatch({}, fields, [*unowned, *unreadable])
     for run_id, group in groupby(map(_StoredPayload._make, stored), key=lambda row: row.run_id):
         revisions, damage = _read_revisions(list(group), zone)
-        batch.damage.extend(damage)
+        decoded.damage.extend(damage)
         if run_id in fields and not damage:
-            batch.whole.append(run_id)
-            for name, own in derive_rows(fields[run_id], revisions, id_keyed).items():
-                batch.rows[name] += own
-            for revision in revisions:
-                _add_names(batch, revision, id_keyed)
+            decoded.revisions[run_id] = revisions
+    return decoded
+
+
+def _derive_rows(decoded: _DecodedBatch, id_keyed: Collection[str]) -> PayloadBatch:
+    rows: dict[str, list[Row]] = {table.name: [] for table in RUN_TABLES}
+    names: dict[str, dict[Row, Row]] = {table.name: {} for table in NAME_TABLES}
+    batch = PayloadBatch(list(decoded.revisions), rows, names, decoded.damage)
+    for run_id, revisions in decoded.revisions.items():
+        for name, own in derive_rows(decoded.fields[run_id], revisions, id_keyed).items():
+            batch.rows[name] += own
+        for revision in revisions:
+            _add_names(batch, revision, id_keyed)
     return batch
 
 
@@ -208,11 +245,20 @@ def _read_revision(row: _StoredPayload, zone: tzinfo) -> Revision:
     body = _unpack_body(row)
     payload = decode(body)
     rows = normalize(row.run_id, payload, zone)
-    if hashlib.sha256(body).hexdigest() != row.sha256:
-        if b"***" not in body:
-            raise ValueError("its body is not the one that was received: the hashes differ")
-        rows.warnings.append(ECHO_WARNING)
+    rows.warnings.extend(find_echo_warnings(body, row.sha256))
     return Revision(row.revision, fetched_at, last_seen_at, payload.content_hash, rows)
+
+
+def find_echo_warnings(body: bytes, sha256: str) -> list[LeafWarning]:
+    """Return the warning of a body in which a secret was masked; `sha256` is the original's.
+
+    Raises ValueError if the body differs from the original without a mask in it.
+    """
+    if hashlib.sha256(body).hexdigest() == sha256:
+        return []
+    if b"***" not in body:
+        raise ValueError("its body is not the one that was received: the hashes differ")
+    return [ECHO_WARNING]
 
 
 def _unpack_body(row: _StoredPayload) -> bytes:

@@ -5,7 +5,11 @@ from datetime import tzinfo
 
 from sqlalchemy import Engine, Select, select
 
-from etl.archive.payload_batches import DEFAULT_LIMITS, derive_batch, iterate_batches
+from etl.archive.payload_batches import (
+    DEFAULT_LIMITS,
+    derive_batch_to_write,
+    iterate_batches,
+)
 from etl.archive.replay import lock_runs, write_names
 from etl.db import bulk
 from etl.db.database import reading, writing
@@ -30,10 +34,13 @@ def rekey_application(engine: Engine, application: str, zone: tzinfo) -> None:
 
 
 def _rekey_runs(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> None:
-    """Rewrite rosters and outcomes of runs. Locks the runs (`lock_runs`)."""
+    """Rewrite rosters and outcomes of runs.
+
+    Locks the runs (`lock_runs`), then the test-identity rules (`derive_batch_to_write`).
+    """
     with writing(engine) as connection:
         lock_runs(connection, run_ids)
-        batch = derive_batch(connection, run_ids, zone)
+        batch = derive_batch_to_write(connection, run_ids, zone)
         write_names(connection, batch)
         given = [*REKEYED_COLUMNS, *outcomes.primary_key.columns.keys()]
         places = [outcomes.columns.keys().index(name) for name in given]

@@ -16,7 +16,7 @@ from etl.archive.payload_batches import (
     RUN_TABLES,
     BatchLimits,
     PayloadBatch,
-    derive_batch,
+    derive_batch_to_write,
     iterate_batches,
 )
 from etl.archive.verify import (
@@ -70,10 +70,13 @@ def has_underived_runs(engine: Engine) -> bool:
 
 
 def _repair_runs(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> BatchFindings:
-    """Rebuild those runs that differ, in one transaction. Locks the runs (`lock_runs`)."""
+    """Rebuild those runs that differ, in one transaction.
+
+    Locks the runs (`lock_runs`), then the test-identity rules (`derive_batch_to_write`).
+    """
     with writing(engine) as connection:
         lock_runs(connection, run_ids)
-        batch = derive_batch(connection, run_ids, zone)
+        batch = derive_batch_to_write(connection, run_ids, zone)
         misnamed = compare_names(connection, batch)
         write_names(connection, batch)
         differing = compare_runs(connection, batch)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from etl.archive.differences import BatchFindings, Difference
+    from etl.archive.rejects import ReadableReject
     from etl.cli.session import Session
     from etl.db.opening import Archive
 
@@ -96,21 +97,41 @@ def verify(session: "Session", *, as_json: bool) -> int:
 def replay(session: "Session", *, dry_run: bool, as_json: bool) -> int:
     """Rebuild all derived tables from the payloads, offline.
 
-    It needs no key. Damaged payloads are left as they were; the exit code is 1 then.
+    Answers in `rejects` that can be read by now are archived first. It needs no key. Damaged
+    payloads are left as they were; the exit code is 1 then.
     """
+    from etl.archive.rejects import find_readable, replay_rejects
     from etl.archive.replay import replay_archive
 
     tell = _print_nothing if as_json else _print_wrong
+    zone = session.config.reporting_zone
     if dry_run:
-        _print_changes(_verify_all(session, tell), "would be changed", as_json=as_json)
+        with session.open_to_read() as archive:
+            readable = find_readable(archive.engine, zone)
+            accepted = _count_rejects(readable, "would be archived", tell)
+        _print_changes(_verify_all(session, tell), accepted, "would be ", as_json=as_json)
         return 0
     with session.open_to_write() as archive:
-        batches = replay_archive(
-            archive.engine, session.config.reporting_zone, session.config.rules
-        )
+        readable = replay_rejects(archive.engine, session.config, session.now)
+        accepted = _count_rejects(readable, "archived", tell)
+        batches = replay_archive(archive.engine, zone, session.config.rules)
         found = _work_through(archive, batches, tell)
-    _print_changes(found, "changed", as_json=as_json)
+    _print_changes(found, accepted, "", as_json=as_json)
     return 1 if found.damage.count else 0
+
+
+def _count_rejects(
+    readable: "Iterable[ReadableReject]", outcome: str, tell: "Tell"
+) -> _Differences:
+    """Print each reject as it comes; count them."""
+    from etl.archive.differences import BatchFindings
+
+    accepted = _Differences()
+    for each in readable:
+        listed = [each.describe(outcome)]
+        accepted.add(listed)
+        tell(BatchFindings(0, [], listed, []))
+    return accepted
 
 
 def _verify_all(session: "Session", tell: "Tell") -> _Totals:
@@ -164,17 +185,19 @@ def _advise(found: _Totals) -> None:
         display.say(f"{found.damage.count} of them no replay mends; a backup may have them whole")
 
 
-def _print_changes(found: _Totals, verb: str, *, as_json: bool) -> None:
+def _print_changes(found: _Totals, accepted: _Differences, would_be: str, *, as_json: bool) -> None:
     if as_json:
         display.as_json(
             {
                 "runs": found.runs,
                 "changes": found.differing.as_json(),
                 "damage": found.damage.as_json(),
+                "rejects": accepted.as_json(),
             }
         )
         return
     display.say(
         f"{found.runs} runs read: {found.differing.count} rows in {found.differing.runs} runs"
-        f" {verb}; {found.damage.count} damaged"
+        f" {would_be}changed; {found.damage.count} damaged;"
+        f" {accepted.count} rejects {would_be}archived"
     )

@@ -12,8 +12,8 @@ from etl.config import loading
 from etl.config.settings import Config, LogLevel
 from etl.db import opening
 from etl.db.opening import Archive
-from etl.fetch.breaker import Pauses
 from etl.fetch.door import Clock, Way
+from etl.fetch.rate_limit import Pauses
 from etl.ingest.context import IngestContext
 from etl.telemetry import log
 

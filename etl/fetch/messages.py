@@ -10,7 +10,8 @@ from msgspec import Raw, Struct, msgpack
 
 from etl.answers.outcome import Outcome, Target
 from etl.config.settings import Config
-from etl.fetch.breaker import Halt, RequestLimits
+from etl.fetch.breaker import Halt
+from etl.fetch.rate_limit import RequestLimits
 
 
 class BatchSize(Struct, array_like=True, frozen=True):

@@ -12,9 +12,10 @@ from typing import Protocol
 from msgspec import Raw, msgpack
 
 from etl.answers.outcome import Target
-from etl.fetch.breaker import Concurrency, Job
+from etl.fetch.breaker import Job
 from etl.fetch.fetcher import Attempt, pack_deferred, pack_outcome
 from etl.fetch.messages import Ask, Batch, Begin, End
+from etl.fetch.rate_limit import Concurrency
 from etl.fetch.sources import Sources
 
 

@@ -6,7 +6,8 @@ Pure: time is an argument. One account's failure never stops another's.
 from collections.abc import Mapping, Sequence
 
 from etl.answers.outcome import Target
-from etl.fetch.breaker import Breaker, Halt, Job, RateLimit, RequestLimits
+from etl.fetch.breaker import Breaker, Halt, Job
+from etl.fetch.rate_limit import RateLimit, RequestLimits
 
 
 class Sources:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from sqlalchemy import Engine
 
 from etl.config.settings import Config
-from etl.fetch.breaker import Pauses
 from etl.fetch.door import Clock, Way
+from etl.fetch.rate_limit import Pauses
 from etl.ingest.interrupt import Interrupt
 
 Progress = Callable[[int, int], None]

@@ -10,9 +10,10 @@ from etl.config.settings import Database, Telemetry
 from etl.db import database
 from etl.db.database import reading
 from etl.db.schema import ingests
-from etl.fetch.breaker import Halt, RequestLimits
+from etl.fetch.breaker import Halt
 from etl.fetch.door import Fetching, open_fetching
 from etl.fetch.messages import Begin
+from etl.fetch.rate_limit import RequestLimits
 from etl.ingest.begin import OpenPass
 from etl.ingest.commits import BatchStore, Commits
 from etl.ingest.context import IngestContext, PassHooks

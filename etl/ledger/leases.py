@@ -197,6 +197,20 @@ def record(connection: Connection, recorded: Sequence[Recorded]) -> None:
     )
 
 
+def record_without_fetch(connection: Connection, recorded: Recorded) -> None:
+    """Write how a run stands after an answer fetched earlier was accepted, and release it."""
+    connection.execute(
+        update(tracked_runs)
+        .where(tracked_runs.c.run_id == recorded.run_id)
+        .values(
+            **recorded.standing._asdict(),
+            last_fetched_at=recorded.fetched_at,
+            lease_owner=None,
+            lease_until=None,
+        )
+    )
+
+
 def _standing_row(standing: Standing) -> tuple[Any, ...]:
     state, due_at, attempts, reason, last_error = standing
     return (state.value, due_at, attempts, reason.value if reason else None, last_error)

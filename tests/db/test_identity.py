@@ -2,19 +2,21 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Engine, delete, event, insert, select
 
 from etl.archive import identity
 from etl.archive.identity import ListedTest, Repeats, choose_key_kind, count_repeats
+from etl.archive.replay import replay_archive
+from etl.archive.verify import verify_archive
 from etl.config.settings import DEFAULT_RULES
 from etl.db.database import connect, prepare, reading, writing
-from etl.db.schema import identities, rosters, series
+from etl.db.schema import identities, rosters, runs, series
 from etl.derived import refresh
 from etl.errors import DatabaseError
 from tests.support.dump import dump
@@ -230,3 +232,35 @@ def test_what_is_decided_while_runs_are_stored_holds_for_them_too(postgresql_url
         [by_id] = connection.scalars(select(rosters.c.tests))
     assert by_id == '[["a",null,"id of a"],["b",null,"id of b"]]'
     engine.dispose()
+
+
+def test_a_decision_waits_for_a_replay_that_has_read_the_rule(postgresql_url: str) -> None:
+    """The replay's lost run has no outcomes yet: a decision would not find it among its plan's."""
+    engine, other = connect(postgresql_url), connect(postgresql_url)
+    prepare(engine)
+    tests = [{"id": f"id of {name}", "name": name, "status": "passed"} for name in "ab"]
+    run = {"application": "Shop", "name": "Nightly", "status": "passed", "tests": tests}
+    with writing(engine) as connection:
+        for number, run_id in enumerate(RUN_IDS, start=1):
+            started_at = f"2024-05-{number:02}T09:00:00.000Z"
+            keep(connection, AT, {run_id: run | {"started_at": started_at}}, UTC)
+        connection.execute(delete(runs).where(runs.c.run_id == RUN_IDS[0]))  # and its outcomes
+    with ThreadPoolExecutor() as executor:
+        decisions: list[Future[None]] = []
+
+        def decide(_connection: Any, _cursor: Any, statement: str, *_more: Any) -> None:
+            if "FROM identities" in statement and not decisions:
+                decisions.append(executor.submit(identity.measure_new, other, {"Shop"}, AT, UTC))
+                wait(decisions, timeout=1)
+
+        event.listen(engine, "after_cursor_execute", decide)
+        for _ in replay_archive(engine, UTC, DEFAULT_RULES):
+            pass
+        event.remove(engine, "after_cursor_execute", decide)
+        decisions[0].result(timeout=20)
+    refresh.refresh_marked(engine, DEFAULT_RULES)
+    assert measured(engine) == [("Shop", 22, 22, "id", True)]
+    found = list(verify_archive(engine, UTC, DEFAULT_RULES))
+    assert [each for batch in found for each in (*batch.damage, *batch.differing)] == []
+    engine.dispose()
+    other.dispose()

@@ -1030,7 +1030,9 @@ def test_a_new_rule_reaches_old_runs(api: FakeApi, archiver: Program, database_u
         assert row.startswith("runs (run r-1): started_on is ")
         assert outcome.startswith("outcomes (run r-1, revision 1): started_on is ")
         assert row.index("2023-10-24") < row.index("should be") < row.index("2023-10-25")
-        assert total == "2 runs read: 2 rows in 1 runs would be changed; 0 damaged"
+        assert total == (
+            "2 runs read: 2 rows in 1 runs would be changed; 0 damaged; 0 rejects would be archived"
+        )
         done = far_east.call("replay")
         assert done.exit_code == 0
         assert done.stdout.splitlines()[:2] == [row, outcome]
@@ -1150,7 +1152,7 @@ def test_json_has_the_first_differences_and_how_many_there_are(
     )
     for arguments in (["replay", "--dry-run", "--json"], ["replay", "--json"]):
         done = on_sqlite.call(*arguments)
-        changes = {"runs": 1002, "changes": listed, "damage": none}
+        changes = {"runs": 1002, "changes": listed, "damage": none, "rejects": none}
         assert (done.exit_code, done.json()) == (0, changes)
     assert on_sqlite.call("verify") == (0, INTACT.replace("5 runs", "1002 runs"), "")
 

@@ -16,7 +16,7 @@ from sqlalchemy import make_url, text
 
 from etl.cli.session import Wiring
 from etl.db import database
-from etl.fetch.breaker import Pauses
+from etl.fetch.rate_limit import Pauses
 from etl.sandbox.api import EXECUTE_KEY
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import World

@@ -10,9 +10,10 @@ import pytest
 from etl import clock
 from etl.answers.outcome import Answer, Deferred, Outcome, Target, Unchanged
 from etl.config.settings import Api, Config, Security, Source
-from etl.fetch.breaker import Halt, Pauses, RequestLimits
+from etl.fetch.breaker import Halt
 from etl.fetch.door import Fetching, Way, in_child, in_threads, open_fetching
 from etl.fetch.messages import BatchSize, Begin
+from etl.fetch.rate_limit import Pauses, RequestLimits
 from etl.secrets.keys import DEFAULT_SOURCE
 from tests.support.fake_api import Answer as Reply
 from tests.support.fake_api import FakeApi, result

@@ -22,11 +22,11 @@ from etl.answers.outcome import Target
 from etl.cli.session import Wiring
 from etl.db import database
 from etl.db.schema import metadata
-from etl.fetch.breaker import Pauses
 from etl.fetch.door import Clock, Peer
 from etl.fetch.fetcher import Attempt, RunFetcher
 from etl.fetch.messages import Begin
 from etl.fetch.pool import FetchPool
+from etl.fetch.rate_limit import Pauses
 from etl.sandbox import listing
 from etl.sandbox.api import EXECUTE_KEY
 from etl.sandbox.listing import Format

@@ -22,7 +22,7 @@ from etl.answers.compression import decompress
 from etl.cli import command_line
 from etl.cli.session import Wiring
 from etl.db import database
-from etl.fetch.breaker import Pauses
+from etl.fetch.rate_limit import Pauses
 from etl.secrets.masking import forget_secrets
 from tests.support import faulty
 from tests.support.fake_api import SAMPLE

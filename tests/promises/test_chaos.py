@@ -33,8 +33,8 @@ from etl.cli.session import Wiring
 from etl.config.settings import Config, Polling
 from etl.db import database
 from etl.db.schema import runs, tracked_runs
-from etl.fetch.breaker import Pauses
 from etl.fetch.door import in_threads
+from etl.fetch.rate_limit import Pauses
 from etl.ingest.begin import open_pass
 from etl.ingest.context import IngestContext
 from etl.ingest.held_runs import HeldRuns

@@ -45,7 +45,7 @@ IN_HASTE = """
 import sys
 from etl.cli import command_line
 from etl.cli.session import Wiring
-from etl.fetch.breaker import Pauses
+from etl.fetch.rate_limit import Pauses
 sys.exit(command_line.main(wiring=Wiring(pauses=Pauses(0.002, 0.02))))
 """
 

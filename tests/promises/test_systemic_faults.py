@@ -18,8 +18,8 @@ from etl.config.settings import Api, Config, Database, Polling, Source
 from etl.db import database
 from etl.db.schema import runs, tests, tracked_runs
 from etl.errors import ArchiverError
-from etl.fetch.breaker import Pauses
 from etl.fetch.door import in_threads
+from etl.fetch.rate_limit import Pauses
 from etl.ingest.context import IngestContext, PassHooks
 from etl.ingest.interrupt import Interrupt
 from etl.ingest.one_pass import PassOrder, run_pass

@@ -17,7 +17,7 @@ from etl import clock
 from etl.config.settings import Api, Config, Database, Log, Polling, Runs, Security, Source
 from etl.db import opening
 from etl.fetch import door
-from etl.fetch.breaker import Pauses
+from etl.fetch.rate_limit import Pauses
 from etl.ingest import service
 from etl.ingest.context import IngestContext
 from etl.ingest.interrupt import Interrupt

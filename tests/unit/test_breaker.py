@@ -18,14 +18,11 @@ from etl.fetch.breaker import (
     MOST_CONTROLS,
     NO_RESULTS,
     Breaker,
-    Concurrency,
     Halt,
     Job,
-    Pauses,
-    RateLimit,
-    RequestLimits,
     Signal,
 )
+from etl.fetch.rate_limit import Concurrency, Pauses, RateLimit, RequestLimits
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
 LIMITS = RequestLimits(connections=4, max_requests_per_second=0, attempts=3, max_wait_s=300)

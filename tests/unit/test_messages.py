@@ -26,9 +26,10 @@ from etl.answers.outcome import (
 from etl.answers.payload import decode
 from etl.answers.rows import Rows
 from etl.config.settings import Config, Source
-from etl.fetch.breaker import Halt, RequestLimits
+from etl.fetch.breaker import Halt
 from etl.fetch.fetcher import pack
 from etl.fetch.messages import Ask, Batch, Begin, Done, End, Targets, unpack
+from etl.fetch.rate_limit import RequestLimits
 from tests.support.fake_api import SAMPLE
 
 AT = datetime(2024, 5, 1, 12, 0, 0, 123000, tzinfo=UTC)

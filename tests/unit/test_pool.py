@@ -8,10 +8,11 @@ import pytest
 
 from etl.answers.outcome import Reason, Reject, Target, Unchanged
 from etl.config.settings import Config
-from etl.fetch.breaker import RequestLimits, Signal
+from etl.fetch.breaker import Signal
 from etl.fetch.fetcher import Attempt, pack
 from etl.fetch.messages import Ask, Batch, BatchSize, Begin, unpack
 from etl.fetch.pool import FetchPool
+from etl.fetch.rate_limit import RequestLimits
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
 SIZE = BatchSize(runs=250, size_bytes=1000, wait_s=3600)
