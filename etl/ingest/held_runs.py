@@ -100,7 +100,9 @@ class HeldRuns:
                 try:
                     self.renew()
                 except DatabaseError as error:
-                    log.warning("leases not renewed", reason=str(error))
+                    if not error.is_transient:
+                        return  # the next commit meets the same error, and raises it
+                    log.debug("leases not renewed", reason=str(error))
 
         beating = threading.Thread(target=beat, name="heartbeat", daemon=True)
         beating.start()
