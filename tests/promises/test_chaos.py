@@ -7,6 +7,7 @@ CHAOS_SEED picks other instants.
 import json
 import os
 import random
+import re
 import shutil
 import socket
 import socketserver
@@ -464,10 +465,10 @@ def beside(task: Callable[[], None]) -> Iterator[None]:
 
 
 def error_of(done: Done) -> str:
-    """Return the one line of stderr that tells what is wrong, which is the last."""
+    """Return the one line of stderr that tells what is wrong, which is the last, undated."""
     errors = [line for line in done.stderr.splitlines() if "rror" in line]
     assert len(errors) == 1, done.stderr
-    return done.stderr.splitlines()[-1]
+    return re.sub(r"^[\dT:-]+Z (pass \d+: )?", "", done.stderr.splitlines()[-1])
 
 
 # A disk that fills up, an archive that may not be written
