@@ -23,11 +23,11 @@ from etl.archive.history import (
     DERIVED_TABLES,
     LedgerFields,
     Revision,
-    build_roster_row,
-    build_variant_row,
+    derive_outcome,
     derive_rows,
 )
 from etl.db import bulk, database, schema
+from etl.derived.plans import Application
 from etl.ledger.lifecycle import State
 
 RUNS_A_TRANSACTION = 200
@@ -35,13 +35,14 @@ Tables = dict[str, list[Any]]
 
 
 def make_tables(
-    run_id: str, body: bytes, seen_at: datetime, id_keyed: Collection[str] = ()
+    run_id: str, body: bytes, seen_at: datetime, id_keyed: Collection[Application] = ()
 ) -> Tables:
     """Return the rows of one run by table, as an ingest leaves them; see `history.derived`."""
     payload = decode(body)
     rows = normalize(run_id, payload, UTC)
     stretch = Revision(1, seen_at, None, payload.content_hash, rows)
     kept = compress(body, hashlib.sha256(body).hexdigest())
+    outcome = derive_outcome("default", rows, id_keyed)
     tracked = (
         run_id, "default", State.SETTLED, None, 0, None, None, seen_at, seen_at, 1,
         None, None, None, None,
@@ -51,8 +52,8 @@ def make_tables(
     )  # fmt: skip
     return {
         "tracked_runs": [tracked],
-        "plan_variants": [build_variant_row(rows)],
-        "rosters": [build_roster_row(rows, id_keyed)],
+        "plan_variants": [outcome.variant],
+        "rosters": [outcome.roster],
         **derive_rows(LedgerFields(run_id, "default", None), [stretch], id_keyed),
         "payloads": [payload_row],
     }

@@ -24,7 +24,7 @@ from etl.derived.metrics import (
     read_checks,
 )
 from etl.derived.period_metrics import Period, build_period
-from etl.derived.plans import Plan, build_plan, hash_parts
+from etl.derived.plans import Application, Plan, build_plan, hash_parts
 
 TestState = tuple[Any, ...]
 """A test in `test_revisions`: test_id, name, status and the five counters."""
@@ -64,7 +64,7 @@ class LedgerFields(NamedTuple):
 
 
 def derive_rows(
-    fields: LedgerFields, revisions: Sequence[Revision], id_keyed: Collection[str]
+    fields: LedgerFields, revisions: Sequence[Revision], id_keyed: Collection[Application]
 ) -> dict[str, list[Row]]:
     """Return all derived rows of a run by table, each in the order of its table's columns.
 
@@ -94,7 +94,10 @@ def derive_rows(
         ],
         "outcomes": [
             build_outcome_row(
-                fields.run_id, revision, superseded_at, derive_outcome(revision.rows, id_keyed)
+                fields.run_id,
+                revision,
+                superseded_at,
+                derive_outcome(fields.source, revision.rows, id_keyed),
             )
             for revision, superseded_at in zip(revisions, ends, strict=True)
         ],
@@ -174,24 +177,18 @@ def find_differing_tests(
 # --- outcomes -------------------------------------------------------------------------------
 
 
-def build_variant_row(rows: Rows) -> Row:
-    """Return the row of `plan_variants` for an answer."""
-    run = rows.run
-    return _build_variant_row(build_plan(run.application, run.name), run.environment_signature)
-
-
 @lru_cache(maxsize=256)  # plans recur
-def _build_variant_row(plan: Plan, environment_signature: str) -> Row:
-    variant_id = hash_parts([plan.application, plan.plan, environment_signature])
-    return (variant_id, plan.plan_id, plan.application, plan.plan, environment_signature)
+def build_variant_row(plan: Plan, environment_signature: str) -> Row:
+    """Return the row of `plan_variants` for a plan under one set of environments."""
+    variant_id = hash_parts([*plan, environment_signature])
+    return (variant_id, plan.plan_id, *plan, environment_signature)
 
 
-def build_roster_row(rows: Rows, id_keyed: Collection[str]) -> tuple[str, str]:
+def build_roster_row(rows: Rows, *, by_id: bool) -> tuple[str, str]:
     """Return the row of `rosters` for an answer's tests: its key and the tests as JSON."""
-    keeps_ids = build_plan(rows.run.application, None).application in id_keyed
     tests = msgspec.json.encode(
         [(test.name, test.type, test.test_id) for test in rows.tests]
-        if keeps_ids
+        if by_id
         else [(test.name, test.type) for test in rows.tests]
     )
     return hashlib.sha256(tests).hexdigest()[:32], tests.decode()
@@ -212,14 +209,15 @@ class RunOutcome(NamedTuple):
     """Its contribution to its day, None if the answer has no start."""
 
 
-def derive_outcome(rows: Rows, id_keyed: Collection[str]) -> RunOutcome:
-    """Return the outcome of an answer."""
+def derive_outcome(source: str, rows: Rows, id_keyed: Collection[Application]) -> RunOutcome:
+    """Return the outcome of an answer of an account."""
+    plan = build_plan(source, rows.run.application, rows.run.name)
     strip = encode_strip([test.status for test in rows.tests])
     checks = read_checks(rows.counts[0]._asdict())
     day = rows.run.started_on
     return RunOutcome(
-        build_variant_row(rows),
-        build_roster_row(rows, id_keyed),
+        build_variant_row(plan, rows.run.environment_signature),
+        build_roster_row(rows, by_id=plan.owner in id_keyed),
         strip,
         count_letters(strip),
         checks,

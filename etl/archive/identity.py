@@ -1,8 +1,8 @@
 """Measure whether tests keep their ids from run to run, and identify them by id where they do.
 
-The API does not say. Each application is measured in its newest runs: once the first answers are
-enough, so that few series have to be recomputed, and again at the end of each pass that changed
-it. The result is stored in `identities` (docs/REPORTS.md).
+The API does not say. Each application of an account is measured in its newest runs: once the
+first answers are enough, so that few series have to be recomputed, and again at the end of each
+pass that changed it. The result is stored in `identities` (docs/REPORTS.md).
 """
 
 from collections import Counter
@@ -18,7 +18,8 @@ from etl.db.bulk import upsert_into
 from etl.db.database import reading, writing
 from etl.db.schema import among, identities, outcomes, plan_variants, runs, tests
 from etl.derived import refresh
-from etl.derived.identity_rules import lock_identity_exclusive
+from etl.derived.identity_rules import lock_identity_exclusive, of_application
+from etl.derived.plans import Application
 from etl.telemetry.log import get_logger
 
 MAX_RUNS = 40
@@ -35,6 +36,8 @@ CHANGING_SHARE = 0.5
 """The share below which they do not. In between, the earlier decision stays."""
 MAX_APPLICATION_BYTES = 500
 """A longer name does not fit in a key; its tests are identified by name."""
+
+OWNER_NAMES = (plan_variants.c.source, plan_variants.c.application)
 
 log = get_logger()
 
@@ -101,7 +104,9 @@ def measure_changed(
     refresh.refresh_marked(engine, rules)
 
 
-def measure_new(engine: Engine, applications: Collection[str], now: datetime, zone: tzinfo) -> None:
+def measure_new(
+    engine: Engine, applications: Collection[Application], now: datetime, zone: tzinfo
+) -> None:
     """Measure those of `applications` that are undecided, after the pass has stored runs of them.
 
     Series that have to be recomputed are marked as dirty; the pass refreshes them.
@@ -112,7 +117,7 @@ def measure_new(engine: Engine, applications: Collection[str], now: datetime, zo
 
 
 def measure_again(
-    engine: Engine, applications: Collection[str], now: datetime, zone: tzinfo
+    engine: Engine, applications: Collection[Application], now: datetime, zone: tzinfo
 ) -> None:
     """Measure these applications, and rewrite the keys of tests where a decision has changed.
 
@@ -123,7 +128,7 @@ def measure_again(
         apply_decisions(engine, zone)
 
 
-def _measure_all(engine: Engine, applications: Sequence[str], now: datetime) -> None:
+def _measure_all(engine: Engine, applications: Sequence[Application], now: datetime) -> None:
     for application in applications:
         with writing(engine) as connection:
             _measure_application(connection, application, now)
@@ -132,56 +137,63 @@ def _measure_all(engine: Engine, applications: Sequence[str], now: datetime) -> 
 def apply_decisions(engine: Engine, zone: tzinfo) -> None:
     """Rekey the applications whose decision has changed; an interrupted pass may have left some."""
     with reading(engine) as connection:
-        query = select(identities.c.application).where(identities.c.is_applied.is_(False))
-        applications = list(connection.scalars(query.order_by(identities.c.application)))
+        names = (identities.c.source, identities.c.application)
+        query = select(*names).where(identities.c.is_applied.is_(False)).order_by(*names)
+        applications = [Application._make(row) for row in connection.execute(query)]
     for application in applications:
-        log.debug("test identity changed: rewriting the keys of tests", application=application)
+        log.debug("test identity changed: rewriting the keys of tests", **application._asdict())
         rekey_application(engine, application, zone)
         with writing(engine) as connection:
             refresh.delete_unused_rosters(connection)
-            is_it = identities.c.application == application
+            is_it = of_application(identities, application)
             connection.execute(update(identities).where(is_it).values(is_applied=True))
 
 
-def _find_undecided(connection: Connection, applications: Collection[str]) -> list[str]:
+def _find_undecided(
+    connection: Connection, applications: Collection[Application]
+) -> list[Application]:
     """Return those of `applications` that have runs, but not enough pairs for a decision."""
-    decided = select(identities.c.application).where(
-        among(identities.c.application, applications), identities.c.compared >= MIN_COMPARED
+    names = {each.application for each in applications}
+    decided = select(identities.c.source, identities.c.application).where(
+        among(identities.c.application, names), identities.c.compared >= MIN_COMPARED
     )
-    undecided = set(applications).difference(connection.scalars(decided))
+    undecided = set(applications) - _read_applications(connection, decided)
     if not undecided:
         return []
-    application = plan_variants.c.application
-    there = select(application).distinct().where(among(application, undecided))
-    return _keep_short_names(connection.scalars(there))
+    there = select(*OWNER_NAMES).distinct().where(among(plan_variants.c.application, names))
+    return _keep_short_names(undecided & _read_applications(connection, there))
 
 
-def _find_changed(connection: Connection, since: datetime) -> list[str]:
+def _find_changed(connection: Connection, since: datetime) -> list[Application]:
     """Return the applications that changed since then, or were never measured."""
-    query = _select_runs_with_plan(plan_variants.c.application).where(runs.c.changed_at >= since)
-    measured = select(identities.c.application)
-    unmeasured = select(plan_variants.c.application).where(
-        plan_variants.c.application.not_in(measured)
-    )
-    return _keep_short_names(
-        [*connection.scalars(query.distinct()), *connection.scalars(unmeasured.distinct())]
-    )
+    changed = _select_runs_with_plan(*OWNER_NAMES).where(runs.c.changed_at >= since).distinct()
+    measured = select(identities.c.source, identities.c.application)
+    unmeasured = _read_applications(
+        connection, select(*OWNER_NAMES).distinct()
+    ) - _read_applications(connection, measured)
+    return _keep_short_names(_read_applications(connection, changed) | unmeasured)
 
 
-def _keep_short_names(applications: Iterable[str]) -> list[str]:
+def _read_applications(connection: Connection, query: Select[str, str]) -> set[Application]:
+    return {Application._make(row) for row in connection.execute(query)}
+
+
+def _keep_short_names(applications: Iterable[Application]) -> list[Application]:
     """Return the applications whose names fit in a key, sorted, each once."""
-    return sorted({name for name in applications if len(name.encode()) <= MAX_APPLICATION_BYTES})
+    return sorted(
+        {each for each in applications if len("".join(each).encode()) <= MAX_APPLICATION_BYTES}
+    )
 
 
-def _measure_application(connection: Connection, application: str, now: datetime) -> None:
+def _measure_application(connection: Connection, application: Application, now: datetime) -> None:
     """Measure an application and store the decision. Locks its rule (`lock_identity_exclusive`)."""
     lock_identity_exclusive(connection, application)
     repeats = count_repeats(_read_newest_tests(connection, application))
-    is_it = identities.c.application == application
+    is_it = of_application(identities, application)
     before = connection.scalar(select(identities.c.key_kind).where(is_it)) or "name"
     kind = choose_key_kind(repeats, before)
     measured = {
-        "application": application,
+        **application._asdict(),
         "compared": repeats.compared,
         "repeated": repeats.repeated,
         "repeat_share": repeats.repeated / repeats.compared if repeats.compared else None,
@@ -192,17 +204,21 @@ def _measure_application(connection: Connection, application: str, now: datetime
     changes = measured | decided if kind != before else measured
     connection.execute(
         insert.on_conflict_do_update(
-            index_elements=[identities.c.application],
-            set_={name: insert.excluded[name] for name in changes if name != "application"},
+            index_elements=identities.primary_key.columns,
+            set_={
+                name: insert.excluded[name] for name in changes if name not in Application._fields
+            },
         )
     )
 
 
-def _read_newest_tests(connection: Connection, application: str) -> Iterator[list[ListedTest]]:
+def _read_newest_tests(
+    connection: Connection, application: Application
+) -> Iterator[list[ListedTest]]:
     """Yield the tests of the newest runs of an application, newest run first."""
     query = (
         _select_runs_with_plan(runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
-        .where(plan_variants.c.application == application, runs.c.started_at.is_not(None))
+        .where(of_application(plan_variants, application), runs.c.started_at.is_not(None))
         .order_by(runs.c.started_at.desc(), runs.c.run_id.desc())
         .limit(MAX_RUNS)
     )

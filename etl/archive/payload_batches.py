@@ -23,6 +23,7 @@ from etl.archive.history import (
     DERIVED_TABLES,
     LedgerFields,
     Revision,
+    RunOutcome,
     derive_outcome,
     derive_rows,
 )
@@ -39,6 +40,7 @@ from etl.db.schema import (
     tracked_runs,
 )
 from etl.derived.identity_rules import lock_identities_shared, read_id_keyed
+from etl.derived.plans import Application
 
 RUN_TABLES = [metadata.tables[name] for name in DERIVED_TABLES]
 NAME_TABLES = (plan_variants, rosters)
@@ -122,9 +124,13 @@ class _DecodedBatch(NamedTuple):
     damage: list[Difference]
 
     @property
-    def applications(self) -> set[str]:
+    def applications(self) -> set[Application]:
         """The applications whose test-identity rules the rows depend on."""
-        return {name_application(each.rows) for run in self.revisions.values() for each in run}
+        return {
+            name_application(self.fields[run_id].source, each.rows)
+            for run_id, revisions in self.revisions.items()
+            for each in revisions
+        }
 
 
 def derive_batch(connection: Connection, run_ids: Sequence[str], zone: tzinfo) -> PayloadBatch:
@@ -158,20 +164,20 @@ def _decode_batch(connection: Connection, run_ids: Sequence[str], zone: tzinfo) 
     return decoded
 
 
-def _derive_rows(decoded: _DecodedBatch, id_keyed: Collection[str]) -> PayloadBatch:
+def _derive_rows(decoded: _DecodedBatch, id_keyed: Collection[Application]) -> PayloadBatch:
     rows: dict[str, list[Row]] = {table.name: [] for table in RUN_TABLES}
     names: dict[str, dict[Row, Row]] = {table.name: {} for table in NAME_TABLES}
     batch = PayloadBatch(list(decoded.revisions), rows, names, decoded.damage)
     for run_id, revisions in decoded.revisions.items():
-        for name, own in derive_rows(decoded.fields[run_id], revisions, id_keyed).items():
+        fields = decoded.fields[run_id]
+        for name, own in derive_rows(fields, revisions, id_keyed).items():
             batch.rows[name] += own
         for revision in revisions:
-            _add_names(batch, revision, id_keyed)
+            _add_names(batch, derive_outcome(fields.source, revision.rows, id_keyed))
     return batch
 
 
-def _add_names(batch: PayloadBatch, revision: Revision, id_keyed: Collection[str]) -> None:
-    outcome = derive_outcome(revision.rows, id_keyed)
+def _add_names(batch: PayloadBatch, outcome: RunOutcome) -> None:
     for table, row in zip(NAME_TABLES, (outcome.variant, outcome.roster), strict=True):
         batch.names[table.name][row[:1]] = row
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, tzinfo
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, delete, exists, or_, select, tuple_
@@ -25,6 +25,9 @@ from etl.ledger import leases, lifecycle
 from etl.ledger.lifecycle import Standing
 from etl.ledger.verdicts import Recorded
 from etl.telemetry.log import get_logger
+
+if TYPE_CHECKING:
+    from etl.derived.plans import Application
 
 KEYS_AT_ONCE = 500
 
@@ -176,10 +179,11 @@ def replay_rejects(
     Afterwards measures the test identity of their applications, as a pass does. Series stay
     marked as dirty: `replay_archive` or the next pass refreshes them.
     """
-    applications: set[str] = set()
+    applications: set[Application] = set()
     for readable in find_readable(engine, config.reporting_zone, decoder):
         if _archive_reject(engine, readable, config.polling, now):
-            applications.add(store.name_application(readable.answer.rows))
+            answer = readable.answer
+            applications.add(store.name_application(answer.source, answer.rows))
             yield readable
     identity.measure_again(engine, applications, now, config.reporting_zone)
 

@@ -15,13 +15,14 @@ from etl.db import bulk
 from etl.db.database import reading, writing
 from etl.db.schema import outcomes, payloads, plan_variants
 from etl.derived import aggregates
+from etl.derived.plans import Application
 from etl.derived.refresh import mark_plan_dirty
 
 REKEYED_COLUMNS = ("roster_id", "outcomes")
 """The columns of `outcomes` that depend on the keys of tests."""
 
 
-def rekey_application(engine: Engine, application: str, zone: tzinfo) -> None:
+def rekey_application(engine: Engine, application: Application, zone: tzinfo) -> None:
     """Rewrite rosters and outcomes of an application's runs, and mark its series as dirty."""
     with reading(engine) as connection:
         plan_ids = aggregates.list_plan_ids_of(connection, application)

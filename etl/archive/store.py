@@ -46,7 +46,7 @@ from etl.db.schema import (
 )
 from etl.derived import refresh
 from etl.derived.identity_rules import lock_identities_shared, read_id_keyed
-from etl.derived.plans import Plan, build_plan
+from etl.derived.plans import Application, Plan, build_plan
 from etl.ledger.leases import clear_gone
 
 
@@ -193,15 +193,17 @@ def _insert_revisions(connection: Connection, changes: Sequence[_Change]) -> lis
     """Insert the new content: run, children, revision, payload and outcome."""
     bulk.insert(connection, runs, [_build_run_row(each) for each in changes if not each.before])
     _update_runs(connection, [_build_run_row(each) for each in changes if each.before])
-    rows = [change.answer.rows for change in changes]
+    answers = [change.answer for change in changes]
+    rows = [answer.rows for answer in answers]
     bulk.insert(connection, environments, [row for each in rows for row in each.environments])
     bulk.insert(connection, tests, [row for each in rows for row in each.tests])
     bulk.insert(connection, counts, [row for each in rows for row in each.counts])
     opened = [(change.answer.run_id, change.opened) for change in changes]
     bulk.insert(connection, revisions, [build_revision_row(*each, None) for each in opened])
-    lock_identities_shared(connection, {name_application(each) for each in rows})
+    named = {name_application(each.source, each.rows) for each in answers}
+    lock_identities_shared(connection, named)
     id_keyed = read_id_keyed(connection)
-    run_outcomes = [derive_outcome(each, id_keyed) for each in rows]
+    run_outcomes = [derive_outcome(each.source, each.rows, id_keyed) for each in answers]
     _insert_names(connection, run_outcomes)
     outcome_rows = [
         build_outcome_row(*each, None, outcome)
@@ -225,9 +227,9 @@ def _to_contribution(outcome: RunOutcome) -> refresh.Contribution:
     return refresh.Contribution(Plan(*plan), variant_id, outcome.roster[0], outcome.period)
 
 
-def name_application(rows: Rows) -> str:
-    """Return the application of an answer, as identities and reports name it."""
-    return build_plan(rows.run.application, rows.run.name).application
+def name_application(source: str, rows: Rows) -> Application:
+    """Return the application of an account's answer, as identities and reports name it."""
+    return build_plan(source, rows.run.application, rows.run.name).owner
 
 
 def _insert_names(connection: Connection, run_outcomes: Sequence[RunOutcome]) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     " --min-pass-rate 0.95 --max-new-failures 0"
 )
 @options.run_id
+@options.of_source
 @options.application
 @options.plan
 @options.labels
@@ -51,6 +52,7 @@ def gate(
     /,
     *,
     run_id: str | None,
+    source: str | None,
     application: str | None,
     plan: str | None,
     labels: tuple[str, ...],
@@ -61,7 +63,7 @@ def gate(
 
     The run is the given one, or the newest finished one of a plan.
     """
-    from etl.cli.questions import Question, asking, find_tracked
+    from etl.cli.questions import Question, asking, find_tracked, require_one_source
     from etl.reports.gate import GateLimits, broken, measure
     from etl.reports.selection import FINISHED
 
@@ -69,9 +71,12 @@ def gate(
         raise UsageError("gate: give a limit, such as --min-pass-rate 0.95")
     if (run_id is not None) == (application is not None and plan is not None):
         raise UsageError("gate: give a run ID, or --application and --plan")
-    question = Question(application, plan, labels=labels)
+    if run_id is not None and source is not None:
+        raise UsageError("gate RUN_ID: --source goes with --application and --plan")
+    question = Question(source, application, plan, labels=labels)
     with asking(session, question) as (connection, request):
         if run_id is None:
+            require_one_source(connection, request.filters)
             run: FoundRun | None = _find_newest(connection, request)
         else:
             run = find_tracked(connection, request, run_id)

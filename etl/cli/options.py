@@ -53,6 +53,7 @@ lists = option(
     " or the execute call's answer. Can be given repeatedly.",
 )
 source = option("--source", metavar="NAME", help="The account of the runs: [sources.NAME].")
+of_source = option("--source", metavar="NAME", help="Only runs of this account.")
 application = option("--application", metavar="NAME", help="Only runs of this application.")
 plan = option("--plan", metavar="NAME", help="Only runs of this plan.")
 labels = option(

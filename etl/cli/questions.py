@@ -10,11 +10,13 @@ from sqlalchemy import Connection, select
 
 from etl import display
 from etl.cli.session import Session
-from etl.db.schema import outcomes, to_milliseconds, tracked_runs
+from etl.config.settings import Config
+from etl.db.schema import outcomes, plan_variants, to_milliseconds, tracked_runs
 from etl.errors import UsageError
 from etl.intake.arguments import read_labels
+from etl.reports.empty_answers import find_near
 from etl.reports.model import Filters, ReportRequest
-from etl.reports.selection import FoundRun, find_run
+from etl.reports.selection import FoundRun, find_run, read_sources, variant_conditions
 from etl.reports.spans import DAY, midnight
 
 YEARS = range(1000, 9000)
@@ -24,6 +26,7 @@ YEARS = range(1000, 9000)
 class Question(NamedTuple):
     """The filters of a report as the command line has them."""
 
+    source: str | None = None
     application: str | None = None
     plan: str | None = None
     test: str | None = None
@@ -39,7 +42,39 @@ def asking(session: Session, question: Question) -> Iterator[tuple[Connection, R
     """Open the archive, and give a connection that reads one state of it. Raises UsageError."""
     request = as_request(question, session)
     with session.open_to_read() as archive, archive.snapshot() as connection:
+        require_source(connection, session.config, request.filters.source)
         yield connection, request
+
+
+def require_source(connection: Connection, config: Config, source: str | None) -> None:
+    """Raise UsageError for an account that is neither configured nor in the archive."""
+    if source is None or source in config.sources:
+        return
+    names = sorted({*config.sources, *read_sources(connection)})
+    if source not in names:
+        near = find_near(source, names)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(
+            f"--source {display.safe(source)}: is neither configured nor in the archive",
+            display.safe(f"{hint}there are {', '.join(names)}"),
+        )
+
+
+def require_one_source(connection: Connection, filters: Filters) -> str | None:
+    """Return the account that has the application and the plan of `filters`, None if none has.
+
+    Raises:
+        UsageError: several accounts have them.
+    """
+    matching = select(plan_variants.c.source).where(*variant_conditions(filters))
+    sources = sorted(connection.scalars(matching.distinct()))
+    if len(sources) > 1:
+        names = ", plan ".join(filter(None, (filters.application, filters.plan)))
+        raise UsageError(
+            f"application {display.safe(names)}: is in several accounts",
+            f"name one by --source: {', '.join(sources)}",
+        )
+    return sources[0] if sources else None
 
 
 def as_request(question: Question, session: Session) -> ReportRequest:
@@ -48,8 +83,9 @@ def as_request(question: Question, session: Session) -> ReportRequest:
     as_of = _moment("--as-of", question.as_of, zone, is_end=True)
     if as_of and as_of > session.now:
         raise UsageError(f"--as-of {question.as_of}: is not over yet ({zone.key})")
-    application, plan, test = (each and each.strip() for each in question[:3])
+    source, application, plan, test = (each and each.strip() for each in question[:4])
     filters = Filters(
+        source,
         application,
         plan,
         test,

@@ -36,6 +36,7 @@ class Form(StrEnum):
 @click.argument(
     "name", metavar="[NAME]", required=False, help="A report; without one, all are listed."
 )
+@options.of_source
 @options.application
 @options.plan
 @click.option("--test", metavar="NAME", help="Only tests of this name.")

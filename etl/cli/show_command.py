@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @click.command(epilog="Example: result-archiver show ac247a18-75d5-4094-8ab3-56788d6d2ff9")
 @options.run_id
 @click.option("--test", metavar="NAME", help="Instead of a run: the history of this test.")
+@options.of_source
 @options.application
 @options.plan
 @options.as_of
@@ -26,6 +27,7 @@ def show(
     *,
     run_id: str | None,
     test: str | None,
+    source: str | None,
     application: str | None,
     plan: str | None,
     as_of: str | None,
@@ -37,9 +39,10 @@ def show(
     if (run_id is None) == (test is None):
         raise UsageError("show: give a run ID, or --test NAME")
     if run_id is None:
-        return _show_test(session, Question(application, plan, test, as_of=as_of), as_json=as_json)
-    if application or plan or as_of:
-        raise UsageError("show RUN_ID: --application, --plan and --as-of go with --test")
+        question = Question(source, application, plan, test, as_of=as_of)
+        return _show_test(session, question, as_json=as_json)
+    if source or application or plan or as_of:
+        raise UsageError("show RUN_ID: --source, --application, --plan, --as-of go with --test")
     return _show_run(session, run_id, as_json=as_json)
 
 
@@ -60,6 +63,7 @@ def _show_test(session: "Session", question: "Question", *, as_json: bool) -> in
     from etl.cli.questions import asking
     from etl.reports.empty_answers import explain_no_match
     from etl.reports.histories import histories
+    from etl.reports.selection import read_sources
 
     with asking(session, question) as (connection, request):
         test = request.filters.test or ""
@@ -67,9 +71,12 @@ def _show_test(session: "Session", question: "Question", *, as_json: bool) -> in
         if not found:
             reason = explain_no_match(connection, request)
             raise UsageError(f"test {display.safe(test)}: no run has it", reason)
+        sources = read_sources(connection, request.as_of)
     if as_json:
-        display.as_json([test_history.as_dict(history) for history in found])
+        names = test_history.choose_names(sources)
+        display.as_json([test_history.as_dict(history, names) for history in found])
     else:
+        names = test_history.choose_names({history.variant.source for history in found})
         for history in found:
-            test_history.print_history(history, request.zone)
+            test_history.print_history(history, names, request.zone)
     return 0

@@ -1,11 +1,13 @@
 """`show --test`: all results of the tests of one name, oldest first as a strip of letters."""
 
 import textwrap
+from collections.abc import Collection, Sequence
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from etl import display
 from etl.derived.metrics import WORDS, compute_rates, count_letters
+from etl.derived.plans import Plan
 from etl.reports.columns import environments_text
 from etl.reports.forms import for_people
 from etl.reports.histories import History
@@ -15,12 +17,16 @@ LISTED_RUNS = 5
 """How many runs of each history people are shown; JSON has all."""
 
 
-def as_dict(history: History) -> dict[str, Any]:
-    """Return a history for JSON: all its runs, the newest first."""
+def choose_names(sources: Collection[str]) -> Sequence[str]:
+    """Return the names of a plan to show: with its account only if there are several."""
+    return Plan._fields if len(sources) > 1 else Plan._fields[1:]
+
+
+def as_dict(history: History, names: Sequence[str]) -> dict[str, Any]:
+    """Return a history for JSON: the `names` of its plan, all its runs, the newest first."""
     counts = count_letters(history.strip)
     return {
-        "application": history.variant.application,
-        "plan": history.variant.plan,
+        **{name: getattr(history.variant, name) for name in names},
         "environments": environments_text(history.variant.environment_signature),
         "test": history.test.name,
         "type": history.test.type,
@@ -38,9 +44,9 @@ def as_dict(history: History) -> dict[str, Any]:
     }
 
 
-def print_history(history: History, zone: ZoneInfo) -> None:
-    """Print a history: its strip and rates, and the newest runs."""
-    plan = [history.variant.application or "-", history.variant.plan or "-"]
+def print_history(history: History, names: Sequence[str], zone: ZoneInfo) -> None:
+    """Print a history: the `names` of its plan, its strip and rates, and the newest runs."""
+    plan = [getattr(history.variant, name) or "-" for name in names]
     environments = environments_text(history.variant.environment_signature)
     counts = count_letters(history.strip)
     found = compute_rates(counts)

@@ -283,12 +283,15 @@ plan_variants = Table(
     metadata,
     Column("variant_id", Key, primary_key=True),
     Column("plan_id", Key, nullable=False),
+    Column("source", Text, nullable=False),
     Column("application", Text, nullable=False),
     Column("plan", Text, nullable=False),
     Column("environment_signature", Text, nullable=False),
     sqlite_with_rowid=False,
 )
 Index("ix_plan_variants_plan_id", plan_variants.c.plan_id)
+PLAN_NAMES = (plan_variants.c.source, plan_variants.c.application, plan_variants.c.plan)
+"""The names of a plan, in the order of `Plan`."""
 
 rosters = Table(
     "rosters",
@@ -589,6 +592,7 @@ def _results(name: str, first_day: str) -> Table:
         metadata,
         Column("plan_id", Key, primary_key=True),
         Column(first_day, Day, primary_key=True),
+        Column("source", Text, nullable=False),
         Column("application", Text, nullable=False),
         Column("plan", Text, nullable=False),
         Column("runs", BigInteger, nullable=False),
@@ -626,6 +630,7 @@ dates = Table(
 identities = Table(
     "identities",
     metadata,
+    Column("source", Key, primary_key=True),
     Column("application", Key, primary_key=True),
     Column("compared", BigInteger, nullable=False),
     Column("repeated", BigInteger, nullable=False),
@@ -641,6 +646,7 @@ identities = Table(
 aliases = Table(
     "aliases",
     metadata,
+    Column("source", Key, primary_key=True),
     Column("application", Key, primary_key=True),
     Column("plan", Key, primary_key=True),
     Column("old_name", Key, primary_key=True),

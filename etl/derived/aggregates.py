@@ -12,6 +12,7 @@ from etl.answers.rows import Row
 from etl.config.settings import Rules
 from etl.db import bulk
 from etl.db.schema import (
+    PLAN_NAMES,
     daily_results,
     durations,
     plan_variants,
@@ -20,11 +21,11 @@ from etl.db.schema import (
     weekly_results,
 )
 from etl.derived.duration_metrics import compute_durations
-from etl.derived.identity_rules import IdentityRules
+from etl.derived.identity_rules import IdentityRules, of_application
 from etl.derived.metrics import compute_rates
 from etl.derived.outcome_reader import NewestRuns, RosterCache
 from etl.derived.period_metrics import Period, sum_days, sum_periods, sum_weeks
-from etl.derived.plans import Plan, hash_text
+from etl.derived.plans import Application, Plan, hash_text
 from etl.derived.series_metrics import Series, compute_series
 
 AGGREGATES = (series, durations, daily_results, weekly_results)
@@ -71,6 +72,7 @@ def build_period_row(plan: Plan, period: Period) -> Row:
     return (
         plan.plan_id,
         period.first_day,
+        plan.source,
         plan.application,
         plan.plan,
         period.runs,
@@ -90,16 +92,16 @@ def list_plan_ids(connection: Connection) -> list[str]:
     return sorted(ids, key=str)  # a damaged SQLite cell can have another type, which verify reports
 
 
-def list_plan_ids_of(connection: Connection, application: str) -> list[str]:
+def list_plan_ids_of(connection: Connection, application: Application) -> list[str]:
     """Return the ids of an application's plans, sorted."""
     query = select(plan_variants.c.plan_id).distinct().order_by(plan_variants.c.plan_id)
-    return list(connection.scalars(query.where(plan_variants.c.application == application)))
+    return list(connection.scalars(query.where(of_application(plan_variants, application))))
 
 
 def compute_plan_rows(connection: Connection, plan_id: str, rules: Rules) -> dict[str, list[Row]]:
     """Return the rows that each aggregate should have of a plan, by table."""
     rows: dict[str, list[Row]] = {table.name: [] for table in AGGREGATES}
-    names = select(plan_variants.c.application, plan_variants.c.plan)
+    names = select(*PLAN_NAMES)
     stored = connection.execute(names.where(plan_variants.c.plan_id == plan_id)).first()
     if stored is None:
         return rows

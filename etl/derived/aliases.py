@@ -11,8 +11,9 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Connection, and_, insert, select, update
 
 from etl.config.settings import Rules
-from etl.db.schema import aliases, plan_variants, series
-from etl.derived.plans import Plan
+from etl.db.schema import PLAN_NAMES, aliases, plan_variants, series
+from etl.derived.identity_rules import of_application
+from etl.derived.plans import Application, Plan
 from etl.derived.refresh import refresh_plans
 from etl.errors import UsageError
 
@@ -20,10 +21,16 @@ from etl.errors import UsageError
 class Alias(NamedTuple):
     """A test's old and new name; `plan` "" means every plan of the application."""
 
+    source: str
     application: str
     plan: str
     old_name: str
     new_name: str
+
+    @property
+    def owner(self) -> Application:
+        """The application of the test."""
+        return Application(self.source, self.application)
 
 
 def add_alias(connection: Connection, alias: Alias, now: datetime, rules: Rules) -> None:
@@ -38,7 +45,8 @@ def add_alias(connection: Connection, alias: Alias, now: datetime, rules: Rules)
     if not plans:
         where = ", plan ".join(filter(None, [alias.application, alias.plan]))
         raise UsageError(
-            f"alias: application {where} is in no archived run; `report overview` lists them"
+            f"alias: application {where} is in no archived run of source {alias.source}",
+            "`report overview` lists them",
         )
     current = connection.scalar(select(aliases.c.new_name).where(_is_current(alias)))
     if current is not None:
@@ -56,10 +64,8 @@ def describe_doubt(connection: Connection, alias: Alias) -> str:
         select(series.c.test)
         .distinct()
         .join(plan_variants, plan_variants.c.variant_id == series.c.variant_id)
-        .where(plan_variants.c.application == alias.application, series.c.test.is_not(None))
+        .where(_is_affected(alias), series.c.test.is_not(None))
     )
-    if alias.plan:
-        query = query.where(plan_variants.c.plan == alias.plan)
     names = list(connection.scalars(query))
     if alias.old_name in names:
         return ""
@@ -78,14 +84,14 @@ def remove_alias(connection: Connection, alias: Alias, now: datetime, rules: Rul
 
 def list_aliases(connection: Connection) -> list[Alias]:
     """Return the aliases that were not removed, sorted by name."""
-    columns = (aliases.c.application, aliases.c.plan, aliases.c.old_name, aliases.c.new_name)
+    columns = [aliases.c[name] for name in Alias._fields]
     query = select(*columns).where(aliases.c.removed_at.is_(None)).order_by(*columns)
     return [Alias._make(row) for row in connection.execute(query)]
 
 
 def _is_current(alias: Alias) -> ColumnElement[bool]:
     return and_(
-        aliases.c.application == alias.application,
+        of_application(aliases, alias.owner),
         aliases.c.plan == alias.plan,
         aliases.c.old_name == alias.old_name,
         aliases.c.removed_at.is_(None),
@@ -93,8 +99,13 @@ def _is_current(alias: Alias) -> ColumnElement[bool]:
 
 
 def _find_plans(connection: Connection, alias: Alias) -> list[Plan]:
-    names = (plan_variants.c.application, plan_variants.c.plan)
-    query = select(*names).distinct().where(plan_variants.c.application == alias.application)
-    if alias.plan:
-        query = query.where(plan_variants.c.plan == alias.plan)
+    query = select(*PLAN_NAMES).distinct().where(_is_affected(alias))
     return [Plan._make(row) for row in connection.execute(query)]
+
+
+def _is_affected(alias: Alias) -> ColumnElement[bool]:
+    """Return the condition for the plans whose tests the alias renames."""
+    is_of_application = of_application(plan_variants, alias.owner)
+    if not alias.plan:
+        return is_of_application
+    return and_(is_of_application, plan_variants.c.plan == alias.plan)

@@ -1,17 +1,17 @@
 """Read the rules that identify tests from run to run, and lock them.
 
 An application's tests are identified by id or by name (`identities`), and renamed tests by their
-aliases.
+aliases. Both are of one account: the ids of two accounts are different things.
 """
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, and_, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Table, and_, or_, select, text
 
 from etl.db.schema import aliases, identities
-from etl.derived.plans import IdentityRule, Plan
+from etl.derived.plans import Application, IdentityRule, Plan, hash_parts
 
 
 class IdentityRules:
@@ -19,26 +19,35 @@ class IdentityRules:
 
     def __init__(self, connection: Connection, as_of: datetime | None = None) -> None:
         self._id_keyed = read_id_keyed(connection, as_of)
-        self._renamed: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        self._renamed: defaultdict[Plan, dict[str, str]] = defaultdict(dict)
         query = select(aliases).where(_is_valid_alias(as_of)).order_by(aliases.c.added_at)
         for row in connection.execute(query):
-            self._renamed[row.application, row.plan][row.old_name] = row.new_name
+            plan = Plan(row.source, row.application, row.plan)
+            self._renamed[plan][row.old_name] = row.new_name
 
     def for_plan(self, plan: Plan) -> IdentityRule:
         """Return the rule of `plan`."""
         renamed = {
-            **self._renamed.get((plan.application, ""), {}),
-            **self._renamed.get((plan.application, plan.plan), {}),
+            **self._renamed.get(plan._replace(plan=""), {}),
+            **self._renamed.get(plan, {}),
         }
-        return IdentityRule(plan.application in self._id_keyed, _resolve_renames(renamed))
+        return IdentityRule(plan.owner in self._id_keyed, _resolve_renames(renamed))
 
 
-def read_id_keyed(connection: Connection, as_of: datetime | None = None) -> frozenset[str]:
+def read_id_keyed(connection: Connection, as_of: datetime | None = None) -> frozenset[Application]:
     """Return the applications whose tests keep their ids from run to run, now or as of a moment."""
-    query = select(identities.c.application).where(identities.c.key_kind == "id")
+    names = select(identities.c.source, identities.c.application)
+    query = names.where(identities.c.key_kind == "id")
     if as_of is not None:
         query = query.where(identities.c.decided_at <= as_of)
-    return frozenset(connection.scalars(query))
+    return frozenset(Application._make(row) for row in connection.execute(query))
+
+
+def of_application(table: Table, application: Application) -> ColumnElement[bool]:
+    """Return the condition for the rows of an application in a table that names it."""
+    return and_(
+        table.c.source == application.source, table.c.application == application.application
+    )
 
 
 def _is_valid_alias(as_of: datetime | None) -> ColumnElement[bool]:
@@ -60,16 +69,16 @@ def _resolve_renames(renamed: Mapping[str, str]) -> dict[str, str]:
     return newest
 
 
-def lock_identities_shared(connection: Connection, applications: Collection[str]) -> None:
+def lock_identities_shared(connection: Connection, applications: Collection[Application]) -> None:
     """Hold a shared lock on each application's test-identity rule until commit.
 
     The outcomes that we store depend on the rule, so it must not change before they are visible.
-    Taken after the runs' rows in the ledger and before `refresh.lock_plans`; in name order.
+    Taken after the runs' rows in the ledger and before `refresh.lock_plans`; in key order.
     """
     _lock_identities(connection, "pg_advisory_xact_lock_shared", applications)
 
 
-def lock_identity_exclusive(connection: Connection, application: str) -> None:
+def lock_identity_exclusive(connection: Connection, application: Application) -> None:
     """Hold an exclusive lock on an application's test-identity rule until commit.
 
     Waits for every transaction that stores outcomes under the old rule, so that we see them;
@@ -78,8 +87,10 @@ def lock_identity_exclusive(connection: Connection, application: str) -> None:
     _lock_identities(connection, "pg_advisory_xact_lock", [application])
 
 
-def _lock_identities(connection: Connection, function: str, applications: Collection[str]) -> None:
+def _lock_identities(
+    connection: Connection, function: str, applications: Collection[Application]
+) -> None:
     if connection.dialect.name == "postgresql" and applications:  # SQLite has one writer at a time
-        names = "unnest(CAST(:names AS text[])) AS name"
-        statement = f"SELECT {function}(hashtextextended('identity ' || name, 0)) FROM {names}"  # noqa: S608  our functions
-        connection.execute(text(statement), {"names": sorted(applications)})
+        keys = "unnest(CAST(:keys AS text[])) AS key"
+        statement = f"SELECT {function}(hashtextextended('identity ' || key, 0)) FROM {keys}"  # noqa: S608  our functions
+        connection.execute(text(statement), {"keys": sorted(map(hash_parts, applications))})

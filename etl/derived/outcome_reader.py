@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, select, tuple_
 
 from etl.db.schema import IS_CURRENT, among, labels, outcomes, rosters
 from etl.derived.metrics import Counts
-from etl.derived.plans import IdentityRule, NamedTest, PlanRun, Roster, build_roster
+from etl.derived.plans import IdentityRule, NamedTest, Plan, PlanRun, Roster, build_roster
 
 COMMIT_LABEL = "commit"
 """The label that decides whether a flaky test is confirmed."""
@@ -22,9 +22,15 @@ class Variant(NamedTuple):
 
     variant_id: str
     plan_id: str
+    source: str
     application: str
     plan: str
     environment_signature: str
+
+    @property
+    def names(self) -> Plan:
+        """The names of its plan."""
+        return Plan(self.source, self.application, self.plan)
 
 
 def select_plan_runs(condition: ColumnElement[bool]) -> Select[Any]:

@@ -14,9 +14,20 @@ from etl.answers.payload import encode_canonical
 from etl.derived.metrics import Counts
 
 
-class Plan(NamedTuple):
-    """A plan of an application; both names are stripped, and "" if missing."""
+class Application(NamedTuple):
+    """An application of an account (source); its name is stripped, and "" if missing."""
 
+    source: str
+    application: str
+
+
+class Plan(NamedTuple):
+    """A plan of an application; its name is stripped, and "" if missing.
+
+    Equal names in two accounts are two plans.
+    """
+
+    source: str
     application: str
     plan: str
 
@@ -24,6 +35,11 @@ class Plan(NamedTuple):
     def plan_id(self) -> str:
         """The key of the plan in the tables."""
         return _compute_plan_id(self)
+
+    @property
+    def owner(self) -> Application:
+        """The application that the plan belongs to."""
+        return Application(self.source, self.application)
 
 
 class NamedTest(NamedTuple):
@@ -96,7 +112,7 @@ def hash_parts(parts: Sequence[str | None]) -> str:
 
 @lru_cache(maxsize=1024)  # plans recur
 def _compute_plan_id(plan: Plan) -> str:
-    return hash_parts([plan.application, plan.plan])
+    return hash_parts(plan)
 
 
 def hash_text(text: str) -> str:
@@ -104,6 +120,6 @@ def hash_text(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def build_plan(application: str | None, name: str | None) -> Plan:
+def build_plan(source: str, application: str | None, name: str | None) -> Plan:
     """Return the plan of a run. The API sends names with blanks at their ends."""
-    return Plan((application or "").strip(), (name or "").strip())
+    return Plan(source, (application or "").strip(), (name or "").strip())

@@ -20,6 +20,7 @@ from etl.db import bulk
 from etl.db.database import writing
 from etl.db.schema import (
     IS_CURRENT,
+    PLAN_NAMES,
     among,
     daily_results,
     durations,
@@ -67,8 +68,7 @@ def read_contributions(connection: Connection, run_ids: Sequence[str]) -> list[C
         return []
     query = (
         select(
-            plan_variants.c.application,
-            plan_variants.c.plan,
+            *PLAN_NAMES,
             outcomes.c.variant_id,
             outcomes.c.roster_id,
             outcomes.c.started_on,
@@ -80,9 +80,10 @@ def read_contributions(connection: Connection, run_ids: Sequence[str]) -> list[C
     )
     contributions = []
     for row in connection.execute(query):
-        application, plan, variant_id, roster_id, started_on, strip, *checks = row
+        *names, variant_id, roster_id, started_on, strip = row[:7]
+        checks = row[7:]
         period = build_period(started_on, strip, Counts(*checks)) if started_on else None
-        contributions.append(Contribution(Plan(application, plan), variant_id, roster_id, period))
+        contributions.append(Contribution(Plan(*names), variant_id, roster_id, period))
     return contributions
 
 
@@ -191,8 +192,8 @@ def has_dirty_marks(connection: Connection) -> bool:
 
 def _group_by_plan(connection: Connection, variant_ids: Sequence[str]) -> dict[Plan, list[str]]:
     """Return variants by plan, the plans in lock order (see `lock_plans`)."""
-    columns = (plan_variants.c.variant_id, plan_variants.c.application, plan_variants.c.plan)
-    query = select(*columns).where(plan_variants.c.variant_id.in_(variant_ids))
+    names = select(plan_variants.c.variant_id, *PLAN_NAMES)
+    query = names.where(plan_variants.c.variant_id.in_(variant_ids))
     groups: defaultdict[Plan, list[str]] = defaultdict(list)
     for variant_id, *plan in connection.execute(query.order_by(plan_variants.c.plan_id)):
         groups[Plan(*plan)].append(variant_id)
@@ -314,9 +315,7 @@ def find_recommitted_plans(connection: Connection, commits: Mapping[str, str]) -
         return set()
     query = (
         select_plan_runs(and_(among(outcomes.c.run_id, commits), IS_CURRENT))
-        .with_only_columns(
-            outcomes.c.run_id, plan_variants.c.application, plan_variants.c.plan, labels.c.value
-        )
+        .with_only_columns(outcomes.c.run_id, *PLAN_NAMES, labels.c.value)
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
     )
     return {

@@ -28,6 +28,7 @@ from etl.archive.store import StoredAnswer
 from etl.db import database
 from etl.db.database import writing
 from etl.derived import refresh
+from etl.derived.plans import Application
 from etl.errors import DatabaseError
 from etl.fetch.door import FetchedBatch
 from etl.ingest.context import IngestContext
@@ -53,7 +54,7 @@ class Committed(NamedTuple):
 
     ends: Sequence[RunEnd]
     saved: Collection[StoredAnswer]
-    applications: set[str]
+    applications: set[Application]
 
 
 class BatchStore:
@@ -104,7 +105,7 @@ class BatchStore:
         # its lease expired and is another owner's: then it has no end here.
         known = [self._unacknowledged.pop(run_id, None) for run_id in run_ids]
         self._held.drop(run_ids)
-        applications = {store.name_application(answer.rows) for answer in answers}
+        applications = {store.name_application(each.source, each.rows) for each in answers}
         return Committed([end for end in known if end], saved.values(), applications)
 
     def _judge(self, outcome: Outcome, claim: Claim, saved: Mapping[str, StoredAnswer]) -> RunEnd:

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, func, select
 
-from etl.db.schema import IS_OPEN, outcomes, plan_variants
+from etl.db.schema import IS_OPEN, PLAN_NAMES, outcomes, plan_variants
 from etl.derived.metrics import MILLISECOND
 from etl.derived.outcome_reader import RosterCache
 from etl.derived.plans import Plan
-from etl.reports.columns import APPLICATION, PLAN, RUN_ID
+from etl.reports.columns import APPLICATION, PLAN, RUN_ID, SOURCE
 from etl.reports.model import EVERY_FILTER, Column, Definition, ReportData, ReportRequest, Row, Type
 from etl.reports.selection import PAGE_ROWS, RosterLoader, TestPlaces, request_conditions
 from etl.reports.spans import describe_requested
@@ -42,8 +42,7 @@ def open_runs(connection: Connection, request: ReportRequest) -> Iterator[OpenRu
     is_open = IS_OPEN if request.as_of is None else outcomes.c.tests_unresolved > 0
     statement = (
         select(
-            plan_variants.c.application,
-            plan_variants.c.plan,
+            *PLAN_NAMES,
             outcomes.c.run_id,
             outcomes.c.status,
             outcomes.c.started_at,
@@ -62,15 +61,15 @@ def open_runs(connection: Connection, request: ReportRequest) -> Iterator[OpenRu
         if places is None:
             yield from (_open_run(row) for row in page)
             continue
-        for plan, rows in groupby(page, key=lambda row: Plan(row.application, row.plan)):
+        for plan, rows in groupby(page, key=lambda row: Plan(*row[:3])):
             found = list(rows)
             book = loader.load(plan, found)
             yield from (run for row in found if (run := _narrowed(row, book, places)).tests)
 
 
 def _open_run(row: Row) -> OpenRun:
-    application, plan, *rest, _, _ = row
-    return OpenRun(Plan(application, plan), *rest)
+    source, application, plan, *rest, _, _ = row
+    return OpenRun(Plan(source, application, plan), *rest)
 
 
 def _narrowed(row: Row, book: RosterCache, places: TestPlaces) -> OpenRun:
@@ -131,6 +130,7 @@ REPORTS = (
         "Waiting for a person",
         "a run with tests that are unresolved",
         (
+            SOURCE,
             APPLICATION,
             PLAN,
             RUN_ID,
@@ -141,7 +141,7 @@ REPORTS = (
             Column("age", Type.TEXT, f"The same as one of: {', '.join(age[1] for age in AGES)}"),
             Column("tests", Type.INTEGER, "Its unresolved tests"),
         ),
-        ("application", "plan", "opened_at", "tests", "run_id"),
+        ("source", "application", "plan", "opened_at", "tests", "run_id"),
         ("opened_at", "run_id"),
         EVERY_FILTER,
         _unresolved,
@@ -151,6 +151,7 @@ REPORTS = (
         "Waiting for a person, by age",
         "a plan with tests that are unresolved",
         (
+            SOURCE,
             APPLICATION,
             PLAN,
             Column("runs", Type.INTEGER, "Runs with unresolved tests"),
@@ -159,8 +160,8 @@ REPORTS = (
             Column("oldest_opened_at", Type.MOMENT, "Since when the oldest run waits"),
             Column("oldest_age_ms", Type.MILLISECONDS, "How long that is"),
         ),
-        ("application", "plan", "runs", "tests", *[age[0] for age in AGES], "oldest_age_ms"),
-        ("-tests", "-runs", "application", "plan"),
+        (*Plan._fields, "runs", "tests", *[age[0] for age in AGES], "oldest_age_ms"),
+        ("-tests", "-runs", *Plan._fields),
         EVERY_FILTER,
         _backlog,
     ),

@@ -1,8 +1,8 @@
 """All reports by name, and the function that runs one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
@@ -18,7 +18,11 @@ from etl.reports import (
     statuses,
     trends,
 )
+from etl.reports.columns import SOURCE
 from etl.reports.model import Definition, ReportRequest, ReportResult, Row
+from etl.reports.selection import read_sources
+
+T = TypeVar("T")
 
 REPORTS: dict[str, Definition] = {
     report.name: report
@@ -55,9 +59,22 @@ def run(connection: Connection, definition: Definition, request: ReportRequest) 
         raise UsageError("--label: labels have no history; leave it out, or --as-of")
     answer = definition.answer(connection, request)
     rows = _sorted(definition, answer.rows)
+    columns, brief = definition.columns, definition.brief
+    if SOURCE in columns:
+        place = columns.index(SOURCE)
+        if len({row[place] for row in rows}) < 2:
+            brief = tuple(name for name in brief if name != SOURCE.name)
+        if len(read_sources(connection, request.as_of)) < 2:
+            columns = _without(columns, place)
+            rows = [_without(row, place) for row in rows]
+    shown = rows[: request.most_rows]
     return ReportResult(
-        definition, request, rows[: request.most_rows], len(rows), answer.window, answer.notes
+        definition, request, columns, brief, shown, len(rows), answer.window, answer.notes
     )
+
+
+def _without(values: Sequence[T], place: int) -> tuple[T, ...]:
+    return (*values[:place], *values[place + 1 :])
 
 
 def _sorted(definition: Definition, rows: Iterable[Row]) -> list[Row]:

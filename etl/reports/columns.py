@@ -7,6 +7,7 @@ from functools import lru_cache
 from etl.answers.rows import COUNTERS
 from etl.reports.model import Column, Type
 
+SOURCE = Column("source", Type.TEXT, "The account: default, or the NAME of [sources.NAME]")
 APPLICATION = Column("application", Type.TEXT, "The application's name")
 PLAN = Column("plan", Type.TEXT, "The plan's name")
 TEST = Column("test", Type.TEXT, "The test's name")

@@ -8,11 +8,11 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Connection, Select, and_, select
 
 from etl.answers.payload import OPEN_STATUS
-from etl.db.schema import outcomes, plan_variants, status_changes
+from etl.db.schema import PLAN_NAMES, outcomes, plan_variants, status_changes
 from etl.derived.metrics import percentile
 from etl.derived.plans import Plan
 from etl.reports.backlog import open_runs
-from etl.reports.columns import APPLICATION, PLAN, RUN_ID, TEST
+from etl.reports.columns import APPLICATION, PLAN, RUN_ID, SOURCE, TEST
 from etl.reports.model import EVERY_FILTER, Column, Definition, ReportData, ReportRequest, Row, Type
 from etl.reports.selection import PAGE_ROWS, filter_conditions
 from etl.reports.spans import Span, describe_span, requested_or_recent
@@ -31,8 +31,7 @@ def _statement(request: ReportRequest, span: Span) -> Select[tuple[object, ...]]
     )
     return (
         select(
-            plan_variants.c.application,
-            plan_variants.c.plan,
+            *PLAN_NAMES,
             *[
                 column
                 for column in status_changes.columns
@@ -64,7 +63,7 @@ def _changes(connection: Connection, request: ReportRequest) -> ReportData:
 
 def _of_test(request: ReportRequest, rows: Iterable[Row]) -> Iterator[Row]:
     """Yield the rows of the requested test, or all."""
-    test, place = request.filters.test, 4
+    test, place = request.filters.test, 5
     for row in rows:
         if test is None or (row[place] or "").strip() == test:
             yield tuple(row)
@@ -84,7 +83,7 @@ def _resolution(connection: Connection, request: ReportRequest) -> ReportData:
     of_tests = and_(status_changes.c.from_status == OPEN_STATUS, status_changes.c.position > 0)
     changes = _of_test(request, connection.execute(_statement(request, span).where(of_tests)))
     decided = sorted(
-        (_Decided(Plan(*row[:2]), row[6], *row[-2:]) for row in changes), key=lambda one: one.plan
+        (_Decided(Plan(*row[:3]), row[7], *row[-2:]) for row in changes), key=lambda one: one.plan
     )
     found = {plan: list(each) for plan, each in groupby(decided, key=lambda one: one.plan)}
     still_open = _still_open(connection, request)
@@ -122,6 +121,7 @@ REPORTS = (
         "How long until somebody decides",
         "a plan with tests that were unresolved; without those that are still open, it flatters",
         (
+            SOURCE,
             APPLICATION,
             PLAN,
             Column("resolved", Type.INTEGER, "Unresolved tests that somebody decided"),
@@ -137,14 +137,13 @@ REPORTS = (
             Column("p95_max_ms", Type.MILLISECONDS, "95 % were decided in this time, at worst"),
         ),
         (
-            "application",
-            "plan",
+            *Plan._fields,
             *[f"to_{word}" for word in OUTCOMES],
             "still_open",
             "p50_min_ms",
             "p50_max_ms",
         ),
-        ("application", "plan"),
+        Plan._fields,
         EVERY_FILTER,
         _resolution,
     ),
@@ -153,6 +152,7 @@ REPORTS = (
         "Changes of status",
         "a run, or a test of a run, that got another status",
         (
+            SOURCE,
             APPLICATION,
             PLAN,
             RUN_ID,
@@ -165,7 +165,7 @@ REPORTS = (
             Column("resolution_min_ms", Type.MILLISECONDS, "The least it was unresolved for"),
             Column("resolution_max_ms", Type.MILLISECONDS, "The longest it was unresolved for"),
         ),
-        ("changed_by", "application", "plan", "test", "from_status", "to_status"),
+        ("changed_by", *Plan._fields, "test", "from_status", "to_status"),
         ("-changed_by", "run_id", "position"),
         EVERY_FILTER,
         _changes,

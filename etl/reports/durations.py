@@ -7,7 +7,7 @@ from sqlalchemy import Connection, select
 from etl.db.schema import durations, plan_variants
 from etl.derived.duration_metrics import compute_durations
 from etl.derived.outcome_reader import Variant
-from etl.reports.columns import APPLICATION, ENVIRONMENTS, PLAN, environments_text
+from etl.reports.columns import APPLICATION, ENVIRONMENTS, PLAN, SOURCE, environments_text
 from etl.reports.model import (
     OF_RUNS,
     Column,
@@ -21,8 +21,9 @@ from etl.reports.model import (
 from etl.reports.selection import can_use_stored, read_runs, start_conditions, variant_conditions
 from etl.reports.spans import describe_requested, requested_span
 
-STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN})
+STORED_FILTERS = frozenset({Filter.SOURCE, Filter.APPLICATION, Filter.PLAN})
 _COLUMNS = (
+    SOURCE,
     APPLICATION,
     PLAN,
     ENVIRONMENTS,
@@ -48,7 +49,7 @@ def _durations(connection: Connection, request: ReportRequest) -> ReportData:
         else _streamed(connection, request)
     )
     rows = (
-        (variant.application, variant.plan, environments_text(variant.environment_signature), *row)
+        (*variant.names, environments_text(variant.environment_signature), *row)
         for variant, row in found
     )
     days = f"the {request.rules.window_days} days up to the last run of each"
@@ -79,8 +80,8 @@ REPORTS = (
         "How long runs take",
         "a plan under one set of environments",
         _COLUMNS,
-        ("application", "plan", "measured", "p50_ms", "p95_ms", "change", "is_slow"),
-        ("-p95_ms", "application", "plan", "environments", "last_run_id"),
+        ("source", "application", "plan", "measured", "p50_ms", "p95_ms", "change", "is_slow"),
+        ("-p95_ms", "source", "application", "plan", "environments", "last_run_id"),
         OF_RUNS,
         _durations,
     ),

@@ -11,7 +11,12 @@ from etl import display
 from etl.db.schema import labels, outcomes, plan_variants, series
 from etl.reports.forms import for_people
 from etl.reports.model import Filters, ReportRequest, ReportResult, Type
-from etl.reports.selection import filter_conditions, valid_condition, variant_conditions
+from etl.reports.selection import (
+    filter_conditions,
+    read_sources,
+    valid_condition,
+    variant_conditions,
+)
 
 LISTED_NAMES = 8
 NEAR_NAMES = 3
@@ -48,13 +53,18 @@ def _explain_missing(connection: Connection, request: ReportRequest) -> str | No
 
 def _explain_names(connection: Connection, filters: Filters) -> Iterator[str]:
     """Yield a sentence for each filter whose name the archive does not have."""
-    application, plan, test = filters[:3]
-    scope = "" if application is None else f" of application {_quote(application)}"
+    source, application, plan, test = filters[:4]
+    scope = "" if source is None else f" of source {_quote(source)}"
+    if source is not None:
+        names = read_sources(connection)
+        yield from _explain_name("no archived run is of source", source, names)
     if application is not None:
-        names = _select_names(connection, plan_variants.c.application)
-        yield from _explain_name("no application is called", application, names)
+        of_source = variant_conditions(Filters(source))
+        names = _select_names(connection, plan_variants.c.application, *of_source)
+        yield from _explain_name(f"no application{scope} is called", application, names)
+        scope = f" of application {_quote(application)}"
     if plan is not None:
-        of_application = variant_conditions(filters._replace(plan=None))
+        of_application = variant_conditions(Filters(source, application))
         names = _select_names(connection, plan_variants.c.plan, *of_application)
         yield from _explain_name(f"no plan{scope} is called", plan, names)
     for name, value in filters.labels:
@@ -79,12 +89,18 @@ def _explain_name(problem: str, name: str, names: list[str]) -> Iterator[str]:
     """Yield a sentence if `name` is not among `names`: the nearest of them, and the first ones."""
     if name in names:
         return
-    by_folded = {each.casefold()[:LONGEST_NAME]: each for each in islice(names, COMPARED_NAMES)}
-    near = get_close_matches(name.casefold()[:LONGEST_NAME], by_folded, NEAR_NAMES)
-    hint = f"; near it: {_list_names(by_folded[each] for each in near)}" if near else ""
+    near = find_near(name, names)
+    hint = f"; near it: {_list_names(near)}" if near else ""
     more = f" and {len(names) - LISTED_NAMES:,} more" if len(names) > LISTED_NAMES else ""
     listed = f"{_list_names(names[:LISTED_NAMES])}{more}" if names else "none"
     yield f"{problem} {_quote(name)}{hint}; the archive has {listed}"
+
+
+def find_near(name: str, names: Iterable[str]) -> list[str]:
+    """Return those of `names` that are most like `name`, whatever their case."""
+    by_folded = {each.casefold()[:LONGEST_NAME]: each for each in islice(names, COMPARED_NAMES)}
+    near = get_close_matches(name.casefold()[:LONGEST_NAME], by_folded, NEAR_NAMES)
+    return [by_folded[each] for each in near]
 
 
 def _list_names(names: Iterable[str]) -> str:

@@ -10,8 +10,8 @@ from sqlalchemy import Connection
 
 from etl.answers.rows import COUNTERS
 from etl.derived.metrics import MILLISECOND, Counts, add_counts, compute_rates, count_letters
-from etl.derived.plans import PlanRun
-from etl.reports.columns import APPLICATION, COUNTS, RATES, environment_text
+from etl.derived.plans import Application, PlanRun
+from etl.reports.columns import APPLICATION, COUNTS, RATES, SOURCE, environment_text
 from etl.reports.model import OF_RUNS, Column, Definition, ReportData, ReportRequest, Row, Type
 from etl.reports.selection import FINISHED, read_runs, start_conditions
 from etl.reports.spans import Span, describe_span, requested_or_recent
@@ -19,7 +19,7 @@ from etl.reports.spans import Span, describe_span, requested_or_recent
 NOTHING = Counts()
 EXPECTED_DAYS = 90
 """An environment is expected if a run ended in it within this number of days."""
-Identity = tuple[str, str | None, str | None, str | None, str | None]
+Identity = tuple[Application, str | None, str | None, str | None, str | None]
 """Application, OS, browser, device, viewport."""
 
 
@@ -75,7 +75,7 @@ def _found(
                 continue
             is_in_window = window.since is None or run.started_at >= window.since
             for identity in identities:
-                environment = found[(variant.application, *identity)]
+                environment = found[(variant.names.owner, *identity)]
                 environment.add(run, is_alone=len(identities) == 1, is_in_window=is_in_window)
     return found
 
@@ -88,7 +88,7 @@ def _row(identity: Identity, found: _Coverage, now: datetime) -> Row:
     application, *parts = identity
     staleness = max(now - found.last_ended_at, timedelta(0)) if found.last_ended_at else None
     return (
-        application,
+        *application,
         environment_text(parts),
         *parts,
         found.alone + found.shared > 0,
@@ -107,6 +107,7 @@ REPORTS = (
         "Environments: coverage, and results where they are one environment's",
         "an environment of an application, without its name, which the API can generate",
         (
+            SOURCE,
             APPLICATION,
             Column("environment", Type.TEXT, "OS, browser, device and viewport"),
             Column("os", Type.TEXT, "The operating system"),
@@ -122,6 +123,7 @@ REPORTS = (
             Column("staleness_ms", Type.MILLISECONDS, "How long ago that is"),
         ),
         (
+            "source",
             "application",
             "environment",
             "runs",
@@ -130,7 +132,7 @@ REPORTS = (
             "decided_share",
             "staleness_ms",
         ),
-        ("application", "environment"),
+        ("source", "application", "environment"),
         OF_RUNS,
         _environments,
     ),

@@ -71,7 +71,7 @@ def context(report: ReportResult) -> Iterator[str]:
 def brief(report: ReportResult) -> tuple[list[Column], list[list[str]]]:
     """Return the brief columns, and their values for people."""
     places = {column.name: place for place, column in enumerate(report.columns)}
-    chosen = [places[name] for name in report.definition.brief]
+    chosen = [places[name] for name in report.brief]
     columns = [report.columns[place] for place in chosen]
     zone = report.request.zone
     rows = [

@@ -50,6 +50,7 @@ class Column(NamedTuple):
 class Filter(StrEnum):
     """The filters of reports."""
 
+    SOURCE = "source"
     APPLICATION = "application"
     PLAN = "plan"
     TEST = "test"
@@ -68,6 +69,7 @@ class Filters(NamedTuple):
     `since` is included, `until` is not. Labels are (name, value), and all of them have to match.
     """
 
+    source: str | None = None
     application: str | None = None
     plan: str | None = None
     test: str | None = None
@@ -78,7 +80,7 @@ class Filters(NamedTuple):
     @property
     def used(self) -> frozenset[Filter]:
         """The filters that have a value."""
-        values = (self.application, self.plan, self.test, self.labels or None, self[4], self[5])
+        values = (*self[:4], self.labels or None, *self[5:])
         return frozenset(f for f, value in zip(Filter, values, strict=True) if value is not None)
 
 
@@ -109,7 +111,8 @@ class Definition(NamedTuple):
     """A report by name, with its columns and its query.
 
     `order` names the columns that rows are sorted by, "-" before one that goes down; missing
-    values are the last. `brief` names the columns that a terminal has room for.
+    values are the last. `brief` names the columns that a terminal has room for. An answer of one
+    account has no column `source` (`ReportResult`).
     """
 
     name: str
@@ -123,16 +126,17 @@ class Definition(NamedTuple):
 
 
 class ReportResult(NamedTuple):
-    """The first `rows` of a report, out of `total`, each in the order of `columns`."""
+    """The first `rows` of a report, out of `total`, each in the order of `columns`.
+
+    `columns` are those of the definition, without `source` if the archive has one account alone.
+    `brief` are the definition's, without `source` if all rows are of one account.
+    """
 
     definition: Definition
     request: ReportRequest
+    columns: tuple[Column, ...]
+    brief: tuple[str, ...]
     rows: Sequence[Row]
     total: int
     window: str
     notes: tuple[str, ...]
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        """All columns; a form with little room shows those that `definition.brief` names."""
-        return self.definition.columns

@@ -8,25 +8,26 @@ from sqlalchemy import Connection
 from etl.answers.rows import COUNTERS
 from etl.derived.metrics import Counts, add_counts, compute_rates
 from etl.derived.period_metrics import Period
+from etl.derived.plans import Application
 from etl.derived.series_metrics import MIN_DECIDED
 from etl.reports import series, trends
 from etl.reports.backlog import open_runs
-from etl.reports.columns import APPLICATION, COUNTS, RATES, UNKNOWN
+from etl.reports.columns import APPLICATION, COUNTS, RATES, SOURCE, UNKNOWN
 from etl.reports.model import EVERY_FILTER, Column, Definition, ReportData, ReportRequest, Row, Type
 from etl.reports.spans import describe_span, requested_or_recent
 
 
 def _overview(connection: Connection, request: ReportRequest) -> ReportData:
     window = requested_or_recent(request, request.rules.window_days)
-    results: defaultdict[str, list[Period]] = defaultdict(list)
+    results: defaultdict[Application, list[Period]] = defaultdict(list)
     for plan, period in trends.periods(connection, request, window):
-        results[plan.application].append(period)
+        results[plan.owner].append(period)
     judged, flaky = _series(connection, request)
     runs, tests = _open(connection, request)
     applications = results.keys() | judged.keys() | runs.keys()
     rows = (
         (
-            application,
+            *application,
             *_summed(results[application]),
             judged[application],
             flaky[application],
@@ -54,24 +55,28 @@ def _summed(periods: Sequence[Period]) -> Row:
     )
 
 
-def _series(connection: Connection, request: ReportRequest) -> tuple[Counter[str], Counter[str]]:
+def _series(
+    connection: Connection, request: ReportRequest
+) -> tuple[Counter[Application], Counter[Application]]:
     """Return by application how many series have enough decided results, and are flaky."""
-    judged: Counter[str] = Counter()
-    flaky: Counter[str] = Counter()
+    judged: Counter[Application] = Counter()
+    flaky: Counter[Application] = Counter()
     for row in series.rows(connection, request):
-        application = row[0]
+        application = Application(*row[:2])
         judged[application] += row[series.PLACES["decided"]] >= MIN_DECIDED
         flaky[application] += row[series.PLACES["is_flaky"]]
     return judged, flaky
 
 
-def _open(connection: Connection, request: ReportRequest) -> tuple[Counter[str], Counter[str]]:
+def _open(
+    connection: Connection, request: ReportRequest
+) -> tuple[Counter[Application], Counter[Application]]:
     """Return by application how many runs and tests wait for a person."""
-    runs: Counter[str] = Counter()
-    tests: Counter[str] = Counter()
+    runs: Counter[Application] = Counter()
+    tests: Counter[Application] = Counter()
     for run in open_runs(connection, request):
-        runs[run.plan.application] += 1
-        tests[run.plan.application] += run.tests
+        runs[run.plan.owner] += 1
+        tests[run.plan.owner] += run.tests
     return runs, tests
 
 
@@ -81,6 +86,7 @@ REPORTS = (
         "Applications at a glance",
         "an application",
         (
+            SOURCE,
             APPLICATION,
             Column("runs", Type.INTEGER, "Runs that started in the window"),
             Column("tests", Type.INTEGER, "Results of tests of these runs"),
@@ -94,6 +100,7 @@ REPORTS = (
             Column("open_tests", Type.INTEGER, "Tests that wait for a person now"),
         ),
         (
+            "source",
             "application",
             "runs",
             "passed",
@@ -105,7 +112,7 @@ REPORTS = (
             "flaky_rate",
             "open_tests",
         ),
-        ("application",),
+        Application._fields,
         EVERY_FILTER,
         _overview,
     ),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, TextClause, and_, exists, or_, select, text
 
 from etl.answers.payload import FINAL_STATUSES, OPEN_STATUS
-from etl.db.schema import IS_CURRENT, labels, outcomes, plan_variants
+from etl.db.schema import IS_CURRENT, PLAN_NAMES, labels, outcomes, plan_variants, runs
 from etl.derived.identity_rules import IdentityRules
 from etl.derived.metrics import Counts
 from etl.derived.outcome_reader import RosterCache, Variant, read_plan_run, select_plan_runs
@@ -63,7 +63,7 @@ def _as_plan_runs(
     rows: Iterator[Any], variant: Variant, loader: "RosterLoader"
 ) -> Iterator[PlanRun]:
     while batch := list(islice(rows, BATCH_ROWS)):
-        book = loader.load(Plan(variant.application, variant.plan), batch)
+        book = loader.load(variant.names, batch)
         for row in batch:
             run = read_plan_run(row, book)
             yield run if loader.has_labels else run._replace(commit=None)
@@ -132,8 +132,18 @@ def filter_conditions(filters: Filters) -> Iterator[ColumnElement[bool]]:
         )
 
 
+def read_sources(connection: Connection, as_of: datetime | None = None) -> list[str]:
+    """Return the accounts of the archived runs, now or as of a moment, sorted."""
+    query = select(plan_variants.c.source).distinct()
+    if as_of is not None:
+        query = select(runs.c.source).distinct().where(runs.c.archived_at <= as_of)
+    return sorted(connection.scalars(query))
+
+
 def variant_conditions(filters: Filters) -> Iterator[ColumnElement[bool]]:
     """Yield the conditions of `plan_variants`."""
+    if filters.source is not None:
+        yield plan_variants.c.source == filters.source
     if filters.application is not None:
         yield plan_variants.c.application == filters.application
     if filters.plan is not None:
@@ -194,8 +204,7 @@ def find_run(
         select(
             outcomes.c.run_id,
             outcomes.c.variant_id,
-            plan_variants.c.application,
-            plan_variants.c.plan,
+            *PLAN_NAMES,
             outcomes.c.status,
             outcomes.c.started_at,
             outcomes.c.outcomes,
@@ -207,7 +216,7 @@ def find_run(
         .limit(1)
     )
     for row in connection.execute(statement):
-        plan = Plan(row.application, row.plan)
+        plan = Plan(row.source, row.application, row.plan)
         book = RosterLoader(connection, request).load(plan, [row])
         return FoundRun(
             row.run_id,

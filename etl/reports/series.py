@@ -14,6 +14,7 @@ from etl.reports.columns import (
     ENVIRONMENTS,
     PLAN,
     RATES,
+    SOURCE,
     TEST,
     environments_text,
 )
@@ -36,7 +37,7 @@ from etl.reports.selection import (
 )
 from etl.reports.spans import describe_requested, requested_span
 
-STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN, Filter.TEST})
+STORED_FILTERS = frozenset({Filter.SOURCE, Filter.APPLICATION, Filter.PLAN, Filter.TEST})
 _FLAGS = (
     Column("is_flaky", Type.FLAG, "Flaky by the rules: enough results, flips and flip rate"),
     Column("is_confirmed_flaky", Type.FLAG, "Both passed and failed with the same label `commit`"),
@@ -46,6 +47,7 @@ _FLAGS = (
     Column("is_recovered", Type.FLAG, "Passed, and failed before that"),
 )
 _COLUMNS = (
+    SOURCE,
     APPLICATION,
     PLAN,
     ENVIRONMENTS,
@@ -151,7 +153,7 @@ def _row(variant: Variant, stored: Row) -> Row:
     """Return a row of the report from one of the table `series`."""
     _, series_id, _, *rest = stored
     environments = environments_text(variant.environment_signature)
-    return (variant.application, variant.plan, environments, *rest, series_id)
+    return (*variant.names, environments, *rest, series_id)
 
 
 def _window(request: ReportRequest) -> str:
@@ -159,7 +161,7 @@ def _window(request: ReportRequest) -> str:
     return f"{results}, in {describe_requested(request)}"
 
 
-_NAMES = ("application", "plan", "test", "environments", "series_id")
+_NAMES = ("source", "application", "plan", "test", "environments", "series_id")
 _OF_A_SERIES = "a test of a plan under one set of environments"
 
 REPORTS = (
@@ -168,7 +170,7 @@ REPORTS = (
         "Tests and their last results",
         _OF_A_SERIES,
         _COLUMNS,
-        ("application", "plan", "test", "recent", "pass_rate", "decided_share", "health"),
+        ("source", "application", "plan", "test", "recent", "pass_rate", "decided_share", "health"),
         ("health", *_NAMES),
         EVERY_FILTER,
         _series,
@@ -178,7 +180,7 @@ REPORTS = (
         "Flaky tests",
         f"{_OF_A_SERIES}, where it is flaky",
         _COLUMNS,
-        ("application", "plan", "test", "recent", "decided", "flips", "flip_rate"),
+        ("source", "application", "plan", "test", "recent", "decided", "flips", "flip_rate"),
         ("-flip_rate", "-decided", *_NAMES),
         EVERY_FILTER,
         _flaky,
@@ -188,7 +190,7 @@ REPORTS = (
         "Tests that fail, and those that recovered",
         f"{_OF_A_SERIES}, where it fails or has just recovered",
         (_CLASS, *_COLUMNS),
-        ("class", "application", "plan", "test", "fail_streak", "streak_since"),
+        ("class", "source", "application", "plan", "test", "fail_streak", "streak_since"),
         ("-streak_since", "class", *_NAMES),
         EVERY_FILTER,
         _failures,

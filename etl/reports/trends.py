@@ -11,7 +11,16 @@ from etl.derived.aggregates import build_period_row
 from etl.derived.metrics import Counts
 from etl.derived.period_metrics import Period, sum_days, sum_periods, sum_weeks, week_start
 from etl.derived.plans import Plan
-from etl.reports.columns import APPLICATION, CHECK_PASS_RATE, CHECKS, COUNTS, PLAN, RATES, UNKNOWN
+from etl.reports.columns import (
+    APPLICATION,
+    CHECK_PASS_RATE,
+    CHECKS,
+    COUNTS,
+    PLAN,
+    RATES,
+    SOURCE,
+    UNKNOWN,
+)
 from etl.reports.model import (
     EVERY_FILTER,
     Column,
@@ -36,8 +45,9 @@ from etl.reports.spans import (
 
 WEEKS = 13
 """How many weeks `weekly` shows unless it is told."""
-STORED_FILTERS = frozenset({Filter.APPLICATION, Filter.PLAN, Filter.FROM, Filter.TO})
+STORED_FILTERS = frozenset({Filter.SOURCE, Filter.APPLICATION, Filter.PLAN, Filter.FROM, Filter.TO})
 _COUNTED = (
+    SOURCE,
     APPLICATION,
     PLAN,
     Column("runs", Type.INTEGER, "Runs that started in it"),
@@ -49,6 +59,7 @@ _COUNTED = (
     CHECK_PASS_RATE,
 )
 _BRIEF = (
+    "source",
     "application",
     "plan",
     "runs",
@@ -108,6 +119,7 @@ def _stored(
     _, first_day = table.primary_key.columns
     filters = request.filters
     wanted = [
+        table.c.source == filters.source if filters.source is not None else None,
         table.c.application == filters.application if filters.application is not None else None,
         table.c.plan == filters.plan if filters.plan is not None else None,
         first_day >= days.first if days.first else None,
@@ -120,12 +132,13 @@ def _stored(
         *[table.c[name] for name in Counts._fields],
         *check_counts,
     ]
-    statement = select(table.c.application, table.c.plan, first_day, *numbers).where(
+    names = [table.c[name] for name in Plan._fields]
+    statement = select(first_day, *numbers, *names).where(
         *[each for each in wanted if each is not None]
     )
-    for application, plan, day, runs, tests, *counted in connection.execute(statement):
-        counts, checks = Counts(*counted[:5]), Counts(*counted[5:])
-        yield Plan(application, plan), Period(day, runs, tests, counts, checks)
+    for day, runs, tests, *counted in connection.execute(statement):
+        counts, checks = Counts(*counted[:5]), Counts(*counted[5:10])
+        yield Plan(*counted[10:]), Period(day, runs, tests, counts, checks)
 
 
 def _streamed(
@@ -135,7 +148,7 @@ def _streamed(
     places = None if request.filters.test is None else TestPlaces(request.filters.test)
     for variant, runs in read_runs(connection, request, *start_conditions(span)):
         chosen = narrow_to_test(runs, places) if places else runs
-        found[Plan(variant.application, variant.plan)] += sum_days(chosen)
+        found[variant.names] += sum_days(chosen)
     return {plan: sum_periods(days) for plan, days in found.items()}
 
 
@@ -153,7 +166,7 @@ REPORTS = (
         "a plan and a day on which runs of it started",
         (Column("day", Type.DAY, "The day, in the report's time zone"), *_COUNTED),
         ("day", *_BRIEF),
-        ("-day", "application", "plan"),
+        ("-day", "source", "application", "plan"),
         EVERY_FILTER,
         _trend,
     ),
@@ -163,7 +176,7 @@ REPORTS = (
         "a plan and a week in which runs of it started",
         (Column("week_starts_on", Type.DAY, "The Monday of the week (ISO 8601)"), *_COUNTED),
         ("week_starts_on", *_BRIEF),
-        ("-week_starts_on", "application", "plan"),
+        ("-week_starts_on", "source", "application", "plan"),
         EVERY_FILTER,
         _weekly,
     ),

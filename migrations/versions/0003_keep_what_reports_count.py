@@ -61,6 +61,7 @@ def _create_facts() -> None:
         "plan_variants",
         sa.Column("variant_id", KEY, nullable=False),
         sa.Column("plan_id", KEY, nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
         sa.Column("application", sa.Text(), nullable=False),
         sa.Column("plan", sa.Text(), nullable=False),
         sa.Column("environment_signature", sa.Text(), nullable=False),
@@ -208,6 +209,7 @@ def _create_aggregates() -> None:
         "daily_results",
         sa.Column("plan_id", KEY, nullable=False),
         sa.Column("day", DAY, nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
         sa.Column("application", sa.Text(), nullable=False),
         sa.Column("plan", sa.Text(), nullable=False),
         sa.Column("runs", sa.BigInteger(), nullable=False),
@@ -225,6 +227,7 @@ def _create_aggregates() -> None:
         "weekly_results",
         sa.Column("plan_id", KEY, nullable=False),
         sa.Column("week_starts_on", DAY, nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
         sa.Column("application", sa.Text(), nullable=False),
         sa.Column("plan", sa.Text(), nullable=False),
         sa.Column("runs", sa.BigInteger(), nullable=False),
@@ -245,6 +248,7 @@ def _create_aggregates() -> None:
 def _create_rest() -> None:
     op.create_table(
         "identities",
+        sa.Column("source", KEY, nullable=False),
         sa.Column("application", KEY, nullable=False),
         sa.Column("compared", sa.BigInteger(), nullable=False),
         sa.Column("repeated", sa.BigInteger(), nullable=False),
@@ -254,18 +258,21 @@ def _create_rest() -> None:
         sa.Column("measured_at", TIMESTAMP, nullable=False),
         sa.Column("is_applied", sa.Boolean(), nullable=False),
         sa.CheckConstraint("key_kind IN ('id', 'name')", name=op.f("ck_identities_key_kind")),
-        sa.PrimaryKeyConstraint("application", name="pk_identities"),
+        sa.PrimaryKeyConstraint("source", "application", name="pk_identities"),
         sqlite_with_rowid=False,
     )
     op.create_table(
         "aliases",
+        sa.Column("source", KEY, nullable=False),
         sa.Column("application", KEY, nullable=False),
         sa.Column("plan", KEY, nullable=False),
         sa.Column("old_name", KEY, nullable=False),
         sa.Column("added_at", TIMESTAMP, nullable=False),
         sa.Column("new_name", sa.Text(), nullable=False),
         sa.Column("removed_at", TIMESTAMP),
-        sa.PrimaryKeyConstraint("application", "plan", "old_name", "added_at", name="pk_aliases"),
+        sa.PrimaryKeyConstraint(
+            "source", "application", "plan", "old_name", "added_at", name="pk_aliases"
+        ),
         sqlite_with_rowid=False,
     )
     op.create_table(

@@ -5,7 +5,8 @@
 -- is the day in reporting.time_zone; viewports are pixels. Runs that list no environment are
 -- omitted.
 CREATE VIEW {reporting}environment_results AS
-SELECT runs.run_id, environments.position, plan_variants.application, plan_variants.plan,
+SELECT runs.run_id, environments.position,
+       runs.source, plan_variants.application, plan_variants.plan,
        environments.name AS environment, environments.os, environments.browser,
        environments.device, environments.viewport,
        environments.viewport_width, environments.viewport_height,

@@ -3,7 +3,8 @@
 -- failed or are unresolved, counted back from the last of these. Times are UTC. Other runs, and
 -- runs without started_at, are omitted.
 CREATE VIEW {reporting}run_durations AS
-SELECT plan_variants.application, plan_variants.plan, plan_variants.environment_signature,
+SELECT plan_variants.source, plan_variants.application, plan_variants.plan,
+       plan_variants.environment_signature,
        durations.measured, durations.p50_ms, durations.p95_ms, durations.p50_per_test_ms,
        durations.p50_last_7_days_ms, durations.p50_28_days_before_ms, durations.change,
        durations.last_run_id, durations.last_started_at, durations.last_duration_ms,

@@ -4,7 +4,7 @@
 -- omitted. With variant_id, test and type it joins series_health, which has the new name of a
 -- renamed test.
 CREATE VIEW {reporting}test_results AS
-SELECT runs.run_id, tests.position, plan_variants.application, plan_variants.plan,
+SELECT runs.run_id, tests.position, runs.source, plan_variants.application, plan_variants.plan,
        tests.name AS test, tests.type, tests.status, tests.test_id, tests.results_url,
        runs.started_at, runs.started_on, runs.environment_count, runs.environment_signature,
        runs.status AS run_status,

@@ -152,7 +152,7 @@ def test_an_alias_and_a_pass_never_wait_for_each_other_in_a_circle(postgresql_ur
     """Both hold several plans, and so have to take them in the same order."""
     engine = connect(postgresql_url)
     prepare(engine)
-    plans = [Plan("shop", str(number)) for number in range(8)]
+    plans = [Plan("default", "shop", str(number)) for number in range(8)]
     at = datetime(2024, 3, 4, tzinfo=UTC)
     runs = {plan.plan: a_run("2024-03-03T12:00:00Z", {"a": "P"}, name=plan.plan) for plan in plans}
     see(engine, at, runs)
@@ -160,7 +160,7 @@ def test_an_alias_and_a_pass_never_wait_for_each_other_in_a_circle(postgresql_ur
 
     def add() -> None:
         with writing(engine) as connection:
-            add_alias(connection, Alias("shop", "", "a", "b"), at, DEFAULT_RULES)
+            add_alias(connection, Alias("default", "shop", "", "a", "b"), at, DEFAULT_RULES)
 
     with ThreadPoolExecutor(1) as executor:
         with writing(engine) as connection:

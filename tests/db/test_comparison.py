@@ -263,7 +263,10 @@ def test_a_tests_history_as_json_has_all_runs(judged: Program) -> None:
             ("test login: no run has it; no plan is called 'other'; the archive has 'nightly'"),
         ),
         ("last --test login", "show: give a run ID, or --test NAME"),
-        ("last --plan other", "show RUN_ID: --application, --plan and --as-of go with --test"),
+        (
+            "last --plan other",
+            "show RUN_ID: --source, --application, --plan, --as-of go with --test",
+        ),
     ],
 )
 def test_a_history_that_is_not_there_is_an_error(

@@ -93,6 +93,7 @@ REJECT = RUN | {
 VARIANT = {
     "variant_id": "variant-1",
     "plan_id": "plan-1",
+    "source": "default",
     "application": "Shop",
     "plan": "Nightly",
     "environment_signature": "[]",
@@ -124,6 +125,7 @@ SERIES = COUNTED | {
     "window_starts_at": NOW,
 }
 IDENTITY = {
+    "source": "default",
     "application": "Shop",
     "compared": 0,
     "repeated": 0,

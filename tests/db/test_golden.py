@@ -261,7 +261,7 @@ def as_case(row: Row) -> dict[str, Any]:
         "last": [row["last_status"], row["last_run_id"], row["last_started_at"]],
         "window_starts_at": row["window_starts_at"],
         "classes": " ".join(name for name in CLASSES if row[f"is_{name}"]),
-        "of": [row["application"], row["plan"], row["environment_signature"], row["type"]],
+        "of": [row[n] for n in ("source", "application", "plan", "environment_signature", "type")],
     }
 
 
@@ -278,7 +278,7 @@ def wanted(case: Case) -> dict[str, Any]:
         "last": [case.last_status, f"run-{days[-1]:02}", moment(days[-1])],
         "window_starts_at": moment(days[-len(case.window)]),
         "classes": case.classes,
-        "of": ["shop", "nightly", ON_CHROME, "e2e"],
+        "of": ["default", "shop", "nightly", ON_CHROME, "e2e"],
     }
 
 
@@ -535,7 +535,7 @@ def test_over_a_day_and_a_week_counts_are_summed_and_rates_never_averaged(engine
         "runs": 1, "pass_rate": None, "pass_rate_strict": None, "decided_share": None,
         "pass_rate_low": None, "pass_rate_high": None, "checks_aborted": 1, "check_pass_rate": None,
     }  # fmt: skip
-    plan = {"application": "shop", "plan": "nightly"}
+    plan = {"source": "default", "application": "shop", "plan": "nightly"}
     days = {row["day"].day: rounded(row) for row in named_rows(engine, daily_results)}
     assert days == {
         4: rounded(plan | {"day": date(2024, 3, 4)} | monday),
@@ -797,7 +797,7 @@ def test_a_run_that_is_stored_while_another_counts_is_counted_later(postgresql_u
     store("run-1", 1, "P")
     storing = threading.Thread(target=store, args=("run-2", 2, "F"))
     with writing(engine) as connection:
-        refresh.lock_plans(connection, [Plan("shop", "nightly").plan_id])
+        refresh.lock_plans(connection, [Plan("default", "shop", "nightly").plan_id])
         storing.start()
         storing.join(timeout=2)
         count_all(connection)

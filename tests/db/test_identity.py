@@ -18,6 +18,7 @@ from etl.config.settings import DEFAULT_RULES
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import identities, rosters, runs, series
 from etl.derived import refresh
+from etl.derived.plans import Application
 from etl.errors import DatabaseError
 from tests.support.dump import dump
 from tests.support.fake_api import FakeApi, result
@@ -25,6 +26,7 @@ from tests.support.histories import BERLIN, keep
 from tests.support.program import Program
 
 AT = datetime(2024, 5, 1, tzinfo=UTC)
+SHOP = Application("default", "Shop")
 RUN_IDS = [f"r-{number}" for number in range(1, 13)]
 
 
@@ -223,7 +225,7 @@ def test_what_is_decided_while_runs_are_stored_holds_for_them_too(postgresql_url
     with ThreadPoolExecutor() as executor:
         with writing(engine) as storing:
             keep(storing, AT, {RUN_IDS[0]: seen[RUN_IDS[0]]})
-            deciding = executor.submit(identity.measure_new, engine, {"Shop"}, AT, BERLIN)
+            deciding = executor.submit(identity.measure_new, engine, {SHOP}, AT, BERLIN)
             with pytest.raises(TimeoutError):
                 deciding.result(timeout=1)
         deciding.result(timeout=20)
@@ -250,7 +252,7 @@ def test_a_decision_waits_for_a_replay_that_has_read_the_rule(postgresql_url: st
 
         def decide(_connection: Any, _cursor: Any, statement: str, *_more: Any) -> None:
             if "FROM identities" in statement and not decisions:
-                decisions.append(executor.submit(identity.measure_new, other, {"Shop"}, AT, UTC))
+                decisions.append(executor.submit(identity.measure_new, other, {SHOP}, AT, UTC))
                 wait(decisions, timeout=1)
 
         event.listen(engine, "after_cursor_execute", decide)

@@ -22,6 +22,7 @@ from etl.db import schema
 from etl.db.database import reading, writing
 from etl.db.schema import runs, tracked_runs, warnings
 from etl.derived import refresh
+from etl.derived.plans import Application
 from etl.ledger import leases, lifecycle, tracking
 from etl.ledger.lifecycle import Standing, State
 from etl.ledger.tracking import Entry
@@ -150,7 +151,7 @@ def live_through(engine: Engine, config: Config, seen: dict[str, Seen], cut: boo
 
 def measured(engine: Engine, config: Config) -> dict[str, Any]:
     """Return all rows, after the test identities are measured; `fetches` counts requests alone."""
-    identity.measure_again(engine, {"shop"}, NOW, config.reporting_zone)
+    identity.measure_again(engine, {Application("default", "shop")}, NOW, config.reporting_zone)
     refresh.refresh_marked(engine, DEFAULT_RULES)
     rows = everything(engine)
     for row in rows["tracked_runs"]:

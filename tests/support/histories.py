@@ -18,7 +18,7 @@ from etl.archive import store
 from etl.config.loading import load
 from etl.config.settings import DEFAULT_RULES, Rules
 from etl.db.database import reading, writing
-from etl.db.schema import metadata, plan_variants
+from etl.db.schema import PLAN_NAMES, metadata, plan_variants
 from etl.derived import refresh
 from etl.ingest import begin
 from etl.ingest.context import IngestContext
@@ -66,10 +66,11 @@ def see(
     *,
     rules: Rules = DEFAULT_RULES,
     zone: tzinfo = BERLIN,
+    source: str = "default",
 ) -> None:
-    """Store what the API answers for runs at a time, and count it, as a pass does."""
+    """Store what the API answers for runs of an account at a time, and count it, as a pass does."""
     with writing(engine) as connection:
-        keep(connection, at, seen, zone)
+        keep(connection, at, seen, zone, source)
         count_all(connection, rules)
 
 
@@ -84,21 +85,24 @@ def keep(
     at: datetime,
     seen: Mapping[str, Mapping[str, Any]],
     zone: tzinfo = BERLIN,
+    source: str = "default",
 ) -> None:
     """Store what the API answers for runs at a time; their series are still to be counted."""
-    answers = [_received(run_id, answer, at, zone) for run_id, answer in seen.items()]
+    answers = [_received(source, run_id, answer, at, zone) for run_id, answer in seen.items()]
     standing = Standing(State.SETTLED, None)
-    tracking.track(connection, [Entry(run_id, None, None, {}) for run_id in seen], at)
+    tracking.track(connection, [Entry(run_id, source, None, {}) for run_id in seen], at)
     store.store_answers(connection, answers)
     leases.record(connection, [Recorded(run_id, standing, at) for run_id in seen])
 
 
-def _received(run_id: str, answer: Mapping[str, Any], at: datetime, zone: tzinfo) -> Answer:
+def _received(
+    source: str, run_id: str, answer: Mapping[str, Any], at: datetime, zone: tzinfo
+) -> Answer:
     body = json.dumps({"result": answer}).encode()
     payload = decode(body)
     packed = compress(body, hashlib.sha256(body).hexdigest())
     rows = normalize(run_id, payload, zone)
-    return Answer(run_id, "default", at, packed, payload.content_hash, rows)
+    return Answer(run_id, source, at, packed, payload.content_hash, rows)
 
 
 def label(engine: Engine, commits: Mapping[str, str], rules: Rules = DEFAULT_RULES) -> None:
@@ -130,7 +134,7 @@ def _rows(connection: Connection, table: Table) -> list[Row]:
     if "variant_id" not in table.c or table is plan_variants:
         return [dict(row) for row in connection.execute(select(table)).mappings()]
     of = plan_variants.c
-    query = select(of.application, of.plan, of.environment_signature, *table.c).join(
+    query = select(*PLAN_NAMES, of.environment_signature, *table.c).join(
         table, table.c.variant_id == of.variant_id
     )
     return [dict(row) for row in connection.execute(query).mappings()]

@@ -21,6 +21,7 @@ Answer = Mapping[str, Any]
 
 LETTERS = {"passed": "P", "failed": "F", "aborted": "A", "unresolved": "U", "pending": "N"}
 LONGEST = 1000
+VARIANT = ("source", "application", "plan", "environment_signature")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Test:
 @dataclass(frozen=True)
 class Run:
     run_id: str
+    source: str
     application: str
     plan: str
     environments: str
@@ -47,6 +49,11 @@ class Run:
     tests: tuple[Test, ...]
     checks: Mapping[str, int]
     commit: str | None
+
+    @property
+    def variant(self) -> tuple[str, str, str, str]:
+        """The values of `VARIANT`."""
+        return (self.source, self.application, self.plan, self.environments)
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,8 @@ class Result:
         return (self.run.started_at, self.run.run_id, self.position)
 
 
-def read(run_id: str, answer: Answer, zone: tzinfo, commit: str | None = None) -> Run:
-    """Return the run that an answer tells of."""
+def read(run_id: str, source: str, answer: Answer, zone: tzinfo, commit: str | None = None) -> Run:
+    """Return the run that an answer of an account tells of."""
     started_at = moment(answer.get("started_at"))
     environments = {
         json.dumps(
@@ -75,6 +82,7 @@ def read(run_id: str, answer: Answer, zone: tzinfo, commit: str | None = None) -
     }
     return Run(
         run_id,
+        source,
         (answer.get("application") or "").strip(),
         (answer.get("name") or "").strip(),
         f"[{','.join(sorted(environments))}]",
@@ -132,13 +140,7 @@ def series(runs: Iterable[Run], rules: Rules) -> list[Numbers]:
     ]
     keys = {_series_key(result) for result in results}
     return [
-        dict(
-            zip(
-                ("application", "plan", "environment_signature", "test", "type"),
-                key,
-                strict=True,
-            )
-        )
+        dict(zip((*VARIANT, "test", "type"), key, strict=True))
         | one_series([result for result in results if _series_key(result) == key], rules)
         for key in keys
     ]
@@ -146,7 +148,7 @@ def series(runs: Iterable[Run], rules: Rules) -> list[Numbers]:
 
 def _series_key(result: Result) -> tuple[str | None, ...]:
     run, test = result.run, result.test
-    return (run.application, run.plan, run.environments, test.name, test.type)
+    return (*run.variant, test.name, test.type)
 
 
 def one_series(results: Sequence[Result], rules: Rules) -> Numbers:
@@ -222,13 +224,10 @@ def durations(runs: Iterable[Run], rules: Rules) -> list[Numbers]:
         and run.duration_ms is not None
         and run.status in {"passed", "failed", "unresolved"}
     ]
-    keys = {(run.application, run.plan, run.environments) for run in measured}
+    keys = {run.variant for run in measured}
     return [
-        dict(zip(("application", "plan", "environment_signature"), key, strict=True))
-        | one_duration(
-            [run for run in measured if (run.application, run.plan, run.environments) == key],
-            rules,
-        )
+        dict(zip(VARIANT, key, strict=True))
+        | one_duration([run for run in measured if run.variant == key], rules)
         for key in keys
     ]
 
@@ -295,22 +294,20 @@ def weekly(runs: Iterable[Run]) -> list[Numbers]:
 
 def _periods(runs: Iterable[Run], name: str, first_day_of: Any) -> list[Numbers]:
     dated = [run for run in runs if run.started_on is not None]
-    keys = {(run.application, run.plan, first_day_of(run.started_on)) for run in dated}
+    keys = {(*run.variant[:3], first_day_of(run.started_on)) for run in dated}
     rows = []
-    for application, plan, first_day in keys:
+    for *plan, first_day in keys:
         those = [
             run
             for run in dated
-            if (run.application, run.plan, first_day_of(run.started_on))
-            == (application, plan, first_day)
+            if [*run.variant[:3], first_day_of(run.started_on)] == [*plan, first_day]
         ]
         tests = [test for run in those for test in run.tests]
         counts = counted(tests)
         checks = {word: sum(run.checks[word] for run in those) for word in LETTERS}
         rows.append(
             {
-                "application": application,
-                "plan": plan,
+                **dict(zip(VARIANT, plan, strict=False)),
                 name: first_day,
                 "runs": len(those),
                 "tests": len(tests),

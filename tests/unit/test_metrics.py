@@ -90,16 +90,18 @@ def test_counters_that_can_be_no_count_are_left_out() -> None:
 
 
 def test_plans_are_known_by_their_names_without_blanks_at_the_ends() -> None:
-    assert build_plan(" shop\n", "nightly run ") == ("shop", "nightly run")
-    assert build_plan(None, None) == ("", "")
-    assert build_plan("a", "b").plan_id == build_plan("a ", " b").plan_id
+    assert build_plan("eu", " shop\n", "nightly run ") == ("eu", "shop", "nightly run")
+    assert build_plan("eu", None, None) == ("eu", "", "")
+    assert build_plan("eu", "a", "b").plan_id == build_plan("eu", "a ", " b").plan_id
     different = [
-        build_plan("a", "b"),
-        build_plan("ab", ""),
-        build_plan("", "ab"),
-        build_plan("b", "a"),
+        build_plan("eu", "a", "b"),
+        build_plan("us", "a", "b"),
+        build_plan("eua", "b", ""),
+        build_plan("eu", "ab", ""),
+        build_plan("eu", "", "ab"),
+        build_plan("eu", "b", "a"),
     ]
-    assert len({plan.plan_id for plan in different}) == 4
+    assert len({plan.plan_id for plan in different}) == 6
 
 
 # --- series ---------------------------------------------------------------------------------

@@ -124,6 +124,7 @@ def _facts(report: ReportResult) -> list[tuple[str, str]]:
     facts = [
         ("As of", cells.moment(known, zone)),
         ("Time zone", zone.key),
+        ("Source", filters.source),
         ("Application", filters.application),
         ("Plan", filters.plan),
         ("Test", filters.test),
@@ -182,7 +183,7 @@ def _drawn(spec: Spec) -> Markup:
 def _table(report: ReportResult, most_rows: int) -> Table:
     """Return the columns that a person needs; the other forms of a report have the rest."""
     places = {column.name: place for place, column in enumerate(report.columns)}
-    chosen = [(places[name], report.columns[places[name]]) for name in report.definition.brief]
+    chosen = [(places[name], report.columns[places[name]]) for name in report.brief]
     zone = report.request.zone
     shown = report.rows[:most_rows]
     how_many = _how_many(len(shown), report.total)

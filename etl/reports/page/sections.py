@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from etl.derived.metrics import Counts, add_counts, compute_rates
 from etl.reports.backlog import AGES
+from etl.reports.columns import SOURCE
 from etl.reports.model import Definition, ReportResult
 from etl.reports.page import cells, charts
 from etl.reports.page.charts import NAME, OUTCOMES, Calendar, Chart, Row
@@ -59,17 +60,23 @@ class Section(NamedTuple):
 
 
 def records(report: ReportResult) -> list[dict[str, Any]]:
-    """Return a report's rows by the names of its columns."""
-    names = [column.name for column in report.columns]
-    return [dict(zip(names, row, strict=True)) for row in report.rows]
+    """Return a report's rows by the names of its columns, without the `source` of all of them."""
+    hidden = {SOURCE.name}.difference(report.brief)
+    places = [
+        (column.name, place)
+        for place, column in enumerate(report.columns)
+        if column.name not in hidden
+    ]
+    return [{name: row[place] for name, place in places} for row in report.rows]
 
 
 # --- charts from rows -----------------------------------------------------------------------
 
 
 def _named(row: Row, *names: str) -> dict[str, Any]:
-    """Return `row` with a name for charts, made from some of its columns."""
-    parts = [cells.text(row[name] or NO_NAME, LONGEST_NAME) for name in names]
+    """Return `row` with a name for charts: its account, if it has one, and some of its columns."""
+    shown = [name for name in (SOURCE.name, *names) if name in row]
+    parts = [cells.text(row[name] or NO_NAME, LONGEST_NAME) for name in shown]
     return {**row, NAME: cells.cut(" · ".join(parts), LONGEST_NAME)}
 
 
@@ -134,9 +141,9 @@ def _trends(day: str, step_days: int) -> Callable[[Sequence[Row]], list[Figure]]
         last = max(row[day] for row in rows)
         recent = [row for row in rows if (last - row[day]).days < step_days * MOST_PERIODS]
         calendar = Calendar(day, min(row[day] for row in recent), last, step_days)
-        by_application: defaultdict[str, list[Row]] = defaultdict(list)
+        by_application: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
         for row in recent:
-            by_application[row["application"]].append(row)
+            by_application[row.get(SOURCE.name, ""), row["application"]].append(row)
         largest = sorted(by_application.items(), key=lambda item: -_sum(item[1], "tests"))
         return [
             _trend(_named(found[0], "application")[NAME], _by_day(found, day), calendar)
