@@ -6,9 +6,12 @@ and ends with the class's exit code. Only these reach a user: anything else is a
 
 import errno
 import os
+from contextlib import ExitStack
 from enum import StrEnum
 
 NO_FILES_LEFT = {errno.EMFILE, errno.ENFILE}
+FILES_AT_ONCE = 4
+"""A connection opens this number of files: certificates, names, a socket."""
 
 
 class ArchiverError(Exception):
@@ -63,10 +66,12 @@ def is_out_of_files(error: BaseException) -> bool:
             return True
         cause = cause.__cause__ or cause.__context__
     # A name that is not resolved and a database that is not opened do not say why.
-    try:
-        os.close(os.dup(2))
-    except OSError as failure:
-        return failure.errno in NO_FILES_LEFT
+    with ExitStack() as opened:
+        try:
+            for _ in range(FILES_AT_ONCE):
+                opened.callback(os.close, os.dup(2))
+        except OSError as failure:
+            return failure.errno in NO_FILES_LEFT
     return False
 
 

@@ -1,26 +1,10 @@
-"""Tune imports, garbage collection and the C heap; check for free file descriptors."""
+"""Tune imports, garbage collection and the C heap, to save memory and start-up time."""
 
 import gc
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from warnings import catch_warnings, simplefilter
-
-DESCRIPTORS_NEEDED = 4
-"""A connection opens this number of files at once: certificates, names, a socket."""
-DESCRIPTORS_REMEDY = "raise the limit of open files (ulimit -n, LimitNOFILE=)"
-
-
-def has_free_descriptors() -> bool:
-    """Return whether this process can open files: many libraries do not say that they cannot."""
-    with ExitStack() as opened:
-        try:
-            for _ in range(DESCRIPTORS_NEEDED):
-                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
-        except OSError:
-            return False
-    return True
 
 
 @contextmanager

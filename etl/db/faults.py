@@ -18,8 +18,7 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
-from etl.errors import DatabaseError, Fault
-from etl.runtime import DESCRIPTORS_REMEDY, has_free_descriptors
+from etl.errors import DatabaseError, Fault, OutOfFilesError, is_out_of_files
 from etl.secrets.masking import mask
 
 UNREACHABLE_REMEDY = "check database.url, and that the database runs and lets this user in"
@@ -88,8 +87,8 @@ def _explain_sqlite(error: sqlite3.Error) -> tuple[Fault, str]:
     )
     if code == sqlite3.SQLITE_BUSY:
         return Fault.UNAVAILABLE, ""
-    if code == sqlite3.SQLITE_CANTOPEN and not has_free_descriptors():
-        return Fault.OUT_OF_RESOURCES, DESCRIPTORS_REMEDY
+    if code == sqlite3.SQLITE_CANTOPEN and is_out_of_files(error):
+        return Fault.OUT_OF_RESOURCES, OutOfFilesError().remedy
     if isinstance(error, refusals):
         return Fault.REFUSED_VALUES, ""
     return Fault.UNUSABLE, _OF_SQLITE.get(code, "")

@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 from etl import __version__
 from etl.answers.outcome import Reason
 from etl.config.settings import Api, Source
-from etl.errors import ConfigError, KeyRefusedError
+from etl.errors import ConfigError, KeyRefusedError, OutOfFilesError, is_out_of_files
 from etl.fetch.route import NETWORK_REMEDY, read_environment, read_route
 from etl.runtime import hide_package
 from etl.secrets.masking import Secret, mask_body
@@ -217,9 +217,10 @@ class Client:
         except (requests.Timeout, ReadTimeoutError) as error:
             raise self._explain_timeout(error) from None
         except (requests.RequestException, HTTPError, OSError) as error:
-            problem, remedy, is_local = self._route.explain(error)
-            reason = Reason.NO_RESOURCES if is_local else Reason.NO_ANSWER
-            raise UnavailableError(problem, reason, remedy=remedy) from None
+            if is_out_of_files(error):
+                raise OutOfFilesError from None
+            fault = self._route.explain(error)
+            raise UnavailableError(fault.problem, remedy=fault.remedy) from None
 
     def _explain_timeout(self, error: Exception) -> UnavailableError:
         api = self._api

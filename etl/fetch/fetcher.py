@@ -218,14 +218,12 @@ def _failed(error: Exception) -> Attempt:
             return _without_request(Reason.INTERNAL_ERROR, message, mask(format_exc()))
 
 
-_SIGNALS = {Reason.UNREADABLE: Signal.NO_RESULT, Reason.NO_RESOURCES: Signal.NO_RESOURCES}
-
-
 def _transient(failure: UnavailableError) -> Attempt:
     wait_s = failure.wait.total_seconds() if failure.wait else None
     is_busy = isinstance(failure, BusyError)
     error = TransientError(failure.reason, str(failure), wait_s, is_busy, _chance())
-    return Attempt(_SIGNALS.get(failure.reason, Signal.TRANSIENT), error)
+    is_answer = failure.reason is Reason.UNREADABLE
+    return Attempt(Signal.NO_RESULT if is_answer else Signal.TRANSIENT, error)
 
 
 def _refused(run_id: str, error: RunRefusedError, sent_at: datetime) -> Attempt:

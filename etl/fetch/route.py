@@ -19,13 +19,11 @@ from urllib3.exceptions import LocationParseError, MaxRetryError, ProtocolError
 from urllib3.exceptions import ProxyError as TunnelError
 
 from etl.errors import ConfigError
-from etl.runtime import DESCRIPTORS_REMEDY, has_free_descriptors, hide_package
+from etl.runtime import hide_package
 
 with hide_package("charset_normalizer"):  # it guesses encodings; JSON is UTF-8
     import requests
 
-NO_RESOURCES = {errno.EMFILE, errno.ENFILE}
-"""Errors of this machine, whatever the other one does: no free file descriptor."""
 UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
 NETWORK_REMEDY = "check the network, and whether HTTPS_PROXY has to name a proxy"
 _TUNNEL_STATUS = re.compile(r"Tunnel connection failed: (\d{3})")
@@ -41,11 +39,10 @@ class Variable(NamedTuple):
 
 
 class RouteFault(NamedTuple):
-    """The reason why no answer came. `is_local`: this machine is at fault."""
+    """The reason why no answer came."""
 
     problem: str
     remedy: str = ""
-    is_local: bool = False
 
 
 class Route(NamedTuple):
@@ -73,10 +70,6 @@ class Route(NamedTuple):
     def explain(self, error: Exception) -> RouteFault:
         """Return the fault behind an error of requests, urllib3 or the system."""
         causes = list(_causes(error))
-        if lack := _find_lack(causes):
-            problem = f"no connection to {self.host}: {os.strerror(lack).lower()} on this machine"
-            remedy = f"{DESCRIPTORS_REMEDY}, or lower api.connections"
-            return RouteFault(problem, remedy, is_local=True)
         if any(isinstance(each, TunnelError) or _is_of_socks(each) for each in causes):
             return self._explain_proxy(causes)
         place = f"{self.host} (by {self._proxy_place})" if self.proxy.value else self.host
@@ -237,13 +230,3 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _is_of_socks(error: BaseException) -> bool:
     return type(error).__module__ == "socks"  # PySocks, which may not be installed
-
-
-def _find_lack(causes: Sequence[BaseException]) -> int | None:
-    """Return the error code of a resource that this machine lacks, if one was the reason.
-
-    Without a free file descriptor, a name is just not resolved and a certificate just not read.
-    """
-    codes = [cause.errno for cause in causes if isinstance(cause, OSError)]
-    lack = next((code for code in codes if code in NO_RESOURCES), None)
-    return lack if lack or has_free_descriptors() else errno.EMFILE

@@ -550,8 +550,7 @@ def test_a_machine_without_free_files_is_no_api_that_is_down(
     done = archiver.wired(Wiring(way=starved)).call("ingest", "--json", *run_ids)
     assert (done.exit_code, done.json()["halted"]) == (1, "no_resources")
     [line] = done.stderr.splitlines()
-    assert line.startswith("error: no connection to 127.0.0.1:")
-    assert "too many open files on this machine" in line
+    assert " error: no more files can be opened (too many open files); raise the limit" in line
     assert line.endswith("; what is due stays due")
     assert archiver.call("ingest", "--json").json()["new"] == 20
 
@@ -567,7 +566,7 @@ def test_an_environment_that_can_never_work_is_a_wrong_setting(
     archiver = program(tmp_path, sqlite_url, "https://api.example.com").given(**{name: value})
     done = archiver.call(command)
     assert done.exit_code == 2
-    assert done.stderr.startswith(f"error: {name}")
+    assert f"error: {name}" in done.stderr
     assert not (tmp_path / "archive.db").exists()
 
 
