@@ -16,10 +16,12 @@ from sqlalchemy import Select, func, select
 from etl.answers.payload import PayloadError, decode
 from etl.config.settings import Config, Source, Telemetry
 from etl.db import database
+from etl.db.archive_settings import find_differences, read_settings
 from etl.db.opening import Archive
+from etl.db.ownership import refuse_occupied
 from etl.db.schema import runs, tracked_runs
 from etl.db.write_check import require_writable
-from etl.errors import ArchiverError, ConfigError
+from etl.errors import ArchiverError, ConfigError, OutOfFilesError
 from etl.fetch.breaker import DENIED_AT_FIRST
 from etl.fetch.client import Client, Probe, RunRefusedError, UnavailableError
 from etl.fetch.door import Clock
@@ -55,7 +57,8 @@ class Finding(NamedTuple):
 
 def examine(archive: Archive, config: Config, clock: Clock) -> Iterator[Finding]:
     """Check the database, the token key, each source, the run lists and the monitoring."""
-    yield _database(archive)
+    yield _database(archive, config)
+    yield from _settings(archive, config)
     yield _token_key(archive, config)
     for name in config.sources:
         yield from _SourceCheck(archive, config, name, clock).findings()
@@ -77,15 +80,29 @@ def _report(subject: str, error: ArchiverError, remedy: str = "") -> Finding:
 # --- the database and the token key ---
 
 
-def _database(archive: Archive) -> Finding:
+def _database(archive: Archive, config: Config) -> Finding:
     place = database.shown_url(archive.engine)
     try:
         is_there = database.has_archive(archive.engine)
+        if not is_there and database.exists(archive.engine):
+            with archive.reading() as connection:
+                refuse_occupied(connection, config.database.reporting_schema)
         require_writable(archive.engine)
     except ArchiverError as error:
         return _report("database", error, "check database.url")
     state = "up to date" if is_there else "new: the first ingest creates its tables"
     return Finding("database", f"{place} is {state}")
+
+
+def _settings(archive: Archive, config: Config) -> Iterator[Finding]:
+    """Compare the settings of derived rows with the configuration."""
+    with suppress(ArchiverError):  # the database has its own finding
+        if database.has_archive(archive.engine):
+            with archive.reading() as connection:
+                stored = read_settings(connection)
+            dialect = archive.engine.dialect.name
+            for each in find_differences(stored, config.to_store, dialect):
+                yield _problem("settings", "settings_differ", each.problem, each.remedy, 1)
 
 
 def _token_key(archive: Archive, config: Config) -> Finding:
@@ -153,7 +170,7 @@ class _SourceCheck:
             run_id = self._find_run() or UNKNOWN_RUN
             probe = client.probe(run_id)
             is_api = probe.http_status != 200 or _is_result(client, run_id)
-        except ConfigError as error:
+        except (ConfigError, OutOfFilesError) as error:
             yield _report(self._subject, error)
         except UnavailableError as error:
             yield self._describe_no_answer(error)
@@ -170,8 +187,7 @@ class _SourceCheck:
 
     def _describe_no_answer(self, error: UnavailableError) -> Finding:
         remedy = error.remedy or "check base_url, the network, and the proxy settings"
-        exit_code = 1 if error.reason == "no_resources" else 5
-        return _problem(self._subject, error.reason.value, error.problem, remedy, exit_code)
+        return _problem(self._subject, error.reason.value, error.problem, remedy, 5)
 
     def _describe_other_product(self) -> Finding:
         problem = f"{self._source.base_url} answers, but with no result of the API"

@@ -47,16 +47,21 @@ class SettingDifference(NamedTuple):
     stored: str
 
     @property
+    def problem(self) -> str:
+        """The two values."""
+        return (
+            f"{self.name} is {self.configured!r} in the configuration, but {self.stored!r} in the"
+            " archive, which goes on with that"
+        )
+
+    @property
     def remedy(self) -> str:
         """The command that stores the configured value."""
         command = "replay" if self.name.startswith(REPORTING) else "db upgrade"
         return f"`result-archiver {command}` changes the archive to the configuration"
 
     def __str__(self) -> str:
-        return (
-            f"{self.name} is {self.configured!r} in the configuration, but {self.stored!r} in the"
-            f" archive, which goes on with that; {self.remedy}"
-        )
+        return f"{self.problem}; {self.remedy}"
 
 
 def read_settings(connection: Connection) -> StoredSettings:

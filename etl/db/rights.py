@@ -12,16 +12,7 @@ READER = "SELECT"
 WRITER = "SELECT, INSERT, UPDATE, DELETE"
 
 _INSUFFICIENT_PRIVILEGE = "42501"
-_CREATOR = """
-SELECT format('GRANT USAGE, CREATE ON SCHEMA %I TO %I', name, current_user)
-  FROM (SELECT coalesce(current_schema(), 'public') AS name) AS first
- WHERE NOT (has_schema_privilege(name, 'USAGE') AND has_schema_privilege(name, 'CREATE'))
-UNION ALL
-SELECT format('GRANT CREATE ON DATABASE %I TO %I', current_database(), current_user)
- WHERE to_regnamespace('reporting') IS NULL
-   AND NOT has_database_privilege(current_database(), 'CREATE')
-"""
-_USER = """
+_MISSING = """
 SELECT format('GRANT %s ON %s TO %I', rights, string_agg(format('%I', name), ', '), current_user)
   FROM unnest(CAST(:tables AS text[])) AS name, CAST(:rights AS text) AS rights
  WHERE to_regclass(name) IS NOT NULL AND EXISTS (
@@ -30,20 +21,16 @@ SELECT format('GRANT %s ON %s TO %I', rights, string_agg(format('%I', name), ', 
  GROUP BY rights
 UNION ALL
 SELECT format('GRANT USAGE ON SEQUENCE %s TO %I', sequence, current_user)
-  FROM (SELECT pg_get_serial_sequence('ingests', 'id') AS sequence) AS numbers
+  FROM (SELECT CASE WHEN to_regclass('ingests') IS NOT NULL
+               THEN pg_get_serial_sequence('ingests', 'id') END AS sequence) AS numbers
  WHERE :rights <> 'SELECT' AND NOT has_sequence_privilege(sequence, 'USAGE')
 """
 
 
 def find_missing_grants(connection: Connection, rights: str) -> list[str]:
-    """Return the GRANTs that the connected role needs for `rights` on our tables.
-
-    Without tables of ours, the rights to create them.
-    """
-    if connection.scalar(text("SELECT to_regclass('tracked_runs')")) is None:
-        return list(connection.scalars(text(_CREATOR)))
+    """Return the GRANTs that the connected role needs for `rights` on our tables."""
     given = {"tables": sorted(metadata.tables), "rights": rights}
-    return list(connection.scalars(text(_USER), given))
+    return list(connection.scalars(text(_MISSING), given))
 
 
 def add_grants(error: DatabaseError, cause: SQLAlchemyError, engine: Engine) -> DatabaseError:
@@ -60,4 +47,4 @@ def add_grants(error: DatabaseError, cause: SQLAlchemyError, engine: Engine) -> 
 
 def join_grants(grants: list[str]) -> str:
     """Return a remedy of GRANTs, "" without one."""
-    return f"have the database's owner run: {'; '.join(grants)};" if grants else ""
+    return f"have an administrator run in this database: {'; '.join(grants)};" if grants else ""

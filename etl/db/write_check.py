@@ -21,7 +21,7 @@ SELECT pg_is_in_recovery() OR CAST(current_setting('default_transaction_read_onl
 
 
 def require_writable(engine: Engine) -> None:
-    """Check that a pass can write rows, and create the tables where there are none.
+    """Check that a pass can write rows.
 
     Raises:
         DatabaseError: the file, its folder, the disk or a right does not allow it.

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection, Engine, make_url, text
 
 from etl.db.database import connect, connect_to_read, current_revision, prepare, reading, writing
-from etl.errors import DatabaseError, Fault
+from etl.errors import DatabaseError, Fault, OutOfFilesError
 from tests.support.limits import no_file_left
 from tests.support.postgres import IN_ENCODING, ROLE, Server
 from tests.support.program import program
@@ -220,7 +220,7 @@ def test_a_missing_right_is_named_by_its_grant(postgresql_engine: Engine) -> Non
         connection.exec_driver_sql(f"REVOKE INSERT, DELETE ON runs, tests FROM {ROLE}")
     error = fault(postgresql_engine, run("INSERT INTO runs DEFAULT VALUES"))
     assert error.remedy == (
-        "have the database's owner run:"
+        "have an administrator run in this database:"
         f" GRANT SELECT, INSERT, UPDATE, DELETE ON runs, tests TO {ROLE};"
     )
 
@@ -235,7 +235,10 @@ def test_a_reader_is_told_no_more_than_a_reader_needs(
     with pytest.raises(DatabaseError) as caught, reading(engine) as connection:
         connection.exec_driver_sql("SELECT * FROM runs")
     engine.dispose()
-    assert caught.value.remedy == f"have the database's owner run: GRANT SELECT ON runs TO {ROLE};"
+    assert (
+        caught.value.remedy
+        == f"have an administrator run in this database: GRANT SELECT ON runs TO {ROLE};"
+    )
 
 
 def test_too_many_open_files_are_called_by_their_name(sqlite_engine: Engine) -> None:
@@ -244,4 +247,4 @@ def test_too_many_open_files_are_called_by_their_name(sqlite_engine: Engine) -> 
     with no_file_left():
         error = fault(sqlite_engine, run("SELECT 1"))
     assert error.reason == Fault.OUT_OF_RESOURCES
-    assert error.remedy == "raise the limit of open files (ulimit -n, LimitNOFILE=)"
+    assert error.remedy == OutOfFilesError().remedy

@@ -1,8 +1,9 @@
 """`doctor` tells apart what can be wrong, each with its remedy and exit code."""
 
 import re
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
@@ -504,9 +505,44 @@ def at_revision(revision: str) -> Break:
         archiver.call("ingest")
         engine = database.connect(archiver.environment["RESULT_ARCHIVER__DATABASE__URL"])
         with database.writing(engine) as connection:
-            connection.execute(text(f"UPDATE alembic_version SET version_num = '{revision}'"))
+            connection.execute(
+                text(f"UPDATE result_archiver_version SET version_num = '{revision}'")
+            )
         engine.dispose()
         yield archiver.call
+
+    return broken
+
+
+def with_objects(*statements: str) -> Break:
+    """Break a set-up by objects of another program in a PostgreSQL database."""
+
+    @contextmanager
+    def broken(scene: Scene) -> Iterator[Call]:
+        archiver = scene.on_postgresql
+        name = make_url(archiver.environment[DATABASE_URL]).database or ""
+        with scene.server.administer(name) as admin:
+            for statement in statements:
+                admin.execute(statement.encode())
+        yield archiver.call
+
+    return broken
+
+
+@contextmanager
+def in_a_foreign_file(scene: Scene) -> Iterator[Call]:
+    with closing(sqlite3.connect(scene.archiver.folder / "archive.db")) as file:
+        file.execute("CREATE TABLE tests (subject TEXT, mark INTEGER)")
+    yield scene.archiver.call
+
+
+def with_another_setting(variable: str, value: str) -> Break:
+    """Break a set-up by a setting that is not the one that stored rows were derived with."""
+
+    @contextmanager
+    def broken(scene: Scene) -> Iterator[Call]:
+        scene.archiver.call("ingest")
+        yield scene.archiver.given(**{variable: value}).call
 
     return broken
 
@@ -599,11 +635,34 @@ FAULTS: dict[str, tuple[Break, Fault]] = {
     ),
     "no right to create": (
         calling(without_right_to_create),
-        Fault("database", "database_no_rights", "lacks rights", "GRANT USAGE, CREATE ON", 4, 4),
+        Fault("database", "database_no_rights", "permission denied", "GRANT CREATE ON", 4, 4),
     ),
     "no right to write": (
         calling(without_right_to_write),
         Fault("database", "database_no_rights", "lacks rights", "INSERT, UPDATE, DELETE", 4, 4),
+    ),
+    "table of another program": (
+        with_objects("CREATE TABLE runs (distance int)"),
+        Fault("database", "database_foreign", "has runs of another", "one for the archive", 4, 4),
+    ),
+    "view of another program": (
+        with_objects(
+            f"CREATE SCHEMA reporting AUTHORIZATION {ROLE}",
+            "CREATE VIEW reporting.calendar AS SELECT 1 AS day",
+        ),
+        Fault("database", "database_foreign", "has calendar", "database.reporting_schema", 4, 4),
+    ),
+    "file of another program": (
+        in_a_foreign_file,
+        Fault("database", "database_foreign", "has tests of another", "another file", 4, 4),
+    ),
+    "time zone changed": (
+        with_another_setting("RESULT_ARCHIVER__REPORTING__TIME_ZONE", "Asia/Tokyo"),
+        Fault("settings", "settings_differ", "reporting.time_zone is 'Asia/Tokyo'", "replay", 1, 0),
+    ),
+    "threshold changed": (
+        with_another_setting("RESULT_ARCHIVER__REPORTING__FLAKY_MIN_FLIPS", "3"),
+        Fault("settings", "settings_differ", "reporting.flaky_min_flips is '3'", "replay", 1, 0),
     ),
     "wrong encoding": (
         in_latin1,
@@ -671,7 +730,7 @@ def test_the_grants_that_doctor_names_are_all_that_is_missing(
     with setup(scene) as archiver:
         of_ingest = archiver.call("ingest")
         remedy = findings(archiver)["database"]["remedy"]
-        statements = remedy.removeprefix("have the database's owner run: ")
+        statements = remedy.removeprefix("have an administrator run in this database: ")
         assert statements in of_ingest.stderr
         name = make_url(archiver.environment[DATABASE_URL]).database or ""
         with scene.server.administer(name) as admin:
