@@ -6,11 +6,11 @@ pass that changed it. The result is stored in `identities` (docs/REPORTS.md).
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, Select, and_, select, update
+from sqlalchemy import Connection, Engine, Select, and_, delete, select, update
 
 from etl.archive.rekey import rekey_application
 from etl.config.settings import Rules
@@ -18,7 +18,7 @@ from etl.db.bulk import upsert_into
 from etl.db.database import reading, writing
 from etl.db.schema import among, identities, outcomes, plan_variants, runs, tests
 from etl.derived import refresh
-from etl.derived.identity_rules import lock_identity_exclusive, of_application
+from etl.derived.identity_rules import lock_identities_exclusive, of_application
 from etl.derived.plans import Application
 from etl.telemetry.log import get_logger
 
@@ -128,6 +128,23 @@ def measure_again(
         apply_decisions(engine, zone)
 
 
+def measure_remaining(
+    connection: Connection, applications: Set[Application], now: datetime
+) -> None:
+    """Measure applications of which runs were dropped; forget those that have none left.
+
+    Works in the caller's transaction, which has locked their rules
+    (`lock_identities_exclusive`); `apply_decisions` has to follow after the commit.
+    """
+    names = {each.application for each in applications}
+    query = select(*OWNER_NAMES).distinct().where(among(plan_variants.c.application, names))
+    remaining = applications & _read_applications(connection, query)
+    for application in applications - remaining:
+        connection.execute(delete(identities).where(of_application(identities, application)))
+    for application in _keep_short_names(remaining):
+        _measure_application(connection, application, now)
+
+
 def _measure_all(engine: Engine, applications: Sequence[Application], now: datetime) -> None:
     for application in applications:
         with writing(engine) as connection:
@@ -186,8 +203,8 @@ def _keep_short_names(applications: Iterable[Application]) -> list[Application]:
 
 
 def _measure_application(connection: Connection, application: Application, now: datetime) -> None:
-    """Measure an application and store the decision. Locks its rule (`lock_identity_exclusive`)."""
-    lock_identity_exclusive(connection, application)
+    """Measure an application and store the decision; locks its rule exclusively."""
+    lock_identities_exclusive(connection, [application])
     repeats = count_repeats(_read_newest_tests(connection, application))
     is_it = of_application(identities, application)
     before = connection.scalar(select(identities.c.key_kind).where(is_it)) or "name"

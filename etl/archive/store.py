@@ -239,14 +239,16 @@ def _insert_names(connection: Connection, run_outcomes: Sequence[RunOutcome]) ->
 
 
 def _insert_missing(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
-    """Insert the rows whose keys do not exist yet.
+    """Insert the rows whose keys do not exist yet, and lock the others until commit.
 
     Sorted by key: an insert waits for a concurrent one with the same key until that commits, so
-    two transactions that insert several keys in different orders would wait for each other.
+    two transactions that insert several keys in different orders would wait for each other. The
+    lock is that of a foreign key: nobody deletes a name before our rows refer to it.
     """
     by_key = {row[0]: row for row in rows}
     [key] = table.primary_key.columns
-    known = set(connection.scalars(select(key).where(among(key, by_key))).all())
+    query = select(key).where(among(key, by_key)).order_by(key)
+    known = set(connection.scalars(query.with_for_update(read=True, key_share=True)).all())
     missing = sorted(by_key.keys() - known)
     bulk.insert_missing(connection, table, [by_key[key] for key in missing])
 

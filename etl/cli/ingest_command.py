@@ -173,7 +173,11 @@ def _preview(session: "Session", wanted: "Wanted", *, as_json: bool) -> int:
                 unknown = set(tracking.unknown(connection, listed))
                 due = standings.due_runs(connection, session.now)
             runs = [run for run in runs if run["run_id"] in unknown]
-            refreshed = states if wanted.refresh else {}
+            refreshed = {
+                run_id: state
+                for run_id, state in states.items()
+                if wanted.refresh and state != "dropped"
+            }
             runs += [{"run_id": key, "state": state} for key, state in (due | refreshed).items()]
     if as_json:
         display.as_json({"would_fetch": runs})

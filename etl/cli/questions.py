@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection, select
 
 from etl import display
+from etl.cli.run_facts import TAKE_BACK
 from etl.cli.session import Session
 from etl.config.settings import Config
 from etl.db.schema import outcomes, plan_variants, to_milliseconds, tracked_runs
@@ -137,11 +138,14 @@ def find_archived(connection: Connection, request: ReportRequest, run_id: str) -
 
 
 def find_tracked(connection: Connection, request: ReportRequest, run_id: str) -> FoundRun | None:
-    """Return a run, None where nothing of it is archived. Raises UsageError if not tracked."""
+    """Return a run, None where nothing of it is archived. Raises UsageError for any other."""
     found = find_run(connection, request, outcomes.c.run_id == run_id)
-    is_it = tracked_runs.c.run_id == run_id
-    if found is None and connection.scalar(select(tracked_runs.c.run_id).where(is_it)) is None:
-        raise UsageError(
-            f"run {display.safe(run_id)}: is not tracked", "`result-archiver track` adds it"
-        )
+    if found is None:
+        is_it = tracked_runs.c.run_id == run_id
+        state = connection.scalar(select(tracked_runs.c.state).where(is_it))
+        if state is None:
+            remedy = "`result-archiver track` adds it"
+            raise UsageError(f"run {display.safe(run_id)}: is not tracked", remedy)
+        if state == "dropped":
+            raise UsageError(f"run {display.safe(run_id)}: was dropped", TAKE_BACK)
     return found

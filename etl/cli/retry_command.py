@@ -24,9 +24,10 @@ def retry(
 ) -> int:
     """Make failed runs (the given ones, or all) due again.
 
-    The exit code is 1 if a given run is not tracked.
+    The exit code is 1 if a given run is not tracked, or was dropped.
     """
     from etl.answers.outcome import Reason
+    from etl.cli.run_facts import TAKE_BACK
     from etl.ledger import tracking
 
     if reason is not None and reason not in set(Reason):
@@ -34,11 +35,14 @@ def retry(
     code = Reason(reason) if reason else None
     with session.open_to_write() as archive, archive.writing() as connection:
         untracked = tracking.unknown(connection, run_ids)
+        dropped = tracking.read_dropped(connection, run_ids)
         changed = tracking.retry(connection, run_ids or None, session.now, code)
     for run_id in untracked:
         display.note(f"run {display.safe(run_id)}: is not tracked; `result-archiver track` adds it")
+    for run_id in sorted(dropped):
+        display.note(f"run {display.safe(run_id)}: was dropped; {TAKE_BACK}")
     if as_json:
         display.as_json({"retrying": changed, "unknown": untracked})
     else:
         display.say(f"{changed} failed runs are due again")
-    return 1 if untracked else 0
+    return 1 if untracked or dropped else 0

@@ -30,6 +30,7 @@ RUN_FACTS = (
     "changed_at",
     "gone_at",
 )
+TAKE_BACK = "`result-archiver track --again RUN_ID` takes it back"
 LEDGER_FACTS = ("state", "due_at", "last_fetched_at", "fetches", "last_error")
 
 
@@ -66,7 +67,10 @@ def _of(connection: Connection, table: Table, run_id: str) -> list[dict[str, Any
 def print_run(found: dict[str, Any]) -> None:
     """Print the rows of a run as tables."""
     run, standing = found["run"], found["ledger"]
-    if run is None:
+    if standing["state"] == "dropped":
+        run_id = display.safe(standing["run_id"])
+        display.say(f"run {run_id}: was dropped; {TAKE_BACK}")
+    elif run is None:
         display.say(f"run {display.safe(standing['run_id'])}: nothing archived yet")
     else:
         facts = [(name, run[name]) for name in RUN_FACTS if run[name] is not None]

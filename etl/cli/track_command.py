@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="A label for all these runs, such as commit=1f3c. Can be given repeatedly.",
 )
+@click.option("--again", is_flag=True, help="Take back those of the runs that were dropped.")
 @options.as_json
 @options.quiet
 @options.verbose
@@ -34,6 +35,7 @@ def track(
     lists: tuple[str, ...],
     source: str | None,
     labels: tuple[str, ...],
+    again: bool,
     as_json: bool,
 ) -> int:
     """Add runs to the ledger; the next ingest fetches them."""
@@ -44,9 +46,13 @@ def track(
     if not run_ids and not lists:
         raise UsageError("no runs were given; name run IDs, or a list with --from FILE")
     with session.open_or_create() as archive:
-        tracked = begin.track_named(session.ingest_into(archive), given)
+        track_runs = begin.track_again if again else begin.track_named
+        tracked = track_runs(session.ingest_into(archive), given)
     if as_json:
         display.as_json({**tracked._asdict(), "bad_lines": given.bad_lines})
     elif session.config.log.level in {"debug", "info"}:
-        display.say(f"{tracked.new} new, {tracked.known} known already")
+        counts = [f"{tracked.new} new", f"{tracked.known} known already"]
+        counts += [f"{tracked.taken_back} taken back"] if tracked.taken_back else []
+        counts += [f"{tracked.dropped} left out: dropped"] if tracked.dropped else []
+        display.say(", ".join(counts))
     return 1 if given.bad_lines else 0

@@ -135,7 +135,7 @@ class Day(TypeDecorator[date]):
         return datetime.fromisoformat(value).date()
 
 
-STATES = ("queued", "running", "watching", "settled", "retrying", "failed")
+STATES = ("queued", "running", "watching", "settled", "retrying", "failed", "dropped")
 
 
 class seconds_between(FunctionElement[float]):  # noqa: N801  a function of SQL

@@ -78,13 +78,16 @@ def lock_identities_shared(connection: Connection, applications: Collection[Appl
     _lock_identities(connection, "pg_advisory_xact_lock_shared", applications)
 
 
-def lock_identity_exclusive(connection: Connection, application: Application) -> None:
-    """Hold an exclusive lock on an application's test-identity rule until commit.
+def lock_identities_exclusive(
+    connection: Connection, applications: Collection[Application]
+) -> None:
+    """Hold an exclusive lock on each application's test-identity rule until commit.
 
     Waits for every transaction that stores outcomes under the old rule, so that we see them;
-    those that start later see the new rule. The first lock of its transaction.
+    those that start later see the new rule. Taken after the runs' rows in the ledger, if any;
+    in key order.
     """
-    _lock_identities(connection, "pg_advisory_xact_lock", [application])
+    _lock_identities(connection, "pg_advisory_xact_lock", applications)
 
 
 def _lock_identities(

@@ -32,6 +32,7 @@ CLOCK_ERROR = timedelta(days=1)
 log = get_logger()
 
 Then = Callable[[Connection, list[str]], object]
+TakeBack = Callable[[Connection, list[str]], int]
 
 
 class OpenPass(NamedTuple):
@@ -65,22 +66,53 @@ def track_and_make_due(ingest: IngestContext, given: Given) -> Tracked:
     )
 
 
-def _track(ingest: IngestContext, given: Given, then: Then) -> Tracked:
+def track_again(ingest: IngestContext, given: Given) -> Tracked:
+    """Track runs that a person has named, also those that were dropped."""
+
+    def take_back(connection: Connection, run_ids: list[str]) -> int:
+        return tracking.take_back(connection, run_ids, ingest.now())
+
+    return _track(
+        ingest,
+        given,
+        lambda connection, run_ids: tracking.retry(connection, run_ids, ingest.now()),
+        take_back,
+    )
+
+
+def _take_none_back(_connection: Connection, _run_ids: list[str]) -> int:
+    return 0
+
+
+def _track(
+    ingest: IngestContext, given: Given, then: Then, take_back: TakeBack = _take_none_back
+) -> Tracked:
     """Track runs, a batch at a time, so that memory does not grow with the list."""
     database.prepare(ingest.engine, ingest.config.to_store)
     vault = TokenVault(ingest.config.security.token_key_file)
-    tracked = Tracked(0, 0)
+    tracked = Tracked()
     without_token: Counter[str] = Counter()
     runs = given.runs
     while batch := list(islice(runs, ENTRIES_AT_ONCE)):
         entries = lists.entries(given.refuse_second_accounts(ingest.engine, batch), vault)
         with writing(ingest.engine) as connection:
+            taken_back = take_back(connection, [entry.run_id for entry in entries])
             _retry_with_new_tokens(connection, entries, vault, ingest.now())
             added = _track_batch(connection, ingest, entries, then)
         without_token.update(
             entry.source or DEFAULT_SOURCE for entry in entries if entry.read_token is None
         )
-        tracked = Tracked(tracked.new + added.new, tracked.known + added.known)
+        tracked = Tracked(
+            tracked.new + added.new,
+            tracked.known + added.known - taken_back,
+            tracked.dropped + added.dropped,
+            tracked.taken_back + taken_back,
+        )
+    if tracked.dropped:
+        log.info(
+            "dropped runs left out; `result-archiver track --again RUN_ID` takes one back",
+            runs=tracked.dropped,
+        )
     if tracked.new:
         _warn_of_missing_tokens(ingest, without_token)
     return tracked

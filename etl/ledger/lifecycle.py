@@ -33,6 +33,8 @@ class State(StrEnum):
     """The last attempt failed for a reason that passes. Due after a backoff."""
     FAILED = "failed"
     """Given up, the reason is kept. Never due, until somebody asks for a retry."""
+    DROPPED = "dropped"
+    """Taken out of the archive: a tombstone. Never due, until `track --again` takes it back."""
 
 
 class Standing(NamedTuple):

@@ -38,25 +38,32 @@ class Entry(NamedTuple):
 
 
 class Tracked(NamedTuple):
-    """How many of the runs given to `track` were new, and how many were known."""
+    """How many of the runs given to `track` were new, known, left out as dropped, taken back."""
 
-    new: int
-    known: int
+    new: int = 0
+    known: int = 0
+    dropped: int = 0
+    taken_back: int = 0
 
 
 def track(connection: Connection, entries: Sequence[Entry], now: datetime) -> Tracked:
     """Add `entries`, due now; for runs known already, set a new token, source or label.
 
-    The last of two entries for one run counts.
+    The last of two entries for one run counts. Dropped runs are left out.
     """
+    dropped = read_dropped(connection, [entry.run_id for entry in entries])
     # Lock in the order of run IDs, as others do: two lists would otherwise deadlock.
-    by_id = {entry.run_id: entry for entry in sorted(entries, key=lambda entry: entry.run_id)}
+    by_id = {
+        entry.run_id: entry
+        for entry in sorted(entries, key=lambda entry: entry.run_id)
+        if entry.run_id not in dropped
+    }
     new = set(_lock_untracked(connection, list(by_id)))
     rows = [_tracked_row(entry, now) for entry in by_id.values() if entry.run_id in new]
     bulk.insert(connection, tracked_runs, rows)
     _update_known(connection, [entry for entry in by_id.values() if entry.run_id not in new])
     _put_labels(connection, by_id.values())
-    return Tracked(len(new), len(by_id) - len(new))
+    return Tracked(len(new), len(by_id) - len(new), len(dropped))
 
 
 def _lock_untracked(connection: Connection, run_ids: Sequence[str]) -> list[str]:
@@ -120,6 +127,7 @@ def _update_of_known() -> Any:
         update(table)
         .where(
             table.c.run_id == bindparam("known", type_=Text),
+            table.c.state != State.DROPPED,
             or_(wants_token, and_(wants_source, source != table.c.source)),
         )
         .values(
@@ -148,8 +156,8 @@ def _put_labels(connection: Connection, entries: Iterable[Entry]) -> None:
 
 
 def make_due(connection: Connection, run_ids: Sequence[str] | None, now: datetime) -> int:
-    """Make runs due now, whatever their state (None: all but the failed); return how many."""
-    statement = update(tracked_runs).values(due_at=now)
+    """Make runs due now, unless dropped (None: all but the failed); return how many."""
+    statement = update(tracked_runs).where(tracked_runs.c.state != State.DROPPED).values(due_at=now)
     if run_ids is None:
         statement = statement.where(tracked_runs.c.state != State.FAILED)
     return connection.execute(_restricted(statement, run_ids)).rowcount
@@ -188,6 +196,43 @@ def read_denied_tokens(connection: Connection, run_ids: Sequence[str]) -> dict[s
     return dict(connection.execute(query).all())
 
 
+def leave_tombstones(connection: Connection, run_ids: Sequence[str]) -> None:
+    """Make the ledger rows of runs tombstones, which have nothing but their names and sources."""
+    connection.execute(
+        update(tracked_runs)
+        .where(among(tracked_runs.c.run_id, run_ids))
+        .values(_UNTOUCHED | {"state": State.DROPPED, "due_at": None})
+    )
+
+
+def take_back(connection: Connection, run_ids: Sequence[str], now: datetime) -> int:
+    """Track those of `run_ids` that were dropped as if they were new; return how many."""
+    is_dropped = and_(among(tracked_runs.c.run_id, run_ids), tracked_runs.c.state == State.DROPPED)
+    queued = {"state": State.QUEUED, "due_at": now, "first_tracked_at": now}
+    return connection.execute(update(tracked_runs).where(is_dropped).values(queued)).rowcount
+
+
+_UNTOUCHED = {
+    "attempts": 0,
+    "reason": None,
+    "last_error": None,
+    "last_fetched_at": None,
+    "fetches": 0,
+    "lease_owner": None,
+    "lease_until": None,
+    "read_token": None,
+    "gone_at": None,
+}
+
+
+def read_dropped(connection: Connection, run_ids: Sequence[str]) -> set[str]:
+    """Return those of `run_ids` that were dropped."""
+    query = select(tracked_runs.c.run_id).where(
+        among(tracked_runs.c.run_id, run_ids), tracked_runs.c.state == State.DROPPED
+    )
+    return set(connection.scalars(query))
+
+
 def _restricted(statement: Any, run_ids: Sequence[str] | None) -> Any:
     if run_ids is None:
         return statement
@@ -205,10 +250,11 @@ def read_accounts(connection: Connection, run_ids: Sequence[str]) -> dict[str, s
     """Return the source of each of `run_ids` whose source is certain.
 
     It is once the run is archived. A run of the default source that is not may have been listed
-    without its source; one that failed may have been listed with a wrong one.
+    without its source; one that failed or was dropped may have been listed with a wrong one.
     """
     table = tracked_runs
-    is_named = and_(table.c.source != "default", table.c.state != State.FAILED)
+    uncertain = [State.FAILED, State.DROPPED]
+    is_named = and_(table.c.source != "default", table.c.state.not_in(uncertain))
     query = select(table.c.run_id, table.c.source).where(
         among(table.c.run_id, run_ids), or_(table.c.last_fetched_at.is_not(None), is_named)
     )

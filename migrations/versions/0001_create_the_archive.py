@@ -98,7 +98,8 @@ def upgrade() -> None:
         sa.Column("read_token", sa.Text(), nullable=True),
         sa.Column("gone_at", TIMESTAMP, nullable=True),
         sa.CheckConstraint(
-            "state IN ('queued', 'running', 'watching', 'settled', 'retrying', 'failed')",
+            "state IN"
+            " ('queued', 'running', 'watching', 'settled', 'retrying', 'failed', 'dropped')",
             name=op.f("ck_tracked_runs_state"),
         ),
         sa.CheckConstraint(

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, Select, event, select, text, update
 
 from etl.answers.outcome import Reason
 from etl.db.database import connect, prepare, writing
-from etl.db.schema import QUEUED, labels, tracked_runs
+from etl.db.schema import QUEUED, STATES, labels, tracked_runs
 from etl.ledger import leases, standings, tracking
 from etl.ledger.leases import Lease
 from etl.ledger.lifecycle import Standing, State
@@ -535,7 +535,7 @@ def test_a_source_lacks_permission_that_was_denied_a_run_and_never_read_one(
 
 
 def test_an_empty_ledger_stands_at_nothing(connection: Connection) -> None:
-    nothing = dict.fromkeys(["queued", "running", "watching", "settled", "retrying", "failed"], 0)
+    nothing = dict.fromkeys(STATES, 0)
     assert standings.standings(connection, NOW) == Standings(nothing, {}, [], 0, 0, 0, None, None)
 
 
@@ -545,6 +545,7 @@ def test_the_ledger_at_a_glance(connection: Connection) -> None:
     put(connection, "held once", lease_owner="them", lease_until=NOW, due_at=None, state="failed")
     put(connection, "next", state="watching", due_at=at(5))
     put(connection, "later", state="running", due_at=at(9))
+    put(connection, "never", state="dropped", due_at=None)
     assert standings.standings(connection, NOW) == Standings(
         by_state={
             "queued": 1,
@@ -553,8 +554,11 @@ def test_the_ledger_at_a_glance(connection: Connection) -> None:
             "settled": 0,
             "retrying": 0,
             "failed": 1,
+            "dropped": 1,
         },
-        by_source={"default": {"failed": 1, "queued": 1, "running": 1, "watching": 2}},
+        by_source={
+            "default": {"dropped": 1, "failed": 1, "queued": 1, "running": 1, "watching": 2}
+        },
         failed=[FailedCount("default", "", 1)],
         due=2,
         overdue=0,

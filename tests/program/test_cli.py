@@ -461,7 +461,7 @@ def test_bad_lines_are_named_and_the_rest_goes_on(archiver: Program, sqlite_url:
     archiver.write("runs.csv", "run_id,source\nr-1,\n..,\nr-2,elsewhere\nr-3,\n")
     done = archiver.call("track", "--from", "runs.csv", "--json")
     assert done.exit_code == 1
-    assert done.json() == {"new": 2, "known": 0, "bad_lines": 2}
+    assert done.json() == {"new": 2, "known": 0, "dropped": 0, "taken_back": 0, "bad_lines": 2}
     first, second = done.stderr.splitlines()
     assert first == "runs.csv:3: a run ID cannot be . or .."
     assert second.startswith("runs.csv:4: run r-2: source elsewhere is not configured")
@@ -616,7 +616,8 @@ def test_status_says_how_the_ledger_stands(archiver: Program) -> None:
     archiver.call("track", "r-4")
     found = archiver.call("status", "--json").json()
     assert found["by_state"] == {
-        "queued": 1, "running": 0, "watching": 0, "settled": 1, "retrying": 0, "failed": 1
+        "queued": 1, "running": 0, "watching": 0, "settled": 1, "retrying": 0, "failed": 1,
+        "dropped": 0,
     }  # fmt: skip
     assert (found["due"], found["leased"]) == (1, 0)
     assert [(each["new"], each["failed"], each["exit_code"]) for each in found["passes"]] == [
