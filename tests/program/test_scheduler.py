@@ -429,14 +429,10 @@ def test_the_job_says_what_happens_to_late_and_overlapping_passes(
 
 
 @pytest.fixture
-def missed() -> Iterator[dict[str, int]]:
+def missed() -> Callable[[], dict[str, int]]:
     """Return how many passes were counted since the test began, by way."""
     before = dict(prometheus.missed_passes)
-    for way in before:
-        prometheus.missed_passes[way] = 0
-    yield prometheus.missed_passes
-    for way, passes in before.items():
-        prometheus.missed_passes[way] = passes
+    return lambda: {way: passes - before[way] for way, passes in prometheus.missed_passes.items()}
 
 
 def submitted(*moments: datetime, code: int = EVENT_JOB_SUBMITTED) -> JobSubmissionEvent:
@@ -450,18 +446,18 @@ EVERY_MINUTE = Schedule(every=timedelta(minutes=1))
 def test_one_pass_that_makes_up_for_several_says_for_how_many(
     minutes: int,
     caught_up: int,
-    missed: dict[str, int],
+    missed: Callable[[], dict[str, int]],
     logged: Callable[[], list[dict[str, Any]]],
 ) -> None:
     listener = MissedPasses(make_trigger(EVERY_MINUTE))
     listener.hear(submitted(END))
     listener.hear(submitted(END + timedelta(minutes=minutes)))
-    assert missed["caught_up"] == caught_up
+    assert missed()["caught_up"] == caught_up
     assert [line["passes"] for line in logged()] == [caught_up] * (caught_up > 0)
 
 
 def test_passes_that_come_while_one_is_running_are_skipped(
-    missed: dict[str, int], logged: Callable[[], list[dict[str, Any]]]
+    missed: Callable[[], dict[str, int]], logged: Callable[[], list[dict[str, Any]]]
 ) -> None:
     listener = MissedPasses(make_trigger(EVERY_MINUTE))
     listener.hear(submitted(END))
@@ -469,17 +465,17 @@ def test_passes_that_come_while_one_is_running_are_skipped(
         moment = END + timedelta(minutes=minute)
         listener.hear(submitted(moment, code=EVENT_JOB_MAX_INSTANCES))
     listener.hear(submitted(END + timedelta(minutes=6)))
-    assert missed == {"missed": 0, "skipped": 5, "caught_up": 0}
+    assert missed() == {"missed": 0, "skipped": 5, "caught_up": 0}
     assert {line["reason"] for line in logged()} == {"the pass before is still running"}
 
 
 def test_a_pass_that_is_too_late_is_missed(
-    missed: dict[str, int], logged: Callable[[], list[dict[str, Any]]]
+    missed: Callable[[], dict[str, int]], logged: Callable[[], list[dict[str, Any]]]
 ) -> None:
     listener = MissedPasses(make_trigger(EVERY_MINUTE))
     listener.hear(submitted(END))
     listener.hear(JobExecutionEvent(EVENT_JOB_MISSED, "pass", "default", END))
-    assert missed == {"missed": 1, "skipped": 0, "caught_up": 0}
+    assert missed() == {"missed": 1, "skipped": 0, "caught_up": 0}
     [line] = events(logged(), "passes missed")
     assert line["scheduled_at"] == END.isoformat()
 
