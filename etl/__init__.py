@@ -1,9 +1,8 @@
 """result-archiver: keeps the results of Applitools Autonomous runs for good, in SQL.
 
-The rooms, from the outside in: `cli`, `scheduler`, `pipeline`, then `keeper`, `ledger`, `store`
-and `schema`, which have the database. On the other end of the `wire`, in a process of its own,
-`fetch_process`, `exchange`, `fetcher` and `client` have the network. Both know `normalize` and
-`payload`.
+The wings, from the outside in: `cli`; `ingest` (one pass) and the service; `archive` (answers into
+tables); `fetch`, `intake`, `export`, `telemetry`; `ledger` and `reports`; `derived`; `db`; below
+them `config`, `secrets`, and the pure `answers`. docs/ARCHITECTURE.md follows one run through them.
 """
 
 __version__ = "0.1.0"

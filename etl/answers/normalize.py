@@ -259,7 +259,7 @@ def _sum_counters(counters: Sequence[int]) -> int | None:
 def _sign_environments(environments: Iterable[EnvironmentRow]) -> str:
     """Return the sorted set of (os, browser, device, viewport) as JSON text.
 
-    Leaves out names, which the API can make up (METRICS, "What the API does not tell").
+    Leaves out names, which the API can make up.
     """
     identities = {
         encode_canonical(

@@ -117,7 +117,7 @@ def write_names(connection: Connection, batch: PayloadBatch) -> None:
 def lock_runs(connection: Connection, run_ids: Sequence[str]) -> None:
     """Lock the ledger rows of these runs until commit, so that nobody else stores their answers.
 
-    In the order of run IDs, like `ledger.held`; before test-identity and plan locks.
+    In the order of run IDs, like `leases.lock_held`; before test-identity and plan locks.
     """
     query = select(tracked_runs.c.run_id).where(tracked_runs.c.run_id.in_(run_ids))
     connection.execute(query.order_by(tracked_runs.c.run_id).with_for_update())

@@ -38,7 +38,10 @@ def track(
     again: bool,
     as_json: bool,
 ) -> int:
-    """Add runs to the ledger; the next ingest fetches them."""
+    """Add runs to the ledger; the next ingest fetches them.
+
+    The exit code is 1 if a list has bad lines.
+    """
     from etl.ingest import begin
     from etl.intake import arguments
 

@@ -22,7 +22,7 @@ from etl.secrets.masking import hide_password, mask_url_password
 HEAD = "0004"
 """The newest migration; a test compares it with `migrations/`. So Alembic loads only to migrate."""
 METRIC_VERSION = "1"
-"""Version of the rules of METRICS. To raise it takes a migration that deletes the stored one."""
+"""Version of the rules of docs/REPORTS.md; a migration that raises it deletes the stored one."""
 VERSION_TABLE = "result_archiver_version"
 
 _MIGRATION_LOCK = 0x72_65_73_75_6C_74  # "result": any number that all processes share

@@ -1,1 +1,1 @@
-"""Tables that follow from payloads, and the rules of METRICS."""
+"""Tables that follow from payloads, and the rules of docs/REPORTS.md."""

@@ -87,7 +87,7 @@ class FetchPool:
             self._news.notify()
 
     def give_up(self) -> None:
-        """End the threads, and wait no longer for requests under way."""
+        """Tell the threads to end, without waiting: they are daemons, and may hang in a request."""
         with self._lock:
             self._is_closed = True
             self._jobs.notify_all()

@@ -31,7 +31,7 @@ def end_pass(ingest: IngestContext, opened: OpenPass, *, is_interrupted: bool) -
 
 
 def fail_pass(ingest: IngestContext, opened: OpenPass, error: Exception) -> None:
-    """Close a pass that ended with an error."""
+    """Close a pass that ended with an error; the next pass refreshes what it has marked dirty."""
     opened.tally.exit_code = error.exit_code if isinstance(error, ArchiverError) else 1
     with suppress(DatabaseError):  # if that is the error, it is being raised already
         _close_pass(ingest, opened)

@@ -92,7 +92,7 @@ def _stop(fetching: Fetching, patience: Patience) -> None:
 
 
 def _begin(ingest: IngestContext, due: Mapping[str, int]) -> Begin:
-    """Return the first message of a pass."""
+    """Return the first message of a pass, without the settings of database and telemetry."""
     config, api = ingest.config, ingest.config.api
     limits = RequestLimits(
         api.connections,

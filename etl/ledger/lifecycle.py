@@ -134,7 +134,7 @@ def after_transient_error(
 
 
 def after_deferral(standing: Standing, failure: Failure, now: datetime) -> Standing:
-    """Return the standing after a failure of the API: no attempt of the run's own is counted."""
+    """Return the standing, retrying, after a failure of the API: no attempt is counted."""
     due_at = now + (failure.wait or timedelta(0))
     return Standing(State.RETRYING, due_at, standing.attempts, failure.reason, failure.message)
 

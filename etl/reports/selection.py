@@ -63,9 +63,9 @@ def _as_plan_runs(
     rows: Iterator[Any], variant: Variant, loader: "RosterLoader"
 ) -> Iterator[PlanRun]:
     while batch := list(islice(rows, BATCH_ROWS)):
-        book = loader.load(variant.names, batch)
+        cache = loader.load(variant.names, batch)
         for row in batch:
-            run = read_plan_run(row, book)
+            run = read_plan_run(row, cache)
             yield run if loader.has_labels else run._replace(commit=None)
 
 
@@ -81,17 +81,17 @@ class RosterLoader:
         self._namings = IdentityRules(connection, request.as_of)
         self._plan: Plan | None = None
         self._held: set[str] = set()
-        self._book = RosterCache(connection, IdentityRule())
+        self._cache = RosterCache(connection, IdentityRule())
 
     def load(self, plan: Plan, rows: Iterable[Any]) -> RosterCache:
-        """Return a book with the rosters of `rows`, which are of `plan`."""
+        """Return a cache with the rosters of `rows`, which are of `plan`."""
         wanted = {row.roster_id for row in rows}
         if plan != self._plan or len(self._held | wanted) > MOST_ROSTERS:
-            self._book = RosterCache(self._connection, self._namings.for_plan(plan))
+            self._cache = RosterCache(self._connection, self._namings.for_plan(plan))
             self._plan, self._held = plan, set()
         self._held |= wanted
-        self._book.load(wanted)
-        return self._book
+        self._cache.load(wanted)
+        return self._cache
 
 
 def can_use_stored(
@@ -217,7 +217,7 @@ def find_run(
     )
     for row in connection.execute(statement):
         plan = Plan(row.source, row.application, row.plan)
-        book = RosterLoader(connection, request).load(plan, [row])
+        cache = RosterLoader(connection, request).load(plan, [row])
         return FoundRun(
             row.run_id,
             row.variant_id,
@@ -225,6 +225,6 @@ def find_run(
             row.status,
             row.started_at,
             row.outcomes,
-            book[row.roster_id],
+            cache[row.roster_id],
         )
     return None
