@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from etl.archive.differences import BatchFindings, Difference
     from etl.cli.session import Session
+    from etl.config.settings import Reporting
     from etl.db.opening import Archive
 
     Tell = Callable[[BatchFindings], None]
@@ -69,7 +70,12 @@ def verify(session: "Session", *, as_json: bool) -> int:
 
     Each row that differs is named; the exit code is 1 then.
     """
-    found = _verify_all(session, _print_nothing if as_json else _print_all)
+    from etl.db.archive_settings import read_settings
+
+    with session.open_to_read() as archive:
+        with archive.reading() as connection:
+            derived_with = read_settings(connection).reporting
+        found = _verify_all(archive, derived_with, _print_nothing if as_json else _print_all)
     wrong = found.damage.count + found.differing.count
     if as_json:
         display.as_json(
@@ -102,25 +108,21 @@ def replay(session: "Session", *, dry_run: bool, as_json: bool) -> int:
 
     tell = _print_nothing if as_json else _print_wrong
     if dry_run:
-        _print_changes(_verify_all(session, tell), "would be changed", as_json=as_json)
+        with session.open_to_read() as archive:
+            found = _verify_all(archive, session.config.reporting, tell)
+        _print_changes(found, "would be changed", as_json=as_json)
         return 0
-    with session.open_to_write() as archive:
-        batches = replay_archive(
-            archive.engine, session.config.reporting_zone, session.config.rules
-        )
+    with session.open_to_rebuild() as archive:
+        batches = replay_archive(archive.engine, session.config.reporting)
         found = _work_through(archive, batches, tell)
     _print_changes(found, "changed", as_json=as_json)
     return 1 if found.damage.count else 0
 
 
-def _verify_all(session: "Session", tell: "Tell") -> _Totals:
+def _verify_all(archive: "Archive", derived_with: "Reporting", tell: "Tell") -> _Totals:
     from etl.archive.verify import verify_archive
 
-    with session.open_to_read() as archive:
-        batches = verify_archive(
-            archive.engine, session.config.reporting_zone, session.config.rules
-        )
-        return _work_through(archive, batches, tell)
+    return _work_through(archive, verify_archive(archive.engine, derived_with), tell)
 
 
 def _work_through(archive: "Archive", batches: "Iterable[BatchFindings]", tell: "Tell") -> _Totals:

@@ -12,7 +12,6 @@ from sqlalchemy import Engine, insert, select
 
 from etl.archive import identity
 from etl.archive.identity import ListedTest, Repeats, choose_key_kind, count_repeats
-from etl.config.settings import DEFAULT_RULES
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import identities, rosters, series
 from etl.derived import refresh
@@ -149,7 +148,7 @@ def test_counting_anew_that_was_interrupted_is_made_up_for(
     api.answers = runs_of([("id of a", "id of b")] * 12)
     store_all(engine, api)
     with refused_update(engine, RUN_IDS[6]), pytest.raises(DatabaseError, match="interrupted"):
-        identity.measure_changed(engine, AT, AT, UTC, DEFAULT_RULES)
+        identity.measure_changed(engine, AT, AT, UTC)
     assert measured(engine) == [("Shop", 21, 21, "id", False)]
     archiver.call("ingest", RUN_IDS[-1], "--refresh")  # which changes nothing
     assert measured(engine) == [("Shop", 21, 21, "id", True)]
