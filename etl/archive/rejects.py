@@ -180,12 +180,12 @@ def replay_rejects(
     marked as dirty: `replay_archive` or the next pass refreshes them.
     """
     applications: set[Application] = set()
-    for readable in find_readable(engine, config.reporting_zone, decoder):
+    for readable in find_readable(engine, config.reporting.zone, decoder):
         if _archive_reject(engine, readable, config.polling, now):
             answer = readable.answer
             applications.add(store.name_application(answer.source, answer.rows))
             yield readable
-    identity.measure_again(engine, applications, now, config.reporting_zone)
+    identity.measure_again(engine, applications, now, config.reporting.zone)
 
 
 def _archive_reject(
