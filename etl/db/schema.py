@@ -706,6 +706,7 @@ health = Table(
     "health",
     metadata,
     Column("pass_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("source", Key, primary_key=True),
     Column("measured_at", Timestamp, nullable=False),
     Column("open_runs", BigInteger, nullable=False),
     Column("open_tests", BigInteger, nullable=False),

@@ -286,6 +286,7 @@ def _create_rest() -> None:
     op.create_table(
         "health",
         sa.Column("pass_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("source", KEY, nullable=False),
         sa.Column("measured_at", TIMESTAMP, nullable=False),
         sa.Column("open_runs", sa.BigInteger(), nullable=False),
         sa.Column("open_tests", sa.BigInteger(), nullable=False),
@@ -296,7 +297,7 @@ def _create_rest() -> None:
         sa.Column("poll_gap_p95_ms", sa.BigInteger()),
         sa.Column("new_fields_7_days", sa.BigInteger(), nullable=False),
         sa.Column("last_success_at", TIMESTAMP),
-        sa.PrimaryKeyConstraint("pass_id", name="pk_health"),
+        sa.PrimaryKeyConstraint("pass_id", "source", name="pk_health"),
         sqlite_with_rowid=False,
     )
 
