@@ -209,6 +209,7 @@ def _create_aggregates() -> None:
         "daily_results",
         sa.Column("plan_id", KEY, nullable=False),
         sa.Column("day", DAY, nullable=False),
+        sa.Column("iso_date", KEY, nullable=False),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("application", sa.Text(), nullable=False),
         sa.Column("plan", sa.Text(), nullable=False),
@@ -227,6 +228,7 @@ def _create_aggregates() -> None:
         "weekly_results",
         sa.Column("plan_id", KEY, nullable=False),
         sa.Column("week_starts_on", DAY, nullable=False),
+        sa.Column("iso_date", KEY, nullable=False),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("application", sa.Text(), nullable=False),
         sa.Column("plan", sa.Text(), nullable=False),
@@ -306,6 +308,7 @@ def _create_dates() -> None:
     op.create_table(
         "dates",
         sa.Column("day", DAY, nullable=False),
+        sa.Column("iso_date", KEY, nullable=False),
         sa.Column("year", sa.BigInteger(), nullable=False),
         sa.Column("quarter", sa.BigInteger(), nullable=False),
         sa.Column("month", sa.BigInteger(), nullable=False),
@@ -332,7 +335,7 @@ def _fill_dates(bind: sa.Connection) -> None:
                 copy.write_row(_date_row(number, date.isoformat))
         return
     rows = [_date_row(number, _midnight) for number in range(first, last + 1)]
-    bind.exec_driver_sql("INSERT INTO dates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    bind.exec_driver_sql("INSERT INTO dates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _midnight(day: date) -> str:
@@ -347,6 +350,7 @@ def _date_row(number: int, as_text: Callable[[date], str]) -> tuple[str | int, .
     iso_year, iso_week, weekday = day.isocalendar()
     return (
         as_text(day),
+        day.isoformat(),
         year,
         (month + 2) // 3,
         month,
