@@ -160,6 +160,7 @@ def _read_run(
     status = _read_status(result, "result", "result", notes)
     started_at = _read_time(result.get("started_at"), "result.started_at", notes)
     duration_ms = _read_integer(result.get("duration"), "result.duration", notes)
+    started_on = _local_day(started_at, zone)
     is_over = status in FINAL_STATUSES or status == OPEN_STATUS
     return RunRow(
         result_id=_read_text(result.get("id"), "result.id", notes),
@@ -167,7 +168,8 @@ def _read_run(
         application=_read_text(result.get("application"), "result.application", notes),
         status=status,
         started_at=started_at,
-        started_on=_local_day(started_at, zone),
+        started_on=started_on,
+        iso_date=started_on.isoformat() if started_on else None,
         duration_ms=duration_ms,
         ended_at=_compute_end(started_at, duration_ms) if is_over else None,
         environment_count=len(environments),

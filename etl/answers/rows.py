@@ -19,6 +19,8 @@ class RunRow(NamedTuple):
     status: str | None
     started_at: datetime | None
     started_on: date | None
+    iso_date: str | None
+    """`started_on` as text, which SQL on SQLite can compare with a day."""
     duration_ms: int | None
     ended_at: datetime | None
     environment_count: int

@@ -72,6 +72,7 @@ def build_period_row(plan: Plan, period: Period) -> Row:
     return (
         plan.plan_id,
         period.first_day,
+        period.first_day.isoformat(),
         plan.source,
         plan.application,
         plan.plan,

@@ -36,7 +36,7 @@ from etl.files import ForeignFileError, write_whole
 from etl.reports import forms
 
 VIEWS = {
-    "archive_health": ("pass_id",),
+    "archive_health": ("pass_id", "source"),
     "archive_settings": ("name",),
     "calendar": ("day",),
     "daily_trend": ("plan_id", "day"),

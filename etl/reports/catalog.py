@@ -62,9 +62,10 @@ def run(connection: Connection, definition: Definition, request: ReportRequest) 
     columns, brief = definition.columns, definition.brief
     if SOURCE in columns:
         place = columns.index(SOURCE)
-        if len({row[place] for row in rows}) < 2:
+        sources = {row[place] for row in rows}
+        if len(sources) < 2:
             brief = tuple(name for name in brief if name != SOURCE.name)
-        if len(read_sources(connection, request.as_of)) < 2:
+        if len(sources.union(read_sources(connection, request.as_of))) < 2:
             columns = _without(columns, place)
             rows = [_without(row, place) for row in rows]
     shown = rows[: request.most_rows]

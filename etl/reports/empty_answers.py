@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, func, select
 from etl import display
 from etl.db.schema import labels, outcomes, plan_variants, series
 from etl.reports.forms import for_people
-from etl.reports.model import Filters, ReportRequest, ReportResult, Type
+from etl.reports.model import Filter, Filters, ReportRequest, ReportResult, Type
 from etl.reports.selection import (
     filter_conditions,
     read_sources,
@@ -27,9 +27,9 @@ LONGEST_NAME = 60
 def explain_empty(connection: Connection, results: Sequence[ReportResult]) -> str | None:
     """Return one line for people if `results`, which answer one request, have no row of a run.
 
-    None where they have rows. A report that takes no filter is of the archive, not of runs.
+    None where they have rows. A report that takes no names is of the archive, not of runs.
     """
-    of_runs = [result for result in results if result.definition.filters] or results
+    of_runs = [each for each in results if Filter.APPLICATION in each.definition.filters] or results
     if any(result.total for result in of_runs):
         return None
     first = of_runs[0]

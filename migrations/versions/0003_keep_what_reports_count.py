@@ -209,6 +209,7 @@ def _create_aggregates() -> None:
         "daily_results",
         sa.Column("plan_id", KEY, nullable=False),
         sa.Column("day", DAY, nullable=False),
+        sa.Column("iso_date", KEY, nullable=False),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("application", sa.Text(), nullable=False),
         sa.Column("plan", sa.Text(), nullable=False),
@@ -227,6 +228,7 @@ def _create_aggregates() -> None:
         "weekly_results",
         sa.Column("plan_id", KEY, nullable=False),
         sa.Column("week_starts_on", DAY, nullable=False),
+        sa.Column("iso_date", KEY, nullable=False),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("application", sa.Text(), nullable=False),
         sa.Column("plan", sa.Text(), nullable=False),
@@ -286,6 +288,7 @@ def _create_rest() -> None:
     op.create_table(
         "health",
         sa.Column("pass_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("source", KEY, nullable=False),
         sa.Column("measured_at", TIMESTAMP, nullable=False),
         sa.Column("open_runs", sa.BigInteger(), nullable=False),
         sa.Column("open_tests", sa.BigInteger(), nullable=False),
@@ -296,7 +299,7 @@ def _create_rest() -> None:
         sa.Column("poll_gap_p95_ms", sa.BigInteger()),
         sa.Column("new_fields_7_days", sa.BigInteger(), nullable=False),
         sa.Column("last_success_at", TIMESTAMP),
-        sa.PrimaryKeyConstraint("pass_id", name="pk_health"),
+        sa.PrimaryKeyConstraint("pass_id", "source", name="pk_health"),
         sqlite_with_rowid=False,
     )
 
@@ -305,6 +308,7 @@ def _create_dates() -> None:
     op.create_table(
         "dates",
         sa.Column("day", DAY, nullable=False),
+        sa.Column("iso_date", KEY, nullable=False),
         sa.Column("year", sa.BigInteger(), nullable=False),
         sa.Column("quarter", sa.BigInteger(), nullable=False),
         sa.Column("month", sa.BigInteger(), nullable=False),
@@ -331,7 +335,7 @@ def _fill_dates(bind: sa.Connection) -> None:
                 copy.write_row(_date_row(number, date.isoformat))
         return
     rows = [_date_row(number, _midnight) for number in range(first, last + 1)]
-    bind.exec_driver_sql("INSERT INTO dates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    bind.exec_driver_sql("INSERT INTO dates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _midnight(day: date) -> str:
@@ -346,6 +350,7 @@ def _date_row(number: int, as_text: Callable[[date], str]) -> tuple[str | int, .
     iso_year, iso_week, weekday = day.isocalendar()
     return (
         as_text(day),
+        day.isoformat(),
         year,
         (month + 2) // 3,
         month,

@@ -1,7 +1,9 @@
--- archive_health: one row per completed pass: the figures of the archive at its end. Read by:
--- operators of the archiver. Gaps are milliseconds; times are UTC. Killed passes are omitted.
+-- archive_health: one row per completed pass and account: its figures at the end of the pass. Read
+-- by: operators of the archiver. Gaps are milliseconds; times are UTC. Killed passes are omitted.
+-- new_fields_7_days and last_success_at are of all accounts: never sum them.
 CREATE VIEW {reporting}archive_health AS
-SELECT health.pass_id, health.measured_at, ingests.trigger, ingests.started_at, ingests.exit_code,
+SELECT health.pass_id, health.source, health.measured_at, ingests.trigger, ingests.started_at,
+       ingests.exit_code,
        health.open_runs, health.open_tests, health.oldest_open_at, health.never_fetched,
        health.failed, health.gone, health.poll_gap_p95_ms, health.new_fields_7_days,
        health.last_success_at

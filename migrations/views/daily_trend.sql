@@ -3,7 +3,7 @@
 -- rows, sum the counts and divide: never average rates. Days without a run have no row (join
 -- calendar); runs without started_at are omitted.
 CREATE VIEW {reporting}daily_trend AS
-SELECT results.day, results.source, results.application, results.plan,
+SELECT results.day, results.iso_date, results.source, results.application, results.plan,
        results.runs, results.tests,
        results.failed, results.passed, results.aborted,
        results.pending, results.unresolved, results.unknown,

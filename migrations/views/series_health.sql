@@ -4,7 +4,8 @@
 -- Times are UTC. Tests without a run with a known start are omitted.
 CREATE VIEW {reporting}series_health AS
 SELECT series.series_id, plan_variants.source, plan_variants.application, plan_variants.plan,
-       series.test, series.type, series.test_id, series.test_key, plan_variants.environment_signature,
+       series.test, series.type, series.test_id, series.test_key,
+       plan_variants.environment_signature,
        series.decided, series.failed, series.passed, series.aborted, series.pending,
        series.unresolved, series.pass_rate, series.pass_rate_strict, series.decided_share,
        series.pass_rate_low, series.pass_rate_high, series.flips, series.flip_rate, series.health,

@@ -3,7 +3,7 @@
 -- rows, sum the counts and divide: never average rates. Weeks without a run have no row (join
 -- calendar); runs without started_at are omitted.
 CREATE VIEW {reporting}weekly_trend AS
-SELECT results.week_starts_on, results.source, results.application, results.plan,
+SELECT results.week_starts_on, results.iso_date, results.source, results.application, results.plan,
        results.runs, results.tests,
        results.failed, results.passed, results.aborted,
        results.pending, results.unresolved, results.unknown,

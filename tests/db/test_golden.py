@@ -537,12 +537,13 @@ def test_over_a_day_and_a_week_counts_are_summed_and_rates_never_averaged(engine
     plan = {"source": "default", "application": "shop", "plan": "nightly"}
     days = {row["day"].day: rounded(row) for row in named_rows(engine, daily_results)}
     assert days == {
-        4: rounded(plan | {"day": date(2024, 3, 4)} | monday),
-        5: rounded(plan | {"day": date(2024, 3, 5)} | tuesday),
-        6: rounded(plan | {"day": date(2024, 3, 6)} | wednesday),
+        4: rounded(plan | {"day": date(2024, 3, 4), "iso_date": "2024-03-04"} | monday),
+        5: rounded(plan | {"day": date(2024, 3, 5), "iso_date": "2024-03-05"} | tuesday),
+        6: rounded(plan | {"day": date(2024, 3, 6), "iso_date": "2024-03-06"} | wednesday),
     }
     [row] = named_rows(engine, weekly_results)
-    assert rounded(row) == rounded(plan | {"week_starts_on": date(2024, 3, 4)} | week)
+    first_day = {"week_starts_on": date(2024, 3, 4), "iso_date": "2024-03-04"}
+    assert rounded(row) == rounded(plan | first_day | week)
 
 
 def test_counters_that_can_be_no_count_are_left_out(engine: Engine) -> None:

@@ -15,6 +15,7 @@ from etl.ledger import health, leases, tracking
 from etl.ledger.lifecycle import Standing, State
 from etl.ledger.tracking import Entry
 from etl.ledger.verdicts import Recorded
+from tests.support.histories import a_run, see
 from tests.support.looks import a_test, look
 
 NOW = datetime(2024, 3, 31, 12, 0, 0, 123000, UTC)
@@ -22,6 +23,7 @@ MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
 EMPTY = {
     "pass_id": 1,
+    "source": "default",
     "measured_at": NOW,
     "open_runs": 0,
     "open_tests": 0,
@@ -52,12 +54,19 @@ def a_pass(engine: Engine, at: datetime, exit_code: int) -> None:
 
 
 def measured(engine: Engine) -> dict[str, Any]:
-    """Return the row of the pass; made a second time, as after a commit whose answer was lost."""
+    """Return the row of the pass, of the only account."""
+    [row] = measured_by_account(engine).values()
+    return row
+
+
+def measured_by_account(engine: Engine) -> dict[str, dict[str, Any]]:
+    """Return the rows of the pass; made a second time, as after a commit whose answer was lost."""
     for _ in range(2):
         with writing(engine) as connection:
             health.record_health(connection, 1, NOW)
     with reading(engine) as connection:
-        return dict(connection.execute(select(schema.health)).mappings().one())
+        rows = connection.execute(select(schema.health)).mappings()
+        return {row["source"]: dict(row) for row in rows}
 
 
 def only(row: dict[str, Any], names: str) -> list[Any]:
@@ -96,6 +105,27 @@ def test_the_ledger_is_counted(engine: Engine) -> None:
         leases.record(connection, [Recorded(run_id, each, None) for run_id, each in known.items()])
         leases.mark_gone(connection, ["archived"], NOW)
     assert only(measured(engine), "never_fetched failed gone") == [2, 1, 1]
+
+
+def test_each_account_is_measured_by_itself(engine: Engine) -> None:
+    for minutes, source in enumerate(["eu", "us", "us"], start=1):
+        looks = {2 * DAY: "UU", DAY + minutes * MINUTE: "UU", DAY: "PU"}
+        for before, letters in looks.items():
+            run = a_run("2024-03-04T09:00:00Z", {"a": letters})
+            see(engine, NOW - before, {f"run-{minutes}": run}, source=source)
+    failed = Standing(State.FAILED, None, 5, Reason.NOT_FOUND, "not found")
+    with writing(engine) as connection:
+        tracking.track(connection, [Entry("queued", "asia", None, {})], NOW)
+        tracking.track(connection, [Entry("failed", "us", None, {})], NOW)
+        leases.record(connection, [Recorded("failed", failed, None)])
+        leases.mark_gone(connection, ["run-1"], NOW)
+    rows = measured_by_account(engine)
+    names = "open_runs never_fetched failed gone poll_gap_p95_ms"
+    assert {source: only(row, names) for source, row in rows.items()} == {
+        "asia": [0, 1, 0, 0, None],
+        "eu": [1, 0, 0, 1, 1 * 60_000],
+        "us": [2, 0, 1, 0, 3 * 60_000],
+    }
 
 
 def test_the_gap_between_looks_is_that_of_changes_that_were_seen(engine: Engine) -> None:

@@ -143,7 +143,12 @@ def note_health(engine: Engine, at: datetime) -> None:
         row = dict.fromkeys(["open_runs", "open_tests", "never_fetched", "failed", "gone"], pass_id)
         connection.execute(
             insert(health).values(
-                pass_id=pass_id, measured_at=at, new_fields_7_days=0, last_success_at=at, **row
+                pass_id=pass_id,
+                source="default",
+                measured_at=at,
+                new_fields_7_days=0,
+                last_success_at=at,
+                **row,
             )
         )
 

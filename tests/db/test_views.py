@@ -324,6 +324,46 @@ def test_trends_join_the_calendar(engine: Engine, view: str, column: str, first_
     }
 
 
+DAYS = {
+    "run_results": "started_on",
+    "test_results": "started_on",
+    "environment_results": "started_on",
+    "unresolved_backlog": "started_on",
+    "daily_trend": "day",
+    "weekly_trend": "week_starts_on",
+    "calendar": "day",
+}
+"""The views with a day, and its column."""
+
+
+@pytest.mark.parametrize("view", DAYS)
+def test_a_day_is_found_by_its_text_as_by_a_range(engine: Engine, view: str) -> None:
+    """On SQLite a day that is a midnight does not equal the text that people and tools write."""
+    for number in (3, 4, 5):
+        started_at = f"2024-03-{number:02}T09:00:00Z"
+        look(engine, f"run-{number}", after(0), a_test("cart", "unresolved"), started_at=started_at)
+    day = DAYS[view]
+    on_monday = f"{day} >= '2024-03-04' AND {day} < '2024-03-05'"
+    conditions = {
+        "iso_date = '2024-03-04'": on_monday,
+        "iso_date IN ('2024-03-04')": on_monday,
+        "iso_date BETWEEN '2024-03-03' AND '2024-03-04'": (
+            f"{day} >= '2024-03-03' AND {day} < '2024-03-05'"
+        ),
+        "iso_date <= '2024-03-04'": f"{day} < '2024-03-05'",
+    }
+    with reading(engine) as connection:
+        for by_text, by_range in conditions.items():
+            query = f"SELECT * FROM {prefix(connection)}{view} WHERE "
+            found, wanted = (
+                [dict(row) for row in connection.execute(text(query + condition)).mappings()]
+                for condition in (by_text, by_range)
+            )
+            assert found == wanted != [], by_text
+        dates = {str(row[day])[:10]: row["iso_date"] for row in select_all(connection, view)}
+    assert dates == {iso_date: iso_date for iso_date in dates}
+
+
 def test_a_plan_has_its_durations(watched: Engine) -> None:
     with reading(watched) as connection:
         [row] = select_all(connection, "run_durations")

@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from etl.config.settings import Reporting
 from etl.db import database
 from etl.reports import catalog
+from etl.reports.model import Filter
 from tests.support.histories import CHROME, SAFARI, a_run, derive_with, label, see
 from tests.support.program import Program, program
 
@@ -191,12 +192,12 @@ def test_words_are_those_of_the_moment(engine: Engine, archiver: Program) -> Non
             "durations --test login",
             (
                 "report durations: cannot be limited by --test; it takes --application, --from,"
-                " --label, --plan, --to"
+                " --label, --plan, --source, --to"
             ),
         ),
         (
             "health --from 2024-03-01",
-            "report health: cannot be limited by --from; it takes no filter",
+            "report health: cannot be limited by --from; it takes --source",
         ),
         ("trend --from yesterday", "--from yesterday: give a day or a time such as 2026-11-02"),
         ("trend --from 2024-03-02 --to 2024-03-01", "--from 2024-03-02: is not before --to"),
@@ -459,10 +460,12 @@ def test_each_form_without_rows_says_why(archiver: Program, form: str) -> None:
 
 @pytest.mark.parametrize("name", catalog.REPORTS)
 def test_each_report_says_why_it_has_no_rows(archiver: Program, name: str) -> None:
-    """A report that takes no filter covers the whole archive: it has none before the first pass."""
-    filters = ["--application=shp"] if catalog.REPORTS[name].filters else ["--as-of=2024-01-01"]
-    done = archiver.call("report", name, *filters)
-    reason = "no application is called 'shp'" if catalog.REPORTS[name].filters else "no run was"
+    """A report that takes no names covers the whole archive: it has none before the first pass."""
+    is_of_runs = Filter.APPLICATION in catalog.REPORTS[name].filters
+    done = archiver.call(
+        "report", name, "--application=shp" if is_of_runs else "--as-of=2024-01-01"
+    )
+    reason = "no application is called 'shp'" if is_of_runs else "no run was"
     assert done.stderr.startswith(f"no rows: {reason}")
 
 

@@ -309,6 +309,7 @@ def _periods(runs: Iterable[Run], name: str, first_day_of: Any) -> list[Numbers]
             {
                 **dict(zip(VARIANT, plan, strict=False)),
                 name: first_day,
+                "iso_date": f"{first_day:%Y-%m-%d}",
                 "runs": len(those),
                 "tests": len(tests),
                 **counts,

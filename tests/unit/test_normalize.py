@@ -78,6 +78,7 @@ def test_the_sample_gives_exactly_these_rows() -> None:
             status="failed",
             started_at=datetime(2023, 10, 24, 13, 0, 12, 463000, UTC),
             started_on=date(2023, 10, 24),
+            iso_date="2023-10-24",
             duration_ms=228669,
             ended_at=datetime(2023, 10, 24, 13, 4, 1, 132000, UTC),
             environment_count=3,
@@ -151,7 +152,7 @@ def test_the_sample_gives_exactly_these_rows() -> None:
 
 def test_an_empty_result_is_a_run_of_which_nothing_is_known() -> None:
     assert rows_of({}) == Rows(
-        RunRow(None, None, None, None, None, None, None, None, 0, 0, "[]", None),
+        RunRow(None, None, None, None, None, None, None, None, None, 0, 0, "[]", None),
         environments=[],
         tests=[],
         counts=[CountRow("run-1", 0, "run", None, None, None, None, None, None, None)],
