@@ -33,7 +33,8 @@ def drop(session: "Session", *, run_ids: tuple[str, ...], yes: bool, as_json: bo
         listed = [each._asdict() for each in contents]
         display.as_json({"runs": listed, "dropped": len(contents) if yes else 0})
     else:
-        _print_contents(contents)
+        for each in contents:
+            display.say(_describe(each))
     if not yes:
         display.note(f"{len(contents)} runs would be dropped for good; add --yes to drop them")
         return 2
@@ -54,16 +55,17 @@ def _list(session: "Session", run_ids: "Sequence[str]") -> "list[RunContent]":
 def _drop(session: "Session", run_ids: "Sequence[str]") -> "list[RunContent]":
     from etl.archive import identity
     from etl.archive.removal import drop_runs, read_contents
+    from etl.db.archive_settings import hold_settings
     from etl.derived import refresh
 
-    zone, rules = session.config.reporting_zone, session.config.rules
     with session.open_to_write() as archive:
         with archive.writing() as connection:
             contents = read_contents(connection, run_ids)
             _refuse_untracked(run_ids, contents)
-            drop_runs(connection, run_ids, session.now, zone, rules)
-        identity.apply_decisions(archive.engine, zone)
-        refresh.refresh_marked(archive.engine, rules)
+            derived_with = hold_settings(connection)
+            drop_runs(connection, run_ids, session.now, derived_with)
+        identity.apply_decisions(archive.engine, derived_with.zone)
+        refresh.refresh_marked(archive.engine, derived_with.rules)
     return contents
 
 
@@ -75,6 +77,9 @@ def _refuse_untracked(run_ids: "Sequence[str]", contents: "Sequence[RunContent]"
         raise UsageError(f"nothing was dropped: not tracked: {listed}", "correct the run IDs")
 
 
-def _print_contents(contents: "Sequence[RunContent]") -> None:
-    heads = [name.replace("_", " ") for name in contents[0]._fields]
-    display.table(heads, contents)
+def _describe(content: "RunContent") -> str:
+    """Return a run and the numbers of its rows."""
+    names = [content.source, content.state, content.application, content.plan]
+    shown = ", ".join(display.safe(name.strip()) for name in names if name)
+    numbers = [f"{number} {name}" for name, number in content.numbers.items() if number]
+    return f"run {display.safe(content.run_id)} ({shown}): {', '.join(numbers) or 'nothing else'}"
