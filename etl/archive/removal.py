@@ -5,14 +5,14 @@ in the ledger, which keeps run lists from bringing them back.
 """
 
 from collections.abc import Collection, Sequence
-from datetime import datetime, tzinfo
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, delete, exists, func, or_, select
 
 from etl.archive import identity, schema_drift
 from etl.archive.payload_batches import RUN_TABLES
-from etl.config.settings import Rules
+from etl.config.settings import Reporting
 from etl.db.schema import (
     among,
     durations,
@@ -48,11 +48,8 @@ class RunContent(NamedTuple):
     state: str
     application: str | None
     plan: str | None
-    tests: int
-    revisions: int
-    payloads: int
-    rejects: int
-    labels: int
+    numbers: dict[str, int]
+    """Of its rows, by table."""
 
 
 def read_contents(connection: Connection, run_ids: Sequence[str]) -> list[RunContent]:
@@ -69,10 +66,11 @@ def read_contents(connection: Connection, run_ids: Sequence[str]) -> list[RunCon
         .where(among(tracked_runs.c.run_id, run_ids))
         .order_by(tracked_runs.c.run_id)
     )
-    numbers = [_count_rows(connection, table, run_ids) for table in COUNTED_TABLES]
+    rows = connection.execute(query).all()
+    counted = {each.name: _count_rows(connection, each, run_ids) for each in COUNTED_TABLES}
     return [
-        RunContent(*row, *(each.get(row.run_id, 0) for each in numbers))
-        for row in connection.execute(query).all()
+        RunContent(*row, {name: each.get(row.run_id, 0) for name, each in counted.items()})
+        for row in rows
     ]
 
 
@@ -82,9 +80,11 @@ def _count_rows(connection: Connection, table: Table, run_ids: Sequence[str]) ->
 
 
 def drop_runs(
-    connection: Connection, run_ids: Sequence[str], now: datetime, zone: tzinfo, rules: Rules
+    connection: Connection, run_ids: Sequence[str], now: datetime, derived_with: Reporting
 ) -> None:
     """Delete all rows of runs, leave tombstones, and recompute the rows derived from them.
+
+    `derived_with` are the archive's settings, held by the caller (`hold_settings`).
 
     Where fewer runs change the test-identity rule of an application, `identity.apply_decisions`
     has to follow after the commit, as after a pass.
@@ -103,9 +103,9 @@ def drop_runs(
     for table in (rejects, labels, *reversed(RUN_TABLES), payloads):
         connection.execute(delete(table).where(among(table.c.run_id, run_ids)))
     tracking.leave_tombstones(connection, run_ids)
-    schema_drift.find_sightings_again(connection, sightings, zone)
+    schema_drift.find_sightings_again(connection, sightings, derived_with.zone)
     for plan_id in sorted(used.plan_ids):
-        computed = aggregates.compute_plan_rows(connection, plan_id, rules)
+        computed = aggregates.compute_plan_rows(connection, plan_id, derived_with.rules)
         aggregates.replace_plan_rows(connection, plan_id, computed)
     _delete_unused_names(connection, used)
     identity.measure_remaining(connection, used.applications, now)

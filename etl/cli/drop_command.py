@@ -33,7 +33,8 @@ def drop(session: "Session", *, run_ids: tuple[str, ...], yes: bool, as_json: bo
         listed = [each._asdict() for each in contents]
         display.as_json({"runs": listed, "dropped": len(contents) if yes else 0})
     else:
-        _print_contents(contents)
+        for each in contents:
+            display.say(_describe(each))
     if not yes:
         display.note(f"{len(contents)} runs would be dropped for good; add --yes to drop them")
         return 2
@@ -62,10 +63,9 @@ def _drop(session: "Session", run_ids: "Sequence[str]") -> "list[RunContent]":
             contents = read_contents(connection, run_ids)
             _refuse_untracked(run_ids, contents)
             derived_with = hold_settings(connection)
-            zone, rules = derived_with.zone, derived_with.rules
-            drop_runs(connection, run_ids, session.now, zone, rules)
-        identity.apply_decisions(archive.engine, zone)
-        refresh.refresh_marked(archive.engine)
+            drop_runs(connection, run_ids, session.now, derived_with)
+        identity.apply_decisions(archive.engine, derived_with.zone)
+        refresh.refresh_marked(archive.engine, derived_with.rules)
     return contents
 
 
@@ -77,6 +77,9 @@ def _refuse_untracked(run_ids: "Sequence[str]", contents: "Sequence[RunContent]"
         raise UsageError(f"nothing was dropped: not tracked: {listed}", "correct the run IDs")
 
 
-def _print_contents(contents: "Sequence[RunContent]") -> None:
-    heads = [name.replace("_", " ") for name in contents[0]._fields]
-    display.table(heads, contents)
+def _describe(content: "RunContent") -> str:
+    """Return a run and the numbers of its rows."""
+    names = [content.source, content.state, content.application, content.plan]
+    shown = ", ".join(display.safe(name.strip()) for name in names if name)
+    numbers = [f"{number} {name}" for name, number in content.numbers.items() if number]
+    return f"run {display.safe(content.run_id)} ({shown}): {', '.join(numbers) or 'nothing else'}"

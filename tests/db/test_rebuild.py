@@ -1319,11 +1319,11 @@ def test_whatever_the_api_sends_is_archived_or_kept_as_a_reject(
     }
     done = archiver.call("ingest", *bodies.keys() - refused)
     assert done.exit_code == 0
-    assert f"{len(bodies) - len(refused)} new" in done.stdout
+    assert f"{len(bodies) - len(refused)} new" in done.stderr
     for few in chunked(sorted(refused), NO_RESULTS - 1):  # with more the API would be down
         done = archiver.call("ingest", *few)
         assert done.exit_code == 1
-        assert f"{len(few)} rejected" in done.stdout
+        assert f"{len(few)} rejected" in done.stderr
     with opened(database_url) as engine, reading(engine) as connection:
         kept = dict(connection.execute(select(rejects.c.run_id, rejects.c.body)).all())
     assert kept == {run_id: bodies[run_id] for run_id in refused}

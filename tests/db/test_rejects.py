@@ -164,7 +164,7 @@ def test_replayed_rejects_give_the_archive_that_would_have_accepted_them(
 ) -> None:
     is_sqlite = engine.dialect.name == "sqlite"
 
-    @settings(max_examples=40 if is_sqlite else 12, deadline=None)
+    @settings(max_examples=25 if is_sqlite else 10, deadline=None)
     @given(st.fixed_dictionaries({run_id: seen_of(run_id) for run_id in ("a", "b")}))
     def holds(seen: dict[str, Seen]) -> None:
         live_through(engine, config, seen, cut=False)
