@@ -65,7 +65,7 @@ def _drop(session: "Session", run_ids: "Sequence[str]") -> "list[RunContent]":
             derived_with = hold_settings(connection)
             drop_runs(connection, run_ids, session.now, derived_with)
         identity.apply_decisions(archive.engine, derived_with.zone)
-        refresh.refresh_marked(archive.engine, derived_with.rules)
+        refresh.refresh_marked(archive.engine)
     return contents
 
 

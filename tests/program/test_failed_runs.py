@@ -6,8 +6,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from etl.answers.outcome import Reason
+from etl.db import database
 from tests.support.fake_api import NOT_FOUND, Answer, FakeApi, result
 from tests.support.program import Done, Program, program
 
@@ -213,3 +215,24 @@ def test_the_summary_is_data_only_with_json(archiver: Program) -> None:
     done = archiver.call("ingest", "--json")
     assert json.loads(done.stdout)["pass_id"] == 2
     assert done.stderr == ""
+
+
+def test_bi_tools_count_failed_runs_by_source_and_reason(
+    with_failures: Program, database_url: str
+) -> None:
+    """The view has no token and no message of the API."""
+    schema = "reporting." if database_url.startswith("postgresql") else ""
+    engine = database.connect(database_url)
+    by_reason = f"SELECT source, reason, count(*) FROM {schema}failed_runs GROUP BY 1, 2 ORDER BY 2"
+    with database.reading(engine) as connection:
+        counts = [tuple(row) for row in connection.execute(text(by_reason))]
+        columns = connection.execute(text(f"SELECT * FROM {schema}failed_runs")).keys()
+    assert counts == [("default", "denied", 1), ("default", "not_found", 2)]
+    assert list(columns) == [
+        "run_id", "source", "reason", "attempts", "first_tracked_at", "last_fetched_at",
+    ]  # fmt: skip
+    with_failures.call("retry", "--reason", "denied")
+    with database.reading(engine) as connection:
+        counts = [tuple(row) for row in connection.execute(text(by_reason))]
+    engine.dispose()
+    assert counts == [("default", "not_found", 2)]
