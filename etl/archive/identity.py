@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, Select, and_, delete, select, update
 
 from etl.archive.rekey import rekey_application
-from etl.config.settings import Rules
 from etl.db.bulk import upsert_into
 from etl.db.database import reading, writing
 from etl.db.schema import among, identities, outcomes, plan_variants, runs, tests
@@ -90,9 +89,7 @@ def choose_key_kind(repeats: Repeats, before: str) -> str:
     return "name" if share < CHANGING_SHARE else before
 
 
-def measure_changed(
-    engine: Engine, since: datetime, now: datetime, zone: tzinfo, rules: Rules
-) -> None:
+def measure_changed(engine: Engine, since: datetime, now: datetime, zone: tzinfo) -> None:
     """Measure the applications that changed `since` then, and refresh all dirty series.
 
     Decisions are valid from `now`: reports as of an earlier moment stay as they were.
@@ -101,7 +98,7 @@ def measure_changed(
         applications = _find_changed(connection, since)
     _measure_all(engine, applications, now)
     apply_decisions(engine, zone)
-    refresh.refresh_marked(engine, rules)
+    refresh.refresh_marked(engine)
 
 
 def measure_new(

@@ -5,9 +5,8 @@ since rows that agree are not touched.
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import tzinfo
 
-from sqlalchemy import Connection, Engine, delete, exists, select
+from sqlalchemy import Connection, Engine, delete, select
 
 from etl.archive.differences import BatchFindings
 from etl.archive.payload_batches import (
@@ -27,56 +26,44 @@ from etl.archive.verify import (
     read_names,
     read_plan_ids,
 )
-from etl.config.settings import Rules
-from etl.db import bulk
-from etl.db.database import reading, writing
-from etl.db.schema import IS_CURRENT, daily_results, outcomes, plan_variants, runs, tracked_runs
+from etl.config.settings import Reporting
+from etl.db import archive_settings, bulk
+from etl.db.database import writing
+from etl.db.schema import tracked_runs
 from etl.derived import aggregates
 from etl.derived.refresh import lock_plans
 
 
 def replay_archive(
-    engine: Engine, zone: tzinfo, rules: Rules, limits: BatchLimits = DEFAULT_LIMITS
+    engine: Engine, wanted: Reporting, limits: BatchLimits = DEFAULT_LIMITS
 ) -> Iterator[BatchFindings]:
     """Rebuild the runs that differ from their payloads, then the aggregates of each plan.
 
-    Yields the differences of each batch after its commit. Does not touch runs with damaged
-    payloads, nor rows without a payload.
+    All rows are derived with the settings `wanted`. If others are stored, or rows incomplete,
+    nothing else derives rows until the end. Yields the differences of each batch after its
+    commit. Does not touch runs with damaged payloads, nor rows without a payload.
+
+    Raises:
+        DatabaseError: another rebuild has begun, with other settings.
     """
+    archive_settings.begin_rebuild(engine, wanted)
     for run_ids in iterate_batches(engine, limits):
-        yield _repair_runs(engine, run_ids, zone)
+        yield _repair_runs(engine, run_ids, wanted)
     for plan_id in read_plan_ids(engine):
-        yield _repair_plan(engine, plan_id, rules)
+        yield _repair_plan(engine, plan_id, wanted)
+    archive_settings.end_rebuild(engine, wanted)
     yield find_loose_ends(engine)
 
 
-def has_underived_runs(engine: Engine) -> bool:
-    """Return whether runs have no outcomes, or plans no aggregates.
-
-    An archive from before those tables has such runs until a whole `replay_archive` is over.
-    """
-    has_outcome = exists().where(outcomes.c.run_id == runs.c.run_id)
-    plans_without_days = (
-        select(plan_variants.c.plan_id)
-        .join(outcomes, outcomes.c.variant_id == plan_variants.c.variant_id)
-        .where(IS_CURRENT, outcomes.c.started_on.is_not(None))
-        .where(plan_variants.c.plan_id.not_in(select(daily_results.c.plan_id)))
-    )
-    with reading(engine) as connection:
-        return any(
-            connection.execute(query.limit(1)).first()
-            for query in (select(runs.c.run_id).where(~has_outcome), plans_without_days)
-        )
-
-
-def _repair_runs(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> BatchFindings:
+def _repair_runs(engine: Engine, run_ids: Sequence[str], wanted: Reporting) -> BatchFindings:
     """Rebuild those runs that differ, in one transaction.
 
     Locks the runs (`lock_runs`), then the test-identity rules (`derive_batch_to_write`).
     """
     with writing(engine) as connection:
         lock_runs(connection, run_ids)
-        batch = derive_batch_to_write(connection, run_ids, zone)
+        archive_settings.require_rebuild(connection, wanted)
+        batch = derive_batch_to_write(connection, run_ids, wanted.zone)
         misnamed = compare_names(connection, batch)
         write_names(connection, batch)
         differing = compare_runs(connection, batch)
@@ -84,13 +71,14 @@ def _repair_runs(engine: Engine, run_ids: Sequence[str], zone: tzinfo) -> BatchF
     return BatchFindings(len(run_ids), batch.damage, [*differing, *misnamed], [])
 
 
-def _repair_plan(engine: Engine, plan_id: str, rules: Rules) -> BatchFindings:
+def _repair_plan(engine: Engine, plan_id: str, wanted: Reporting) -> BatchFindings:
     """Recompute the aggregates of a plan, if they differ or are dirty. Locks the plan."""
     with writing(engine) as connection:
         lock_plans(connection, [plan_id])
-        differing = compare_plan(connection, plan_id, rules)
+        archive_settings.require_rebuild(connection, wanted)
+        differing = compare_plan(connection, plan_id, wanted.rules)
         if differing or aggregates.read_dirty_variants(connection, plan_id):
-            computed = aggregates.compute_plan_rows(connection, plan_id, rules)
+            computed = aggregates.compute_plan_rows(connection, plan_id, wanted.rules)
             aggregates.replace_plan_rows(connection, plan_id, computed)
     return BatchFindings(0, [], differing, [])
 

@@ -1,7 +1,6 @@
 """Compare the archive with its payloads, and report every difference."""
 
 from collections.abc import Iterator, Sequence
-from datetime import tzinfo
 from itertools import groupby
 
 from sqlalchemy import Connection, Engine, Table, and_, func, select
@@ -27,7 +26,7 @@ from etl.archive.payload_batches import (
     iterate_batches,
     read_rows,
 )
-from etl.config.settings import Rules
+from etl.config.settings import Reporting, Rules
 from etl.db import bulk
 from etl.db.database import reading, snapshot
 from etl.db.schema import labels, payloads, rejects, tracked_runs
@@ -35,22 +34,23 @@ from etl.derived import aggregates
 
 
 def verify_archive(
-    engine: Engine, zone: tzinfo, rules: Rules, limits: BatchLimits = DEFAULT_LIMITS
+    engine: Engine, derived_with: Reporting, limits: BatchLimits = DEFAULT_LIMITS
 ) -> Iterator[BatchFindings]:
     """Check all runs, a batch at a time, then the aggregates of each plan, then loose ends.
 
-    Each check reads one snapshot, and takes no lock.
+    Rows are compared with those that the settings `derived_with` give. Each check reads one
+    snapshot, and takes no lock.
     """
     for run_ids in iterate_batches(engine, limits):
         with snapshot(engine) as connection:
-            batch = derive_batch(connection, run_ids, zone)
+            batch = derive_batch(connection, run_ids, derived_with.zone)
             differing = [*compare_runs(connection, batch), *compare_names(connection, batch)]
         mismatches = _find_mismatches(batch.rows["counts"])
         yield BatchFindings(len(run_ids), batch.damage, differing, mismatches)
     for plan_id in read_plan_ids(engine):
         with snapshot(engine) as connection:
             try:
-                differing = compare_plan(connection, plan_id, rules)
+                differing = compare_plan(connection, plan_id, derived_with.rules)
             except (ArithmeticError, LookupError, TypeError, ValueError, DataError):
                 # The damaged cell was reported with its run.
                 differing = [Difference("outcomes", "", f"plan_id {plan_id}", "cannot be counted")]

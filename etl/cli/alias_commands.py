@@ -42,12 +42,14 @@ def alias() -> None:
 @options.pass_session
 def add(session: "Session", /, *, old: str, new: str, **where: Any) -> int:
     """Count results under the old name as those of the new one."""
+    from etl.db.archive_settings import hold_settings
     from etl.derived import aliases
 
     with session.open_to_write() as archive, archive.writing() as connection:
         renaming = aliases.Alias(*_choose_plan(connection, session, **where), old, new)
         doubt = aliases.describe_doubt(connection, renaming)
-        aliases.add_alias(connection, renaming, session.now, session.config.rules)
+        rules = hold_settings(connection).rules
+        aliases.add_alias(connection, renaming, session.now, rules)
     display.note(f"{old} counts as {new} now")
     if doubt:
         display.note(doubt)
@@ -62,11 +64,13 @@ def add(session: "Session", /, *, old: str, new: str, **where: Any) -> int:
 @options.pass_session
 def remove(session: "Session", /, *, old: str, **where: Any) -> int:
     """Count the old name by itself again."""
+    from etl.db.archive_settings import hold_settings
     from etl.derived import aliases
 
     with session.open_to_write() as archive, archive.writing() as connection:
         renaming = aliases.Alias(*_choose_plan(connection, session, **where), old, "")
-        aliases.remove_alias(connection, renaming, session.now, session.config.rules)
+        rules = hold_settings(connection).rules
+        aliases.remove_alias(connection, renaming, session.now, rules)
     display.note(f"{old} counts by itself again")
     return 0
 

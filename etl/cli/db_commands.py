@@ -24,16 +24,16 @@ def upgrade(session: "Session") -> int:
     Then derive the tables that reports need from the archived answers. An interrupted upgrade
     goes on.
     """
-    from etl.archive.replay import has_underived_runs, replay_archive
-    from etl.db import database
+    from etl.archive.replay import replay_archive
+    from etl.db import archive_settings, database
 
     with session.open_to_migrate() as archive:
         database.upgrade(archive.engine, session.config.to_store)
-        if has_underived_runs(archive.engine):
-            display.note("counting what reports need from the archived answers")
-            for _ in replay_archive(
-                archive.engine, session.config.reporting_zone, session.config.rules
-            ):
+        if not database.is_complete(archive.engine):
+            display.note("deriving the rows that reports need from the archived answers")
+            with archive.reading() as connection:
+                stored = archive_settings.read_settings_of_rebuild(connection)
+            for _ in replay_archive(archive.engine, stored.reporting):
                 pass
         display.note(f"{database.shown_url(archive.engine)}: at revision {database.HEAD}")
     return 0

@@ -54,16 +54,17 @@ def _list(session: "Session", run_ids: "Sequence[str]") -> "list[RunContent]":
 def _drop(session: "Session", run_ids: "Sequence[str]") -> "list[RunContent]":
     from etl.archive import identity
     from etl.archive.removal import drop_runs, read_contents
+    from etl.db.archive_settings import hold_settings
     from etl.derived import refresh
 
-    zone, rules = session.config.reporting_zone, session.config.rules
     with session.open_to_write() as archive:
         with archive.writing() as connection:
             contents = read_contents(connection, run_ids)
             _refuse_untracked(run_ids, contents)
-            drop_runs(connection, run_ids, session.now, zone, rules)
-        identity.apply_decisions(archive.engine, zone)
-        refresh.refresh_marked(archive.engine, rules)
+            reporting = hold_settings(connection)
+            drop_runs(connection, run_ids, session.now, reporting.zone, reporting.rules)
+        identity.apply_decisions(archive.engine, reporting.zone)
+        refresh.refresh_marked(archive.engine)
     return contents
 
 

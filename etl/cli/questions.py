@@ -11,7 +11,8 @@ from sqlalchemy import Connection, select
 from etl import display
 from etl.cli.run_facts import TAKE_BACK
 from etl.cli.session import Session
-from etl.config.settings import Config
+from etl.config.settings import Config, Reporting
+from etl.db.archive_settings import find_differences, read_settings
 from etl.db.schema import outcomes, plan_variants, to_milliseconds, tracked_runs
 from etl.errors import UsageError
 from etl.intake.arguments import read_labels
@@ -40,10 +41,18 @@ class Question(NamedTuple):
 
 @contextmanager
 def asking(session: Session, question: Question) -> Iterator[tuple[Connection, ReportRequest]]:
-    """Open the archive, and give a connection that reads one state of it. Raises UsageError."""
-    request = as_request(question, session)
+    """Open the archive, and give a connection that reads one state of it. Raises UsageError.
+
+    Days, windows and thresholds are those of the archive's derived rows; notes say which settings
+    of the configuration differ.
+    """
     with session.open_to_read() as archive, archive.snapshot() as connection:
+        stored = read_settings(connection)
+        request = as_request(question, session.now, stored.reporting)
         require_source(connection, session.config, request.filters.source)
+        configured, dialect = session.config.to_store, archive.engine.dialect.name
+        for difference in find_differences(stored, configured, dialect):
+            display.note(str(difference))
         yield connection, request
 
 
@@ -78,11 +87,11 @@ def require_one_source(connection: Connection, filters: Filters) -> str | None:
     return sources[0] if sources else None
 
 
-def as_request(question: Question, session: Session) -> ReportRequest:
+def as_request(question: Question, now: datetime, reporting: Reporting) -> ReportRequest:
     """Check the filters, and read their times. Raises UsageError."""
-    zone = session.config.reporting_zone
+    zone = reporting.zone
     as_of = _moment("--as-of", question.as_of, zone, is_end=True)
-    if as_of and as_of > session.now:
+    if as_of and as_of > now:
         raise UsageError(f"--as-of {question.as_of}: is not over yet ({zone.key})")
     source, application, plan, test = (each and each.strip() for each in question[:4])
     filters = Filters(
@@ -96,9 +105,7 @@ def as_request(question: Question, session: Session) -> ReportRequest:
     )
     if filters.since and filters.until and filters.since >= filters.until:
         raise UsageError(f"--from {question.since}: is not before --to {question.until}")
-    return ReportRequest(
-        as_of or session.now, session.config.rules, zone, filters, as_of, question.rows or None
-    )
+    return ReportRequest(as_of or now, reporting.rules, zone, filters, as_of, question.rows or None)
 
 
 def _moment(option: str, text: str | None, zone: ZoneInfo, *, is_end: bool) -> datetime | None:

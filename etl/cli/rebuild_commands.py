@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from etl.archive.differences import BatchFindings, Difference
     from etl.archive.rejects import ReadableReject
     from etl.cli.session import Session
+    from etl.config.settings import Reporting
     from etl.db.opening import Archive
 
     Tell = Callable[[BatchFindings], None]
@@ -70,7 +71,12 @@ def verify(session: "Session", *, as_json: bool) -> int:
 
     Each row that differs is named; the exit code is 1 then.
     """
-    found = _verify_all(session, _print_nothing if as_json else _print_all)
+    from etl.db.archive_settings import read_settings
+
+    with session.open_to_read() as archive:
+        with archive.reading() as connection:
+            derived_with = read_settings(connection).reporting
+        found = _verify_all(archive, derived_with, _print_nothing if as_json else _print_all)
     wrong = found.damage.count + found.differing.count
     if as_json:
         display.as_json(
@@ -102,19 +108,22 @@ def replay(session: "Session", *, dry_run: bool, as_json: bool) -> int:
     """
     from etl.archive.rejects import find_readable, replay_rejects
     from etl.archive.replay import replay_archive
+    from etl.db.archive_settings import begin_rebuild
 
     tell = _print_nothing if as_json else _print_wrong
-    zone = session.config.reporting_zone
+    reporting = session.config.reporting
     if dry_run:
         with session.open_to_read() as archive:
-            readable = find_readable(archive.engine, zone)
+            readable = find_readable(archive.engine, reporting.zone)
             accepted = _count_rejects(readable, "would be archived", tell)
-        _print_changes(_verify_all(session, tell), accepted, "would be ", as_json=as_json)
+            found = _verify_all(archive, reporting, tell)
+        _print_changes(found, accepted, "would be ", as_json=as_json)
         return 0
-    with session.open_to_write() as archive:
+    with session.open_to_rebuild() as archive:
+        begin_rebuild(archive.engine, reporting)
         readable = replay_rejects(archive.engine, session.config, session.now)
         accepted = _count_rejects(readable, "archived", tell)
-        batches = replay_archive(archive.engine, zone, session.config.rules)
+        batches = replay_archive(archive.engine, reporting)
         found = _work_through(archive, batches, tell)
     _print_changes(found, accepted, "", as_json=as_json)
     return 1 if found.damage.count else 0
@@ -134,14 +143,10 @@ def _count_rejects(
     return accepted
 
 
-def _verify_all(session: "Session", tell: "Tell") -> _Totals:
+def _verify_all(archive: "Archive", derived_with: "Reporting", tell: "Tell") -> _Totals:
     from etl.archive.verify import verify_archive
 
-    with session.open_to_read() as archive:
-        batches = verify_archive(
-            archive.engine, session.config.reporting_zone, session.config.rules
-        )
-        return _work_through(archive, batches, tell)
+    return _work_through(archive, verify_archive(archive.engine, derived_with), tell)
 
 
 def _work_through(archive: "Archive", batches: "Iterable[BatchFindings]", tell: "Tell") -> _Totals:

@@ -46,6 +46,10 @@ class Session(NamedTuple):
         """Open the archive. Raises DatabaseError if there is none."""
         return opening.open_to_write(self.config.database.url)
 
+    def open_to_rebuild(self) -> AbstractContextManager[Archive]:
+        """Open the archive, whose derived rows may be incomplete. Raises DatabaseError."""
+        return opening.open_to_rebuild(self.config.database.url)
+
     def open_or_create(self) -> AbstractContextManager[Archive]:
         """Open the archive, a new one if need be. Raises DatabaseError."""
         return opening.open_or_create(self.config.database.url, self.config.to_store)

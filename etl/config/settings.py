@@ -175,16 +175,6 @@ class Config(Struct, frozen=True):
     log: Log = Log()
 
     @property
-    def reporting_zone(self) -> ZoneInfo:
-        """The time zone of the days in `runs.started_on`."""
-        return self.reporting.zone
-
-    @property
-    def rules(self) -> Rules:
-        """The windows and flaky thresholds."""
-        return self.reporting.rules
-
-    @property
     def to_store(self) -> StoredSettings:
         """The settings that a new archive keeps."""
         return StoredSettings(self.reporting, self.database.reporting_schema)

@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import asdict
 from sqlalchemy import Connection, Engine, select, text
 
-from etl.config.settings import Reporting, StoredSettings
+from etl.config.settings import DEFAULT_TO_STORE, Reporting, StoredSettings
 from etl.db import bulk
 from etl.db.database import METRIC_VERSION, describe_incomplete, shown_url, writing
 from etl.db.schema import archive_settings, payloads
@@ -68,11 +68,20 @@ def read_settings(connection: Connection) -> StoredSettings:
     """Return the settings of all derived rows.
 
     Raises:
-        DatabaseError: the rows are being derived, or a setting is damaged.
+        DatabaseError: the rows are incomplete, or a setting is damaged.
+    """
+    if _read_rows(connection).get(METRICS) != METRIC_VERSION:
+        raise describe_incomplete(connection.engine)
+    return read_settings_of_rebuild(connection)
+
+
+def read_settings_of_rebuild(connection: Connection) -> StoredSettings:
+    """Return the settings that rows are derived with, although some may not have been yet.
+
+    Raises:
+        DatabaseError: a setting is damaged.
     """
     rows = _read_rows(connection)
-    if rows.get(METRICS) != METRIC_VERSION:
-        raise describe_incomplete(connection.engine)
     given = {
         name.removeprefix(REPORTING): value
         for name, value in rows.items()
@@ -86,7 +95,7 @@ def read_settings(connection: Connection) -> StoredSettings:
             f"{shown_url(connection.engine)}: a row of archive_settings is damaged: {error}",
             "`result-archiver replay` writes it from the configuration",
         ) from None
-    return StoredSettings(reporting, rows.get(REPORTING_SCHEMA, StoredSettings().reporting_schema))
+    return StoredSettings(reporting, rows.get(REPORTING_SCHEMA, DEFAULT_TO_STORE.reporting_schema))
 
 
 def hold_settings(connection: Connection) -> Reporting:
@@ -96,29 +105,40 @@ def hold_settings(connection: Connection) -> Reporting:
     other lock, so the place in the lock order does not matter.
 
     Raises:
-        DatabaseError: the rows are being derived by a rebuild, or a setting is damaged.
+        DatabaseError: a rebuild has begun and is not complete, or a setting is damaged.
     """
     _lock(connection, "pg_advisory_xact_lock_shared")
     return read_settings(connection).reporting
 
 
-def refuse_other_settings(connection: Connection, derived_with: Reporting) -> None:
-    """Refuse to write rows that were derived with other settings than the stored ones.
-
-    Locks as `hold_settings` does.
+def require_settings(connection: Connection, derived_with: Reporting) -> None:
+    """Check that derived rows can be written, and hold the settings as `hold_settings` does.
 
     Raises:
-        DatabaseError: a rebuild has begun since.
+        DatabaseError: a rebuild has begun, or has changed the settings since they were read.
+    """
+    if hold_settings(connection) != derived_with:
+        raise _describe_change(connection)
+
+
+def require_rebuild(connection: Connection, derived_with: Reporting) -> None:
+    """Check that a rebuild can write rows, and hold the settings as `hold_settings` does.
+
+    Raises:
+        DatabaseError: another rebuild has begun, with other settings.
     """
     _lock(connection, "pg_advisory_xact_lock_shared")
-    stored = _read_rows(connection)
-    if any(stored.get(name) != value for name, value in _list_values(derived_with)):
-        raise DatabaseError(
-            f"{shown_url(connection.engine)}: the settings of its derived rows have changed"
-            " meanwhile",
-            "run the command again; what is due stays due",
-            Fault.BEHIND,
-        )
+    if read_settings_of_rebuild(connection).reporting != derived_with:
+        raise _describe_change(connection)
+
+
+def _describe_change(connection: Connection) -> DatabaseError:
+    return DatabaseError(
+        f"{shown_url(connection.engine)}: a replay has changed the settings of its derived rows"
+        " meanwhile",
+        "run the command again; what is due stays due",
+        Fault.BEHIND,
+    )
 
 
 def find_differences(
@@ -151,7 +171,7 @@ def begin_rebuild(engine: Engine, wanted: Reporting) -> None:
 def end_rebuild(engine: Engine, derived_with: Reporting) -> None:
     """Mark the derived rows as complete. Raises DatabaseError if their settings changed."""
     with writing(engine) as connection:
-        refuse_other_settings(connection, derived_with)
+        require_rebuild(connection, derived_with)
         _write(connection, {METRICS: METRIC_VERSION})
 
 

@@ -262,9 +262,22 @@ def has_archive(engine: Engine) -> bool:
     """Tell whether the database has an archive; creates no file to find out.
 
     Raises:
-        DatabaseError: the database cannot be used, or its tables are of another revision.
+        DatabaseError: the database cannot be used, its tables are of another revision, or its
+            derived rows are incomplete.
     """
-    return exists(engine) and _is_current(engine)
+    if not _has_tables(engine):
+        return False
+    if not is_complete(engine):
+        raise describe_incomplete(engine)
+    return True
+
+
+def _has_tables(engine: Engine) -> bool:
+    """Tell tables at `HEAD` from no tables. Raises DatabaseError for any other revision."""
+    revision = current_revision(engine) if exists(engine) else None
+    if revision not in {None, HEAD}:
+        raise _mismatch(engine, str(revision))
+    return revision is not None
 
 
 def exists(engine: Engine) -> bool:
@@ -277,9 +290,19 @@ def require_archive(engine: Engine) -> None:
     """Check that the database has an archive.
 
     Raises:
+        DatabaseError: there is none, or `has_archive` does.
+    """
+    require_tables(engine)
+    has_archive(engine)
+
+
+def require_tables(engine: Engine) -> None:
+    """Check that the database has an archive, whose derived rows may be incomplete.
+
+    Raises:
         DatabaseError: there is none, or its tables are of another revision.
     """
-    if not has_archive(engine):
+    if not _has_tables(engine):
         raise DatabaseError(
             f"{shown_url(engine)}: has no archive yet",
             "`result-archiver ingest` makes one",
@@ -297,27 +320,11 @@ def prepare(engine: Engine, settings: StoredSettings = DEFAULT_TO_STORE) -> None
         upgrade(engine, settings)
 
 
-def _is_current(engine: Engine) -> bool:
-    """Tell a complete archive at `HEAD` from no archive. Raises DatabaseError for any other."""
-    with reading(engine) as connection:
-        revision = read_revision(connection)
-        if revision not in {None, HEAD}:
-            raise _mismatch(engine, str(revision))
-        if revision and _read_metric_version(connection) != METRIC_VERSION:
-            raise describe_incomplete(engine)
-    return revision is not None
-
-
-def _read_metric_version(connection: Connection) -> str | None:
-    query = text("SELECT value FROM archive_settings WHERE name = 'metric_version'")
-    version: str | None = connection.scalar(query)
-    return version
-
-
 def is_complete(engine: Engine) -> bool:
     """Return whether the derived rows of an archive at `HEAD` are complete."""
+    query = text("SELECT value FROM archive_settings WHERE name = 'metric_version'")
     with reading(engine) as connection:
-        return _read_metric_version(connection) == METRIC_VERSION
+        return bool(connection.scalar(query) == METRIC_VERSION)
 
 
 def describe_incomplete(engine: Engine) -> DatabaseError:

@@ -49,6 +49,14 @@ def open_to_write(url: str) -> Iterator[Archive]:
 
 
 @contextmanager
+def open_to_rebuild(url: str) -> Iterator[Archive]:
+    """Open an archive whose derived rows may be incomplete."""
+    with open_to_migrate(url) as archive:
+        database.require_tables(archive.engine)
+        yield archive
+
+
+@contextmanager
 def open_or_create(url: str, settings: StoredSettings = DEFAULT_TO_STORE) -> Iterator[Archive]:
     """Open an archive whose tables are current; create them in a new database."""
     with open_to_migrate(url) as archive:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, Table, and_, delete, exists, or_, sel
 from etl.answers.rows import Row
 from etl.config.settings import Rules
 from etl.db import bulk
+from etl.db.archive_settings import hold_settings
 from etl.db.database import writing
 from etl.db.schema import (
     IS_CURRENT,
@@ -144,12 +145,12 @@ def _select_marked(
             yield _VariantScope(variant_id, cache, keys)
 
 
-def refresh_marked(engine: Engine, rules: Rules) -> None:
+def refresh_marked(engine: Engine) -> None:
     """Refresh all dirty series and durations, whichever pass marked them."""
     is_more = True
     while is_more:
         with writing(engine) as connection:
-            is_more = refresh_some(connection, rules)
+            is_more = refresh_some(connection, hold_settings(connection).rules)
 
 
 def mark_plan_dirty(connection: Connection, plan_id: str) -> None:

@@ -100,7 +100,7 @@ class RunFetcher:
         self._clients = Clients(config, now)
         self._normalize = normalizer
         self._vault = TokenVault(config.security.token_key_file)
-        self._zone = config.reporting_zone
+        self._zone = config.reporting.zone
         self._now = now
         self._decoding = threading.Lock()
 

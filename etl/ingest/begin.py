@@ -6,9 +6,10 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import NamedTuple
 
+from msgspec.structs import replace
 from sqlalchemy import Connection, insert, select, update
 
-from etl.db import database
+from etl.db import archive_settings, database
 from etl.db.database import writing
 from etl.db.schema import ingests
 from etl.derived import refresh
@@ -153,7 +154,7 @@ def _track_batch(
     plans = refresh.find_recommitted_plans(connection, commits)
     added = tracking.track(connection, entries, ingest.now())
     then(connection, [entry.run_id for entry in entries])
-    refresh.refresh_plans(connection, plans, ingest.config.rules)
+    refresh.refresh_plans(connection, plans, archive_settings.hold_settings(connection).rules)
     return added
 
 
@@ -167,6 +168,23 @@ def _warn_of_missing_tokens(ingest: IngestContext, without_token: Counter[str]) 
             source=source,
             runs=without_token[source],
         )
+
+
+def adopt_settings(ingest: IngestContext) -> IngestContext:
+    """Return the context with the settings of the archive's derived rows; warn of differences."""
+    with database.reading(ingest.engine) as connection:
+        stored = archive_settings.read_settings(connection)
+    for each in archive_settings.find_differences(
+        stored, ingest.config.to_store, ingest.engine.dialect.name
+    ):
+        log.warning(
+            "a setting differs from the archive's, which this pass uses",
+            setting=each.name,
+            configured=each.configured,
+            stored=each.stored,
+            remedy=each.remedy,
+        )
+    return ingest._replace(config=replace(ingest.config, reporting=stored.reporting))
 
 
 def open_pass(ingest: IngestContext, trigger: str) -> OpenPass:

@@ -26,6 +26,7 @@ from etl.answers.outcome import (
 from etl.archive import identity, rejects, store
 from etl.archive.store import StoredAnswer
 from etl.db import database
+from etl.db.archive_settings import require_settings
 from etl.db.database import writing
 from etl.derived import refresh
 from etl.derived.plans import Application
@@ -92,6 +93,7 @@ class BatchStore:
         run_ids = [outcome.run_id for outcome in outcomes]
         claims = {claim.run_id: claim for claim in self._held.claims_of(run_ids)}
         with writing(self._ingest.engine) as connection:
+            require_settings(connection, self._ingest.config.reporting)
             held = leases.lock_held(connection, self._held.owner, run_ids)
             ours = [outcome for outcome in outcomes if outcome.run_id in held]
             answers = [each for each in ours if isinstance(each, Answer)]
@@ -211,13 +213,13 @@ class Commits:
     def _commit(self, batch: FetchedBatch) -> None:
         outcomes = batch.outcomes()
         if self._is_refresh_due():
-            self._patience.run(partial(refresh_marked, self._ingest))
+            self._patience.run(partial(refresh.refresh_marked, self._ingest.engine))
         committed = self._patience.run(partial(self._batches.commit, outcomes))
         self._report(outcomes)
         for each in committed:
             self._count(each)
             if each.applications:
-                now, zone = self._ingest.now(), self._ingest.config.reporting_zone
+                now, zone = self._ingest.now(), self._ingest.config.reporting.zone
                 measure = partial(identity.measure_new, self._ingest.engine, each.applications)
                 self._patience.run(partial(measure, now, zone))
         batch.done()
@@ -239,11 +241,6 @@ class Commits:
         for outcome in outcomes:
             if isinstance(outcome, Postponed | Reject) and outcome.traceback:
                 log.error("internal error", run_id=outcome.run_id, exception=outcome.traceback)
-
-
-def refresh_marked(ingest: IngestContext) -> None:
-    """Recompute the series and durations that this pass or another one has marked."""
-    refresh.refresh_marked(ingest.engine, ingest.config.rules)
 
 
 def _log_end(end: RunEnd) -> None:

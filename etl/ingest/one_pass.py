@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from etl.errors import OutOfFilesError, is_out_of_files
-from etl.ingest.begin import OpenPass, open_pass, track
+from etl.ingest.begin import OpenPass, adopt_settings, open_pass, track
 from etl.ingest.context import IngestContext, PassHooks
 from etl.ingest.end import end_pass, fail_pass
 from etl.ingest.tally import Tally, exit_code
@@ -44,6 +44,7 @@ def _run_pass(ingest: IngestContext, order: PassOrder, hooks: PassHooks) -> Tall
         opened = open_pass(ingest, order.trigger)
         bind_context(pass_id=opened.tally.pass_id)
         bad_lines = order.bad_lines + watched.bad_lines
+        ingest = adopt_settings(ingest)
         _work_or_fail(ingest, opened, hooks)
         stopped_by = hooks.interrupt.signal
         opened.tally.exit_code = exit_code(opened.tally, stopped_by, bad_lines)

@@ -17,7 +17,7 @@ from etl.archive import identity
 from etl.archive.rejects import keep_rejects
 from etl.archive.removal import drop_runs
 from etl.archive.verify import verify_archive
-from etl.config.settings import DEFAULT_RULES
+from etl.config.settings import DEFAULT_RULES, Reporting
 from etl.db import schema
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import tracked_runs
@@ -45,11 +45,11 @@ def drop(engine: Engine, *run_ids: str) -> None:
     with writing(engine) as connection:
         drop_runs(connection, run_ids, NOW, UTC, DEFAULT_RULES)
     identity.apply_decisions(engine, UTC)
-    refresh.refresh_marked(engine, DEFAULT_RULES)
+    refresh.refresh_marked(engine)
 
 
 def measure(engine: Engine, now: datetime) -> None:
-    identity.measure_changed(engine, START, now, UTC, DEFAULT_RULES)
+    identity.measure_changed(engine, START, now, UTC)
 
 
 def everything(engine: Engine) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def everything(engine: Engine) -> dict[str, Any]:
 
 
 def wrong(engine: Engine) -> list[Any]:
-    batches = verify_archive(engine, UTC, DEFAULT_RULES)
+    batches = verify_archive(engine, Reporting())
     return [each for batch in batches for each in (*batch.damage, *batch.differing)]
 
 
@@ -294,7 +294,7 @@ def test_a_run_of_the_same_plan_can_be_stored_meanwhile(on_postgresql: Engine) -
     live_through(on_postgresql, [{"a": nightly("a", 1)}], ["a", "b"])
     with on_postgresql.connect() as storing:
         waits(on_postgresql, storing, seen, "a")
-    refresh.refresh_marked(on_postgresql, DEFAULT_RULES)
+    refresh.refresh_marked(on_postgresql)
     assert everything(on_postgresql) == wanted
     assert wrong(on_postgresql) == []
 
@@ -325,7 +325,7 @@ def test_a_list_of_tests_that_another_run_is_about_to_have_stays(on_postgresql: 
         keep(connection, after(1), {"b": nightly("b", 2, application="portal")}, UTC)
     event.remove(on_postgresql, "after_cursor_execute", drop_meanwhile)
     other.dispose()
-    refresh.refresh_marked(on_postgresql, DEFAULT_RULES)
+    refresh.refresh_marked(on_postgresql)
     assert todo == wrong(on_postgresql) == []
     assert len(everything(on_postgresql)["rosters"]) == 1
 

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Engine
 
 from etl.archive.verify import verify_archive
-from etl.config.settings import DEFAULT_RULES, Rules
+from etl.config.settings import Reporting, Rules
 from etl.db.database import connect, prepare, writing
 from etl.db.schema import (
     daily_results,
@@ -28,7 +28,6 @@ from etl.derived import refresh
 from etl.derived.plans import Plan
 from tests.support.dump import Row
 from tests.support.histories import (
-    BERLIN,
     CHROME,
     ON_BOTH,
     ON_CHROME,
@@ -51,7 +50,7 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine = connect(database_url)
     prepare(engine)
     yield engine
-    found = list(verify_archive(engine, BERLIN, DEFAULT_RULES))
+    found = list(verify_archive(engine, Reporting("Europe/Berlin")))
     engine.dispose()
     assert [each for batch in found for each in (*batch.damage, *batch.differing)] == []
 

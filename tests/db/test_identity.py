@@ -14,7 +14,7 @@ from etl.archive import identity
 from etl.archive.identity import ListedTest, Repeats, choose_key_kind, count_repeats
 from etl.archive.replay import replay_archive
 from etl.archive.verify import verify_archive
-from etl.config.settings import DEFAULT_RULES
+from etl.config.settings import Reporting
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import identities, rosters, runs, series
 from etl.derived import refresh
@@ -153,7 +153,7 @@ def test_counting_anew_that_was_interrupted_is_made_up_for(
     api.answers = runs_of([("id of a", "id of b")] * 12)
     store_all(engine, api)
     with refused_update(engine, RUN_IDS[6]), pytest.raises(DatabaseError, match="interrupted"):
-        identity.measure_changed(engine, AT, AT, UTC, DEFAULT_RULES)
+        identity.measure_changed(engine, AT, AT, UTC)
     assert measured(engine) == [("Shop", 21, 21, "id", False)]
     archiver.call("ingest", RUN_IDS[-1], "--refresh")  # which changes nothing
     assert measured(engine) == [("Shop", 21, 21, "id", True)]
@@ -256,13 +256,13 @@ def test_a_decision_waits_for_a_replay_that_has_read_the_rule(postgresql_url: st
                 wait(decisions, timeout=1)
 
         event.listen(engine, "after_cursor_execute", decide)
-        for _ in replay_archive(engine, UTC, DEFAULT_RULES):
+        for _ in replay_archive(engine, Reporting()):
             pass
         event.remove(engine, "after_cursor_execute", decide)
         decisions[0].result(timeout=20)
-    refresh.refresh_marked(engine, DEFAULT_RULES)
+    refresh.refresh_marked(engine)
     assert measured(engine) == [("Shop", 22, 22, "id", True)]
-    found = list(verify_archive(engine, UTC, DEFAULT_RULES))
+    found = list(verify_archive(engine, Reporting()))
     assert [each for batch in found for each in (*batch.damage, *batch.differing)] == []
     engine.dispose()
     other.dispose()

@@ -42,7 +42,7 @@ from etl.archive.payload_batches import DEFAULT_LIMITS, BatchLimits
 from etl.archive.replay import replay_archive
 from etl.archive.verify import verify_archive
 from etl.cli import rebuild_commands
-from etl.config.settings import DEFAULT_RULES
+from etl.config.settings import Reporting
 from etl.db import bulk, database
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import (
@@ -121,12 +121,12 @@ def everything(engine: Engine) -> dict[str, list[Any]]:
 
 def verified(engine: Engine, limits: BatchLimits = DEFAULT_LIMITS) -> BatchFindings:
     """Return all that `verify` finds."""
-    return summed(verify_archive(engine, UTC, DEFAULT_RULES, limits))
+    return summed(verify_archive(engine, Reporting(), limits))
 
 
 def replayed(engine: Engine, limits: BatchLimits = DEFAULT_LIMITS) -> BatchFindings:
     """Return all that `replay` finds."""
-    return summed(replay_archive(engine, UTC, DEFAULT_RULES, limits))
+    return summed(replay_archive(engine, Reporting(), limits))
 
 
 def summed(batches: Iterator[BatchFindings]) -> BatchFindings:
@@ -483,7 +483,7 @@ def test_an_interrupted_replay_goes_on_at_the_next_call(archive: Engine) -> None
     before = everything(archive)
     limits = BatchLimits(runs=1)
     spoil(archive, RUN_IDS)
-    interrupted = replay_archive(archive, UTC, DEFAULT_RULES, limits)
+    interrupted = replay_archive(archive, Reporting(), limits)
     assert [each.run_id for each in next(interrupted).differing] == ["run-1"]
     del interrupted
     assert spoilt(archive) == {"run-2", "run-3"}
@@ -1070,11 +1070,18 @@ def test_an_upgrade_that_was_interrupted_goes_on(
     assert archiver.call("db", "downgrade", "0002").exit_code == 0
     with opened(database_url) as engine:
         database.upgrade(engine)
-        for _ in islice(replay_archive(engine, UTC, DEFAULT_RULES), steps):
+        for _ in islice(replay_archive(engine, Reporting()), steps):
             pass
-    assert archiver.call("verify").exit_code == 1
+    for command in (["verify"], ["ingest", "r-3"], ["report", "overview"]):
+        done = archiver.call(*command)
+        assert done.exit_code == 4
+        assert done.stderr.endswith(
+            ": its derived rows are incomplete: an upgrade or a replay is running, or was"
+            " interrupted; `result-archiver db upgrade` goes on with it\n"
+        )
     assert archiver.call("db", "upgrade").exit_code == 0
     assert archiver.call("verify").exit_code == 0
+    assert archiver.call("ingest", "r-1", "--refresh").exit_code == 0
 
 
 INTACT = "5 runs checked: 0 rows wrong, 0 mismatches in the API's own counters\n"

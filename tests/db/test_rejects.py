@@ -17,7 +17,7 @@ from etl.archive import identity, rejects, store
 from etl.archive.rejects import KeptReject, decode_reject, keep_rejects, replay_rejects
 from etl.archive.verify import verify_archive
 from etl.config.loading import load
-from etl.config.settings import DEFAULT_RULES, Config
+from etl.config.settings import Config, Reporting
 from etl.db import schema
 from etl.db.database import reading, writing
 from etl.db.schema import runs, tracked_runs, warnings
@@ -81,7 +81,7 @@ def track(connection: Connection, *run_ids: str) -> None:
 def replayed(engine: Engine, config: Config, now: datetime = NOW) -> list[str]:
     """Replay the rejects; return the runs of those that were archived."""
     archived = [each.answer.run_id for each in replay_rejects(engine, config, now)]
-    refresh.refresh_marked(engine, DEFAULT_RULES)
+    refresh.refresh_marked(engine)
     return archived
 
 
@@ -97,7 +97,7 @@ def ledger_row(engine: Engine, run_id: str) -> dict[str, Any]:
 
 
 def wrong(engine: Engine) -> list[Any]:
-    batches = verify_archive(engine, UTC, DEFAULT_RULES)
+    batches = verify_archive(engine, Reporting())
     return [each for batch in batches for each in (*batch.damage, *batch.differing)]
 
 
@@ -146,13 +146,13 @@ def live_through(engine: Engine, config: Config, seen: dict[str, Seen], cut: boo
                     refuse(connection, run_id, after(minutes), body)
                 else:
                     accept(connection, run_id, after(minutes), body, config)
-    refresh.refresh_marked(engine, DEFAULT_RULES)
+    refresh.refresh_marked(engine)
 
 
 def measured(engine: Engine, config: Config) -> dict[str, Any]:
     """Return all rows, after the test identities are measured; `fetches` counts requests alone."""
-    identity.measure_again(engine, {Application("default", "shop")}, NOW, config.reporting_zone)
-    refresh.refresh_marked(engine, DEFAULT_RULES)
+    identity.measure_again(engine, {Application("default", "shop")}, NOW, config.reporting.zone)
+    refresh.refresh_marked(engine)
     rows = everything(engine)
     for row in rows["tracked_runs"]:
         del row["fetches"]
@@ -260,7 +260,7 @@ def test_an_answer_that_is_not_newer_than_the_archived_one_changes_nothing(
         track(connection, "r-1")
         refuse(connection, "r-1", after(5), OPEN)
         accept(connection, "r-1", after(minutes), PASSED, config)
-    refresh.refresh_marked(engine, DEFAULT_RULES)
+    refresh.refresh_marked(engine)
     before = everything(engine)
     assert replayed(engine, config) == []
     assert everything(engine) == before
@@ -378,7 +378,7 @@ def test_a_replay_that_is_broken_off_loses_nothing(engine: Engine, config: Confi
         seen.append(left)
     assert statement > 10
     assert set(seen) == {0, 1}
-    refresh.refresh_marked(engine, DEFAULT_RULES)
+    refresh.refresh_marked(engine)
     assert wrong(engine) == []
 
 

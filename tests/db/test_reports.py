@@ -186,6 +186,6 @@ def test_that_test_ids_stay_the_same_is_not_known_before_it_was_found_out(engine
         see(engine, MARCH + number * DAY, {f"run-{number}": run})
     before = rows(ask(engine, "series", as_of=NOW))
     assert [row["test_id"] for row in before] == [None, None]
-    identity.measure_changed(engine, MARCH, clock.now(), BERLIN, DEFAULT_RULES)
+    identity.measure_changed(engine, MARCH, clock.now(), BERLIN)
     assert {row["test_id"] for row in rows(ask(engine, "series"))} == {"id of login", "id of pay"}
     assert rows(ask(engine, "series", as_of=NOW)) == before

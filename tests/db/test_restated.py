@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from etl.archive.verify import verify_archive
-from etl.config.settings import Rules
+from etl.config.settings import Reporting, Rules
 from etl.db import bulk
 from etl.db.database import connect, prepare, reading
 from etl.db.schema import daily_results, durations, series, status_changes, weekly_results
@@ -25,6 +25,7 @@ from tests.support.histories import (
     SAFARI,
     WORDS,
     a_run,
+    derive_with,
     forget_all,
     label,
     named_rows,
@@ -172,11 +173,12 @@ def test_whatever_happens_the_tables_say_what_metrics_says(engine: Engine) -> No
     @given(histories, rules_of_all_kinds)
     def check(history: Sequence[Any], rules: Rules) -> None:
         forget_all(engine)
+        derive_with(engine, Reporting("Europe/Berlin", *rules))
         model = Model()
         for number, (seen, labelled) in zip(count(), history, strict=False):
             at = FIRST_LOOK + timedelta(hours=7 * number, milliseconds=number)
             if labelled:
-                label(engine, labelled, rules)
+                label(engine, labelled)
                 model.commits |= labelled
             see_by_account(engine, at, seen, rules)
             model.see(at, seen)
@@ -241,5 +243,5 @@ def assert_kept_as_computed_anew(engine: Engine, rules: Rules) -> None:
                 stored = aggregates.read_plan_rows(connection, plan_id, table)
                 storable = bulk.to_driver_values(connection, table.columns, expected[table.name])
                 assert sorted(storable) == sorted(stored), table.name
-    found = list(verify_archive(engine, BERLIN, rules))
+    found = list(verify_archive(engine, Reporting("Europe/Berlin", *rules)))
     assert [each for batch in found for each in (*batch.damage, *batch.differing)] == []

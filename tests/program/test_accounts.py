@@ -12,7 +12,7 @@ from etl import clock
 from etl.archive import identity
 from etl.archive.verify import verify_archive
 from etl.cli.session import Wiring
-from etl.config.settings import DEFAULT_RULES
+from etl.config.settings import Reporting
 from etl.db.database import migrations_folder, reading
 from etl.db.schema import identities
 from etl.reports import catalog
@@ -100,7 +100,7 @@ def test_equal_names_are_two_plans_with_a_strip_each(accounts: Engine) -> None:
     assert select_all(accounts, days) == [("default", 6, 6, 18), ("staging", 6, 6, 18)]
     ids = "SELECT count(DISTINCT plan_id), count(DISTINCT variant_id) FROM {}run_results"
     assert select_all(accounts, ids) == [(2, 2)]
-    found = verify_archive(accounts, BERLIN, DEFAULT_RULES)
+    found = verify_archive(accounts, Reporting("Europe/Berlin"))
     assert [each for batch in found for each in (*batch.damage, *batch.differing)] == []
 
 
@@ -125,7 +125,7 @@ def test_whether_ids_repeat_is_measured_in_each_account(engine: Engine) -> None:
                 of_run = number if source == "staging" else ""
                 test["id"] = f"{test['name']} {of_run}"
             see(engine, START + 20 * DAY, {f"{source}-{number}": run}, source=source)
-    identity.measure_changed(engine, START, clock.now(), BERLIN, DEFAULT_RULES)
+    identity.measure_changed(engine, START, clock.now(), BERLIN)
     columns = (identities.c.source, identities.c.application, identities.c.key_kind)
     with reading(engine) as connection:
         decided = sorted(tuple(row) for row in connection.execute(select(*columns)))
@@ -136,7 +136,7 @@ def test_whether_ids_repeat_is_measured_in_each_account(engine: Engine) -> None:
         ("staging", "login", None),
         ("staging", "pay", None),
     ]
-    found = verify_archive(engine, BERLIN, DEFAULT_RULES)
+    found = verify_archive(engine, Reporting("Europe/Berlin"))
     assert [each for batch in found for each in (*batch.damage, *batch.differing)] == []
 
 

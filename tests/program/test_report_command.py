@@ -8,13 +8,15 @@ import unicodedata
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from sqlalchemy import Engine
 
+from etl.config.settings import Reporting
 from etl.db import database
 from etl.reports import catalog
-from tests.support.histories import CHROME, SAFARI, a_run, label, see
+from tests.support.histories import CHROME, SAFARI, a_run, derive_with, label, see
 from tests.support.program import Program, program
 
 START = datetime(2024, 3, 4, 22, 30, 0, 0, UTC)
@@ -34,6 +36,7 @@ HOSTILE = (
 @pytest.fixture
 def archiver(engine: Engine, database_url: str, tmp_path: Path) -> Program:
     """The program, with an archive in which two plans ran three times each."""
+    derive_with(engine, Reporting("Europe/Berlin"))
     histories: dict[str, tuple[str, str, str]] = {"login": ("P", "F", "P"), "pay": ("P", "U", "F")}
     for day in range(3):
         tests = {name: letters[day] for name, letters in histories.items()}
@@ -337,7 +340,8 @@ def test_no_time_or_duration_is_beyond_a_report(engine: Engine, tmp_path: Path, 
         "longest": a_run("2024-03-04T12:00:00Z", letters, duration=2**63 - 1),
         "negative": a_run("2024-03-04T12:00:00Z", letters, duration=-(2**63)),
     }
-    see(engine, START, runs)
+    derive_with(engine, Reporting(zone))
+    see(engine, START, runs, zone=ZoneInfo(zone))
     url = engine.url.render_as_string(hide_password=False)
     archiver = program(tmp_path, url, "http://127.0.0.1:1").given(
         RESULT_ARCHIVER__REPORTING__TIME_ZONE=zone

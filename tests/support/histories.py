@@ -16,7 +16,8 @@ from etl.answers.outcome import Answer
 from etl.answers.payload import decode
 from etl.archive import store
 from etl.config.loading import load
-from etl.config.settings import DEFAULT_RULES, Rules
+from etl.config.settings import DEFAULT_RULES, Reporting, Rules
+from etl.db import archive_settings
 from etl.db.database import reading, writing
 from etl.db.schema import PLAN_NAMES, metadata, plan_variants
 from etl.derived import refresh
@@ -57,6 +58,12 @@ def a_run(started_at: str | None, letters: Mapping[str, str], **fields: Any) -> 
             for name, letter in each
         ],
     } | fields
+
+
+def derive_with(engine: Engine, reporting: Reporting) -> None:
+    """Have an archive without runs keep these settings."""
+    archive_settings.begin_rebuild(engine, reporting)
+    archive_settings.end_rebuild(engine, reporting)
 
 
 def see(
@@ -105,13 +112,10 @@ def _received(
     return Answer(run_id, source, at, packed, payload.content_hash, rows)
 
 
-def label(engine: Engine, commits: Mapping[str, str], rules: Rules = DEFAULT_RULES) -> None:
+def label(engine: Engine, commits: Mapping[str, str]) -> None:
     """Track runs, again or for the first time, with the commit that they are of."""
-    settings = {
-        f"RESULT_ARCHIVER__REPORTING__{k.upper()}": str(v) for k, v in rules._asdict().items()
-    }
     listed = [ListedRun(run_id, labels={"commit": commit}) for run_id, commit in commits.items()]
-    begin.track(IngestContext(engine, load(None, settings), clock.now), Given(listed))
+    begin.track(IngestContext(engine, load(None, {}), clock.now), Given(listed))
 
 
 def forget_all(engine: Engine) -> None:

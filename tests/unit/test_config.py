@@ -204,7 +204,7 @@ def test_windows_line_ends_and_a_byte_order_mark_do_no_harm(write: Write) -> Non
 
 def test_the_reporting_zone_is_a_time_zone(write: Write) -> None:
     config = load(write('[reporting]\ntime_zone = "Europe/Berlin"\n'), {})
-    assert config.reporting_zone == ZoneInfo("Europe/Berlin")
+    assert config.reporting.zone == ZoneInfo("Europe/Berlin")
 
 
 # Paths
