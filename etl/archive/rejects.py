@@ -18,6 +18,7 @@ from etl.archive.differences import Difference
 from etl.archive.payload_batches import find_echo_warnings
 from etl.config.settings import Config, Polling
 from etl.db import bulk
+from etl.db.archive_settings import require_rebuild
 from etl.db.database import reading, writing
 from etl.db.schema import rejects, to_text, tracked_runs
 from etl.errors import DatabaseError
@@ -180,16 +181,17 @@ def replay_rejects(
     marked as dirty: `replay_archive` or the next pass refreshes them.
     """
     applications: set[Application] = set()
-    for readable in find_readable(engine, config.reporting.zone, decoder):
-        if _archive_reject(engine, readable, config.polling, now):
+    zone = config.reporting.zone
+    for readable in find_readable(engine, zone, decoder):
+        if _archive_reject(engine, readable, config, now):
             answer = readable.answer
             applications.add(store.name_application(answer.source, answer.rows))
             yield readable
-    identity.measure_again(engine, applications, now, config.reporting.zone)
+    identity.measure_again(engine, applications, now, zone)
 
 
 def _archive_reject(
-    engine: Engine, readable: ReadableReject, rules: Polling, now: datetime
+    engine: Engine, readable: ReadableReject, config: Config, now: datetime
 ) -> bool:
     """Store an answer with its ledger row, and delete the reject, in one transaction.
 
@@ -198,7 +200,8 @@ def _archive_reject(
     """
     try:
         with writing(engine) as connection:
-            return _store_reject(connection, readable, rules, now)
+            require_rebuild(connection, config.reporting)
+            return _store_reject(connection, readable, config.polling, now)
     except DatabaseError as error:
         if not error.is_of_values:
             raise

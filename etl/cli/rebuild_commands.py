@@ -108,19 +108,22 @@ def replay(session: "Session", *, dry_run: bool, as_json: bool) -> int:
     """
     from etl.archive.rejects import find_readable, replay_rejects
     from etl.archive.replay import replay_archive
+    from etl.db.archive_settings import begin_rebuild
 
     tell = _print_nothing if as_json else _print_wrong
+    reporting = session.config.reporting
     if dry_run:
         with session.open_to_read() as archive:
-            readable = find_readable(archive.engine, session.config.reporting.zone)
+            readable = find_readable(archive.engine, reporting.zone)
             accepted = _count_rejects(readable, "would be archived", tell)
-            found = _verify_all(archive, session.config.reporting, tell)
+            found = _verify_all(archive, reporting, tell)
         _print_changes(found, accepted, "would be ", as_json=as_json)
         return 0
     with session.open_to_rebuild() as archive:
+        begin_rebuild(archive.engine, reporting)
         readable = replay_rejects(archive.engine, session.config, session.now)
         accepted = _count_rejects(readable, "archived", tell)
-        batches = replay_archive(archive.engine, session.config.reporting)
+        batches = replay_archive(archive.engine, reporting)
         found = _work_through(archive, batches, tell)
     _print_changes(found, accepted, "", as_json=as_json)
     return 1 if found.damage.count else 0
