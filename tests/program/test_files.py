@@ -52,6 +52,7 @@ def test_an_error_leaves_all_old_files_and_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "leftover",
     [f".page.html.{os.getpid()}.part", ".page.html.part", "page.html.part", ".page.html.1.part"],
+    ids=["of this process", "hidden", "plain", "of another process"],
 )
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_what_a_killed_process_left_behind_does_no_harm(

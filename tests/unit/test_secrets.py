@@ -333,7 +333,11 @@ def test_a_lost_key_is_told_and_not_replaced(vault_file: Path) -> None:
     assert not vault_file.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"n0key", b"\xff\xfe", Fernet.generate_key()[:-4]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"n0key", b"\xff\xfe", Fernet.generate_key()[:-4]],
+    ids=["empty", "short", "not text", "cut off"],
+)
 def test_a_key_file_without_a_key_is_told_and_not_shown(content: bytes, vault_file: Path) -> None:
     write_keys(vault_file, content)
     assert trouble(TokenVault(str(vault_file)), "x") == (
