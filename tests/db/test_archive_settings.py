@@ -19,6 +19,7 @@ from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import archive_settings as settings_table
 from etl.db.schema import metadata, runs
 from etl.errors import DatabaseError, Fault
+from tests.db.test_rejects import refuse, track
 from tests.support.dump import COUNTED
 from tests.support.fake_api import Answer, FakeApi
 from tests.support.histories import a_run, derive_with, named_rows, see
@@ -202,6 +203,30 @@ def answer(number: int) -> Answer:
 
 def wrong_rows(engine: Engine, derived_with: Reporting) -> list[Any]:
     return [each for batch in verify_archive(engine, derived_with) for each in batch.differing]
+
+
+def test_dropped_runs_leave_rows_of_the_stored_settings(
+    engine: Engine, api: FakeApi, tmp_path: Any
+) -> None:
+    store_runs(engine, OLD, range(12))
+    for run_id, change in zip(("run-11", "run-5", "run-8"), CHANGES, strict=False):
+        changed = program_at(engine, api, tmp_path, change)
+        assert changed.call("drop", run_id, "--yes").exit_code == 0
+        assert wrong_rows(engine, OLD) == []
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=NAMES)
+def test_a_replay_archives_rejects_with_the_new_settings(
+    engine: Engine, api: FakeApi, tmp_path: Any, change: dict[str, Any]
+) -> None:
+    store_runs(engine, OLD, range(5))
+    with writing(engine) as connection:
+        track(connection, "run-5")
+        refuse(connection, "run-5", START + 6 * DAY, answer(5).body)
+    changed = program_at(engine, api, tmp_path, change)
+    assert changed.call("replay").exit_code == 0
+    assert "run-5" in dict(derived(engine)["runs"])
+    assert wrong_rows(engine, replace(OLD, **change)) == []
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=NAMES)
