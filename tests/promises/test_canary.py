@@ -102,6 +102,7 @@ SERVICES = {"schedule", "sandbox", "demo"}
 ARGUMENTS = {
     ("track",): ("--from", "runs.csv"),
     ("show",): ("r-1",),
+    ("drop",): ("r-2", "--yes"),
     ("gate",): ("r-1", "--min-pass-rate", "0"),
     ("report",): ("overview",),
     ("export",): ("--sqlite", "copy.db"),
@@ -427,10 +428,15 @@ def test_a_secret_in_the_wrong_place_is_not_shown(
 
 
 @pytest.mark.parametrize(
-    ("mode", "log_format"), [("well", "text"), ("echo", "json"), ("failing", "json")]
+    ("mode", "log_format", "last_line"),
+    [
+        ("well", "text", "still going"),
+        ("echo", "json", "pass finished"),
+        ("failing", "json", "pass finished"),
+    ],
 )
 def test_no_service_shows_a_secret(
-    mode: str, log_format: str, archiver: Program, api: Faulty
+    mode: str, log_format: str, last_line: str, archiver: Program, api: Faulty
 ) -> None:
     archiver = {**ARCHIVING, **MODES}[mode](archiver, api)
     archiver = archiver.given(
@@ -440,7 +446,7 @@ def test_no_service_shows_a_secret(
     )
     with archiver.started("schedule") as service:
         assert service.stderr
-        log = _read_to("pass finished", service.stderr)
+        log = _read_to(last_line, service.stderr)
         assert in_process_list() == []
         service.send_signal(signal.SIGTERM)
         stdout, rest = service.communicate(timeout=20)
