@@ -92,7 +92,10 @@ def _renderer(log_format: str) -> Any:
 
 _write_json = structlog.processors.JSONRenderer(ensure_ascii=True)
 _write_text = structlog.dev.ConsoleRenderer(
-    colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+    colors=False,
+    pad_event_to=0,
+    pad_level=False,
+    exception_formatter=structlog.dev.plain_traceback,
 )
 
 
@@ -102,12 +105,13 @@ def _render_json(logger: Any, name: str, event: MutableMapping[str, Any]) -> str
 
 
 def _render_text(logger: Any, name: str, event: MutableMapping[str, Any]) -> str:
-    """Render the `text` of an event, where it has one, with the time and number of the pass."""
+    """Render the time, the number of the pass, and the `text` of an event or else its facts."""
+    time = f"{event.pop('timestamp').partition('.')[0].removesuffix('Z')}Z"
+    pass_id = event.pop("pass_id", None)
+    head = time if pass_id is None else f"{time} pass {pass_id}:"
+    event.pop("pass_started", None)
     text = event.pop("text", None)
-    if text is None:
-        return _write_text(logger, name, event)
-    time = f"{event['timestamp'].partition('.')[0].removesuffix('Z')}Z"
-    return f"{time} pass {event['pass_id']}: {text}" if "pass_id" in event else f"{time} {text}"
+    return f"{head} {_write_text(logger, name, event) if text is None else text}"
 
 
 def _mask_event(

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import pytest
@@ -10,7 +12,7 @@ import structlog
 
 from etl.config.settings import Log
 from etl.secrets.masking import forget_secrets, hide
-from etl.telemetry.log import configure, get_logger
+from etl.telemetry.log import bind_context, configure, get_logger, pass_lines
 
 KEY = 'k3y/with+signs="of=1'
 URL = "https://127.0.0.1/api/result/r1?apiKey=unhidden&read_token=also%2Bunhidden"
@@ -55,7 +57,18 @@ def test_text_has_time_level_event_and_facts(lines: Lines) -> None:
     [line] = lines()
     stamp, rest = line.split(maxsplit=1)
     assert stamp.endswith("Z")
-    assert rest.split() == ["[info", "]", "run", "archived", "run_id=r1", "tests=3"]
+    assert rest == "[info] run archived run_id=r1 tests=3"
+
+
+def test_each_text_line_of_a_pass_begins_with_time_and_number(lines: Lines) -> None:
+    configure(Log(format="text"))
+    with pass_lines(datetime(2026, 5, 4, tzinfo=UTC)):
+        bind_context(pass_id=12)
+        get_logger().warning("run failed", run_id="r1")
+        get_logger().info("pass finished", new=1, text="1 new")
+    heads, rests = zip(*(line.split(" ", 1) for line in lines()), strict=True)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", head) for head in heads)
+    assert rests == ("pass 12: [warning] run failed run_id=r1", "pass 12: 1 new")
 
 
 def test_json_is_one_object_a_line(lines: Lines) -> None:
