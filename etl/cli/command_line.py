@@ -27,7 +27,7 @@ COMMANDS = {
     "track": ("track_command", "Add runs to the ledger; the next ingest fetches them."),
     "ingest": ("ingest_command", "Do one pass: fetch and store all runs that are due."),
     "schedule": ("schedule_command", "Run as a service: a pass now, then as [schedule] says."),
-    "doctor": ("doctor_command", "Try what a pass will need; name each problem with its remedy."),
+    "doctor": ("doctor_command", "Check all that a pass needs; name each problem with its remedy."),
     "status": ("status_command", "Show the ledger at a glance: states, failures, last passes."),
     "passes": ("passes_command", "List the last passes: trigger, length, counts, exit code."),
     "show": (
@@ -112,7 +112,7 @@ def _refuse_undecodable(arguments: list[str]) -> None:
 
 
 def _report_misuse(error: click.ClickException) -> int:
-    """Print in one line what is wrong with the command line; without a command, the help."""
+    """Print the usage error in one line; print the help if no command is given."""
     text = error.format_message()
     if text.startswith("Usage: "):
         click.echo(text, err=True)

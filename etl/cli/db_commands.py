@@ -77,7 +77,7 @@ def current(session: "Session", *, as_json: bool) -> int:
 @click.argument("role", metavar="ROLE", help="A role of PostgreSQL.")
 @options.pass_session
 def grant_reader(session: "Session", *, role: str) -> int:
-    """Let a role read the views for BI, and nothing else.
+    """Grant a role read access to the BI views only.
 
     Views of later versions too.
     """

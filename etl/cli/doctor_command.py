@@ -20,7 +20,7 @@ GRAVEST_FIRST = (2, 4, 3, 5, 1)
 @options.as_json
 @options.pass_session
 def doctor(session: "Session", *, as_json: bool) -> int:
-    """Try what a pass will need; name each problem with its remedy.
+    """Check all that a pass needs; name each problem with its remedy.
 
     Nothing is changed. The exit code is the one that ingest would have.
     """

@@ -185,7 +185,7 @@ def _print_page(session: "Session", name: str | None, question: "Question") -> N
 
 
 def _print_report(found: "ReportResult", form: Form, *, raw: bool) -> None:
-    """Print a report; for CSV, what is to be known beside its rows goes to stderr."""
+    """Print a report; for CSV, its notes go to stderr, beside the rows."""
     from etl.reports import forms
 
     if form is Form.TABLE:

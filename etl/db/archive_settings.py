@@ -1,4 +1,4 @@
-"""What an archive keeps about itself: its identity, and the settings of its derived rows.
+"""An archive's record of itself: its identity, and the settings of its derived rows.
 
 All derived rows follow from one set of settings. A pass computes with the stored ones, whatever
 the configuration says; only a rebuild (`begin_rebuild`) changes them. Until that is complete,
@@ -136,7 +136,7 @@ def _describe_change(connection: Connection) -> DatabaseError:
     return DatabaseError(
         f"{shown_url(connection.engine)}: a replay has changed the settings of its derived rows"
         " meanwhile",
-        "run the command again; what is due stays due",
+        "run the command again; due runs stay due",
         Fault.BEHIND,
     )
 

@@ -1,4 +1,4 @@
-"""Explain what a database's driver reports: a problem, its remedy and a reason code.
+"""Explain the errors of a database's driver: a problem, its remedy and a reason code.
 
 Only an error of a statement's values can be a run's own; all others concern every run alike.
 """
@@ -27,8 +27,8 @@ ENCODING_REMEDY = (
 )
 
 _OF_SQLITE = {
-    sqlite3.SQLITE_FULL: "make room; what is due stays due",
-    sqlite3.SQLITE_IOERR: "see whether the disk is full or failing; what is due stays due",
+    sqlite3.SQLITE_FULL: "make room; due runs stay due",
+    sqlite3.SQLITE_IOERR: "see whether the disk is full or failing; due runs stay due",
     sqlite3.SQLITE_READONLY: "make the file and its folder writable",
     sqlite3.SQLITE_CANTOPEN: "make its folder, and that writable",
 }
@@ -42,8 +42,8 @@ _OF_STATES = {
         Fault.NO_RIGHTS,
         "GRANT the role of database.url this right, or let it own the tables",
     ),
-    "53100": (Fault.OUT_OF_RESOURCES, "make room on the server's disk; what is due stays due"),
-    "53300": (Fault.OUT_OF_RESOURCES, "raise max_connections; what is due stays due"),
+    "53100": (Fault.OUT_OF_RESOURCES, "make room on the server's disk; due runs stay due"),
+    "53300": (Fault.OUT_OF_RESOURCES, "raise max_connections; due runs stay due"),
     "55P03": (Fault.UNAVAILABLE, ""),
     "55006": (Fault.UNAVAILABLE, ""),
 }

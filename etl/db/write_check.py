@@ -60,7 +60,7 @@ def _require_file(file: Path) -> None:
         if error.errno in _NO_ROOM:
             raise DatabaseError(
                 f"{folder}: no room for {ROOM_MIB} MiB beside the archive: {error.strerror}",
-                "make room; what is due stays due",
+                "make room; due runs stay due",
                 Fault.OUT_OF_RESOURCES,
             ) from None
         raise DatabaseError(

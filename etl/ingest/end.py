@@ -28,7 +28,7 @@ def end_pass(ingest: IngestContext, opened: OpenPass, *, is_interrupted: bool) -
 
 
 def fail_pass(ingest: IngestContext, opened: OpenPass, error: Exception) -> None:
-    """Close a pass that ended with an error; the next pass refreshes what it has marked dirty."""
+    """Close a pass that ended with an error; the next pass refreshes its dirty rows."""
     opened.tally.exit_code = error.exit_code if isinstance(error, ArchiverError) else 1
     with suppress(DatabaseError):  # if that is the error, it is being raised already
         _close_pass(ingest, opened)

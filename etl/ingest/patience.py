@@ -18,8 +18,8 @@ log = get_logger()
 class Patience:
     """Runs tasks again and again while the database is away, for `longest_s` in all.
 
-    Each task is one transaction that is a no-op the second time: the leases tell what an earlier
-    commit has done whose acknowledgement got lost.
+    Each task is one transaction that is a no-op the second time: the leases tell which
+    runs an earlier commit stored whose acknowledgement got lost.
     """
 
     def __init__(self, longest_s: float, retry_s: float = 0.5) -> None:

@@ -52,10 +52,10 @@ def _count_reasons(counts: Sequence[FailedCount]) -> Counter[str]:
 def _describe_halt(halt: Halt, reason: str) -> str:
     match halt:
         case Halt.REFUSED | Halt.NO_RESOURCES:
-            return f"{reason}; what is due stays due"
+            return f"{reason}; due runs stay due"
         case Halt.INTERRUPTED:
-            return f"interrupted by {reason}; what is due stays due"
+            return f"interrupted by {reason}; due runs stay due"
         case Halt.BUSY:
-            return f"{reason}, longer than api.max_wait_s; what is due stays due"
+            return f"{reason}, longer than api.max_wait_s; due runs stay due"
         case Halt.DOWN:
-            return f"no results from the API: {reason}; what is due stays due"
+            return f"no results from the API: {reason}; due runs stay due"

@@ -51,7 +51,7 @@ class Standing(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What an accepted answer says about when the run can change again.
+    """The moments by which an accepted answer tells when the run can change again.
 
     `began_at` is when it started, or when we first heard of it; `over_since` is when it ended,
     or when we first saw that it had; `changed_at` is when its content was last seen to change.

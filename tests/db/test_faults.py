@@ -177,7 +177,7 @@ def test_a_full_disk_says_to_make_room(sqlite_engine: Engine) -> None:
         connection.exec_driver_sql("INSERT INTO t VALUES (randomblob(100000))")
 
     error = fault(sqlite_engine, fill)
-    assert (error.reason, error.remedy) == (Fault.UNUSABLE, "make room; what is due stays due")
+    assert (error.reason, error.remedy) == (Fault.UNUSABLE, "make room; due runs stay due")
 
 
 # --- connections ---

@@ -552,7 +552,7 @@ def test_a_machine_without_free_files_is_no_api_that_is_down(
     assert (done.exit_code, done.json()["halted"]) == (1, "no_resources")
     [line] = done.stderr.splitlines()
     assert " error: no more files can be opened (too many open files); raise the limit" in line
-    assert line.endswith("; what is due stays due")
+    assert line.endswith("; due runs stay due")
     assert archiver.call("ingest", "--json").json()["new"] == 20
 
 
@@ -586,9 +586,7 @@ def test_an_interrupted_pass_finishes_what_it_has_in_hand(
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=10)
     assert process.returncode == exit_code
-    assert stderr.endswith(
-        f"Z pass 1: error: interrupted by {number.name}; what is due stays due\n"
-    )
+    assert stderr.endswith(f"Z pass 1: error: interrupted by {number.name}; due runs stay due\n")
     assert stderr.count("\n") == 1
     assert json.loads(stdout)["new"] == api.requests.total() < 300
     assert query(sqlite_url, "SELECT count(*) FROM runs") == [(api.requests.total(),)]
@@ -610,7 +608,7 @@ def test_a_signal_ends_the_wait_for_runs_that_are_going(
         _, stderr = process.communicate(timeout=10)
     assert process.returncode == 143
     [error, summary] = stderr.splitlines()
-    assert error.endswith("Z pass 2: error: interrupted by SIGTERM; what is due stays due")
+    assert error.endswith("Z pass 2: error: interrupted by SIGTERM; due runs stay due")
     assert "pass 2: 1 new, " in summary
 
 
