@@ -19,6 +19,7 @@ from etl.archive.verify import verify_archive
 from etl.config.loading import load
 from etl.config.settings import Config, Reporting
 from etl.db import schema
+from etl.db.archive_settings import begin_rebuild
 from etl.db.database import reading, writing
 from etl.db.schema import runs, tracked_runs, warnings
 from etl.derived import refresh
@@ -459,3 +460,23 @@ def test_the_command_archives_a_reject_after_a_whole_answer_is_damaged(
     done = archiver.call("replay")
     assert done.exit_code == 1
     assert done.stdout.endswith("1 rejects archived\n")
+
+
+def test_a_reject_is_archived_by_the_settings_of_the_whole_rebuild(
+    engine: Engine, archiver: Program, api: FakeApi
+) -> None:
+    """Killed in between, it leaves no archive whose days are of two time zones."""
+    api.answers = {"r-1": [result(started_at="2024-03-01T12:00:00Z")]}
+    assert archiver.call("ingest", "r-1").exit_code == 0
+    a_reject(engine, "r-2", Reason.INTERNAL_ERROR, PASSED)
+    far_east = {"RESULT_ARCHIVER__REPORTING__TIME_ZONE": "Pacific/Kiritimati"}
+    config = load(None, far_east)
+    begin_rebuild(engine, config.reporting)
+    interrupted = replay_rejects(engine, config, NOW)
+    assert next(interrupted).answer.run_id == "r-2"
+    del interrupted
+    assert archiver.call("report", "trend").exit_code == 4
+    assert archiver.given(**far_east).call("replay").exit_code == 0
+    with reading(engine) as connection:
+        days = {str(row["day"]) for row in rows_of(connection, schema.daily_results)}
+    assert days == {"2024-03-02"}
