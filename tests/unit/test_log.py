@@ -24,9 +24,10 @@ Lines = Callable[[], list[str]]
 
 @pytest.fixture(autouse=True)
 def logging_of_our_own() -> Iterator[None]:
-    """Whatever a test configures or hides ends with it."""
+    """Begin without the pass of an earlier test; end whatever a test configures or hides."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    structlog.contextvars.clear_contextvars()
     forget_secrets()
     hide(KEY)
     yield
