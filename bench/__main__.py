@@ -9,11 +9,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from bench import about, compare, extras, figures
 from bench.compare import CONTENDERS, Bench
+from bench.content import NAMES
 from bench.figures import Cell, Figure, Result
 from bench.process import FailedError
 from bench.states import DATABASES, States, states
@@ -57,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, known in (
         ("parts", PARTS),
         ("profiles", tuple(RUNS)),
+        ("names", NAMES),
         ("contents", CONTENTS),
         ("databases", DATABASES),
         ("contenders", CONTENDERS),
@@ -89,10 +92,11 @@ def _measure(given: argparse.Namespace, measured: Measured) -> None:
 
 
 def _cells(given: argparse.Namespace, place: States, folder: Path, kind: str) -> Iterator[Result]:
-    for profile in given.profiles:
+    for profile, names in product(given.profiles, given.names):
         with closing(Bench(place, folder, given.contenders, given.repeats)) as bench:
             for content in given.contents:
-                yield bench.measure(Cell(profile, content, kind, given.runs or RUNS[profile]))
+                runs = given.runs or RUNS[profile]
+                yield bench.measure(Cell(profile, content, kind, runs, names))
 
 
 def _alone(parts: list[str], place: States, folder: Path, kind: str) -> Iterator[Figure]:

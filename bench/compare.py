@@ -139,7 +139,7 @@ class Bench:
             self._fill(cell, [name for name in contenders if name not in self._filled])
         samples: dict[str, list[Sample]] = {name: [] for name in contenders}
         kind = "changed" if cell.content == "changed" else "unchanged"
-        offer = Offer(PROFILES[cell.profile], cell.runs, kind)
+        offer = Offer(PROFILES[cell.profile], cell.runs, kind, names=cell.names)
         with serve_task(offer, self._folder) as task:
             for repeat in range(self._repeats):
                 shift = repeat % len(contenders)
@@ -169,7 +169,8 @@ class Bench:
 
     def _fill(self, cell: Cell, contenders: Sequence[str]) -> None:
         """Fill databases as the cold cell does, without measuring."""
-        with serve_task(Offer(PROFILES[cell.profile], cell.runs), self._folder) as task:
+        offer = Offer(PROFILES[cell.profile], cell.runs, names=cell.names)
+        with serve_task(offer, self._folder) as task:
             for name in contenders:
                 self._filled[name] = self._states.new()
                 run(name, task, self._filled[name])
@@ -177,7 +178,7 @@ class Bench:
 
 def _log_sample(cell: Cell, name: str, sample: Sample) -> None:
     print(
-        f"{cell.profile} {cell.content} {cell.database} {name}: {sample.elapsed_s:.2f} s,"
-        f" {sample.cpu_s:.2f} s of CPU, {sample.peak_mib:.0f} MiB",
+        f"{cell.profile} {cell.names} {cell.content} {cell.database} {name}:"
+        f" {sample.elapsed_s:.2f} s, {sample.cpu_s:.2f} s of CPU, {sample.peak_mib:.0f} MiB",
         file=sys.stderr,
     )

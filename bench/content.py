@@ -1,20 +1,33 @@
 """Generate the answers of the bench's API: plausible runs, always the same ones.
 
-Plans recur: each run of a plan has the plan's tests and environments. Test ids recur in half of
-the applications and are new in every run of the others. Most tests pass; only the newest runs
-have tests that wait for a decision.
+Three kinds of names. `recurring`: each run of a plan has the plan's tests and environments; only
+the newest runs have tests that wait for a decision. `unique`: each run is a plan of its own, with
+names, tests and environments of its own, as in the first backfill of many applications. `mixed`:
+a few plans make most of the runs, many plans make few; tests are renamed now and then, and 15 % of
+them wait for a decision.
+
+Test ids recur in half of the applications and are new in every run of the others.
 """
 
 import random
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import msgspec
 
+NAMES = ("recurring", "unique", "mixed")
 PLANS = 21
 APPLICATIONS = 4
+MIXED_PLANS = 200
+MIXED_APPLICATIONS = 25
+RUNS_PER_APPLICATION = 5
+"""Of unique runs: each is the only run of its plan."""
+RENAMED_EVERY = 2000
+"""After this number of runs, every tenth test of a mixed plan gets another name."""
+MIXED_UNRESOLVED = 0.15
 CHANGED_EVERY = 20
 """5 % of the runs change: every twentieth, which with 21 plans is one of each in turn."""
 NEWEST = 0.03
@@ -92,6 +105,7 @@ class Offer(NamedTuple):
     first: int = 0
     every: int = 1
     history: History = History()
+    names: str = "recurring"
 
     def indexes(self) -> range:
         """Return the numbers of the runs."""
@@ -103,7 +117,7 @@ class Offer(NamedTuple):
 
     def answer(self, index: int) -> bytes:
         """Return the API's answer for one run."""
-        plan = _plan(self.profile, index % PLANS)
+        plan = self._plan(index)
         dice = random.Random(f"{self.profile.name} run {index}")
         statuses = self._statuses(dice, index)
         tests: list[dict[str, Any]] = [
@@ -130,9 +144,22 @@ class Offer(NamedTuple):
         }
         return msgspec.json.encode({"result": result})
 
+    def _plan(self, index: int) -> "_Plan":
+        if self.names == "unique":
+            return _make_unique_plan(self.profile, index)
+        if self.names == "mixed":
+            return _make_mixed_plan(self.profile, _choose_mixed(index), index // RENAMED_EVERY)
+        return _make_plan(self.profile, index % PLANS)
+
     def _statuses(self, dice: random.Random, index: int) -> list[str]:
         statuses = dice.choices(STATUSES, STATUS_WEIGHTS, k=self.profile.tests)
-        if not self.history.is_newest(index):
+        if self.names == "mixed":
+            open_tests = [dice.random() < MIXED_UNRESOLVED for _ in statuses]
+            statuses = [
+                "unresolved" if is_open else each
+                for is_open, each in zip(open_tests, statuses, strict=True)
+            ]
+        elif not self.history.is_newest(index):
             statuses = ["passed" if each == "unresolved" else each for each in statuses]
         if index % CHANGED_EVERY == 0:
             decision = "failed" if index % (3 * CHANGED_EVERY) == 0 else "passed"
@@ -177,10 +204,59 @@ class _Plan(NamedTuple):
 
 
 @cache
-def _plan(profile: Profile, number: int) -> _Plan:
+def _make_plan(profile: Profile, number: int) -> _Plan:
     dice = random.Random(f"{profile.name} plan {number}")
     application = number % APPLICATIONS
-    environments = [
+    environments = _choose_environments(dice, profile)
+
+    tests = _make_tests(dice, profile)
+    return _Plan(
+        f"Plan {number + 1}",
+        f"Application {application + 1}",
+        application % 2 == 0,
+        environments,
+        tests,
+    )
+
+
+def _make_unique_plan(profile: Profile, index: int) -> _Plan:
+    """Return the plan of one run: no name, test or set of environments occurs in another run."""
+    dice = random.Random(f"{profile.name} unique plan {index}")
+    environments = _choose_environments(dice, profile)
+    environments[0] |= {"viewport": f"{800 + index // 1000}x{600 + index % 1000}"}
+    tests = [
+        (test_id, f"{name}, flow {index}", checks)
+        for test_id, name, checks in _make_tests(dice, profile)
+    ]
+    application = index // RUNS_PER_APPLICATION
+    names = f"Plan {index + 1}", f"Application {application + 1}"
+    return _Plan(*names, application % 2 == 0, environments, tests)
+
+
+@lru_cache(maxsize=2 * MIXED_PLANS)
+def _make_mixed_plan(profile: Profile, number: int, renamed: int) -> _Plan:
+    """Return a plan after its tests were renamed so many times."""
+    plan = _make_plan(profile, number)
+    tests = [
+        (test_id, f"{name}, version {renamed}" if place % 10 == 0 else name, checks)
+        for place, (test_id, name, checks) in enumerate(plan.tests)
+    ]
+    application = number % MIXED_APPLICATIONS
+    names = f"Plan {number + 1}", f"Application {application + 1}"
+    return _Plan(*names, application % 2 == 0, plan.environments, tests)
+
+
+def _choose_mixed(index: int) -> int:
+    """Return the plan of a mixed run: plan n is n times as rare as the first one."""
+    [number] = random.Random(f"mixed {index}").choices(range(MIXED_PLANS), cum_weights=_WEIGHTS)
+    return number
+
+
+_WEIGHTS = list(accumulate(1 / (number + 1) for number in range(MIXED_PLANS)))
+
+
+def _choose_environments(dice: random.Random, profile: Profile) -> list[dict[str, str]]:
+    return [
         {
             "name": f"{browser} on {os}",
             "os": os,
@@ -190,7 +266,10 @@ def _plan(profile: Profile, number: int) -> _Plan:
         }
         for os, viewport, device, browser in dice.sample(ENVIRONMENTS, profile.environments)
     ]
-    tests = [
+
+
+def _make_tests(dice: random.Random, profile: Profile) -> list[tuple[str, str, int]]:
+    return [
         (
             _uuid(dice),
             f"{dice.choice(PAGES)} {position} {dice.choice(STEPS)}",
@@ -198,13 +277,6 @@ def _plan(profile: Profile, number: int) -> _Plan:
         )
         for position in range(1, profile.tests + 1)
     ]
-    return _Plan(
-        f"Plan {number + 1}",
-        f"Application {application + 1}",
-        application % 2 == 0,
-        environments,
-        tests,
-    )
 
 
 def _checks(status: str, checks: int) -> dict[str, int]:
