@@ -1,25 +1,31 @@
 """The archiver without its derived tables, to measure their cost."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection
 
 from etl.__main__ import main as archiver
-from etl.derived import refresh
-from etl.derived.refresh import Contribution
+from etl.archive import store
+from etl.config.settings import Rules
+from etl.derived import first_runs as derived_first_runs
+from etl.derived.first_runs import FirstRun
+from etl.derived.marks import DirtyMark
 
 
-def mark_nothing(
-    connection: Connection, opened: Sequence[Contribution], closed: Sequence[Contribution]
-) -> None:
-    """Replace `refresh.apply_contributions`: update no days, and set no dirty marks."""
+def mark_nothing(connection: Connection, marks: Collection[DirtyMark]) -> None:
+    """Replace `marks.add_marks`: no aggregate is refreshed."""
+
+
+def insert_nothing(connection: Connection, first_runs: Sequence[FirstRun], rules: Rules) -> None:
+    """Replace `first_runs.insert_aggregates`."""
 
 
 def main() -> None:
     """Ingest the list."""
     sys.argv[1:] = ["ingest", "--from", sys.argv[1]]
-    refresh.apply_contributions = mark_nothing
+    vars(store)["add_marks"] = mark_nothing
+    vars(derived_first_runs)["insert_aggregates"] = insert_nothing
     archiver()
 
 

@@ -23,7 +23,6 @@ from etl.derived.metrics import (
     encode_strip,
     read_checks,
 )
-from etl.derived.period_metrics import Period, build_period
 from etl.derived.plans import Application, Plan, build_plan, hash_parts
 
 TestState = tuple[Any, ...]
@@ -205,8 +204,6 @@ class RunOutcome(NamedTuple):
     strip: str
     tests: Counts
     checks: Counts
-    period: Period | None
-    """Its contribution to its day, None if the answer has no start."""
 
 
 def derive_outcome(source: str, rows: Rows, id_keyed: Collection[Application]) -> RunOutcome:
@@ -214,14 +211,12 @@ def derive_outcome(source: str, rows: Rows, id_keyed: Collection[Application]) -
     plan = build_plan(source, rows.run.application, rows.run.name)
     strip = encode_strip([test.status for test in rows.tests])
     checks = read_checks(rows.counts[0]._asdict())
-    day = rows.run.started_on
     return RunOutcome(
         build_variant_row(plan, rows.run.environment_signature),
         build_roster_row(rows, by_id=plan.owner in id_keyed),
         strip,
         count_letters(strip),
         checks,
-        build_period(day, strip, checks) if day else None,
     )
 
 

@@ -1,8 +1,8 @@
 """Measure whether tests keep their ids from run to run, and identify them by id where they do.
 
-The API does not say. Each application of an account is measured in its newest runs: once the
-first answers are enough, so that few series have to be recomputed, and again at the end of each
-pass that changed it. The result is stored in `identities` (docs/REPORTS.md).
+The API does not say. Each application of an account is measured in its newest runs: as soon as
+its first answers can be compared, so that few rows have to be rewritten, and again with each
+refresh of its plans. The result is stored in `identities` (docs/REPORTS.md).
 """
 
 from collections import Counter
@@ -10,12 +10,21 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, Select, and_, delete, select, update
+from sqlalchemy import Connection, Engine, Select, and_, delete, func, select, update
 
 from etl.archive.rekey import rekey_application
 from etl.db.bulk import upsert_into
 from etl.db.database import reading, writing
-from etl.db.schema import among, identities, outcomes, plan_variants, runs, tests
+from etl.db.schema import (
+    IS_CURRENT,
+    among,
+    dirty_marks,
+    identities,
+    outcomes,
+    plan_variants,
+    runs,
+    tests,
+)
 from etl.derived import refresh
 from etl.derived.identity_rules import lock_identities_exclusive, of_application
 from etl.derived.plans import Application
@@ -89,13 +98,13 @@ def choose_key_kind(repeats: Repeats, before: str) -> str:
     return "name" if share < CHANGING_SHARE else before
 
 
-def measure_changed(engine: Engine, since: datetime, now: datetime, zone: tzinfo) -> None:
-    """Measure the applications that changed `since` then, and refresh all dirty series.
+def refresh_archive(engine: Engine, now: datetime, zone: tzinfo) -> None:
+    """Measure the applications with a dirty mark, and refresh all marked aggregates.
 
     Decisions are valid from `now`: reports as of an earlier moment stay as they were.
     """
     with reading(engine) as connection:
-        applications = _find_changed(connection, since)
+        applications = _find_marked(connection)
     _measure_all(engine, applications, now)
     apply_decisions(engine, zone)
     refresh.refresh_marked(engine)
@@ -178,14 +187,18 @@ def _find_undecided(
     return _keep_short_names(undecided & _read_applications(connection, there))
 
 
-def _find_changed(connection: Connection, since: datetime) -> list[Application]:
-    """Return the applications that changed since then, or were never measured."""
-    changed = _select_runs_with_plan(*OWNER_NAMES).where(runs.c.changed_at >= since).distinct()
-    measured = select(identities.c.source, identities.c.application)
-    unmeasured = _read_applications(
-        connection, select(*OWNER_NAMES).distinct()
-    ) - _read_applications(connection, measured)
-    return _keep_short_names(_read_applications(connection, changed) | unmeasured)
+def _find_marked(connection: Connection) -> list[Application]:
+    """Return the applications that have a marked plan with two runs, which can be compared."""
+    is_marked = dirty_marks.c.variant_id == plan_variants.c.variant_id
+    marked = select(plan_variants.c.plan_id).join(dirty_marks, is_marked)
+    query = (
+        select(*OWNER_NAMES)
+        .join(outcomes, outcomes.c.variant_id == plan_variants.c.variant_id)
+        .where(plan_variants.c.plan_id.in_(marked), IS_CURRENT, outcomes.c.started_at.is_not(None))
+        .group_by(plan_variants.c.plan_id, *OWNER_NAMES)
+        .having(func.count() > 1)
+    )
+    return _keep_short_names(_read_applications(connection, query))
 
 
 def _read_applications(connection: Connection, query: Select[str, str]) -> set[Application]:

@@ -201,7 +201,7 @@ def _archive_reject(
     try:
         with writing(engine) as connection:
             require_rebuild(connection, config.reporting)
-            return _store_reject(connection, readable, config.polling, now)
+            return _store_reject(connection, readable, config, now)
     except DatabaseError as error:
         if not error.is_of_values:
             raise
@@ -210,7 +210,7 @@ def _archive_reject(
 
 
 def _store_reject(
-    connection: Connection, readable: ReadableReject, rules: Polling, now: datetime
+    connection: Connection, readable: ReadableReject, config: Config, now: datetime
 ) -> bool:
     answer = readable.answer
     tracked = _lock_tracked(connection, answer.run_id)
@@ -224,9 +224,10 @@ def _store_reject(
             until=tracked.lease_until.isoformat(timespec="seconds"),
         )
         return False
-    saved = store.store_answers(connection, [replace(answer, source=tracked.source)])
+    owned = replace(answer, source=tracked.source)
+    saved = store.store_answers(connection, [owned], config.reporting.rules)
     archived = saved[answer.run_id].archived
-    standing = _stand_after(connection, tracked, archived, answer.fetched_at, rules)
+    standing = _stand_after(connection, tracked, archived, answer.fetched_at, config.polling)
     recorded = Recorded(answer.run_id, standing, answer.fetched_at)
     leases.record_without_fetch(connection, recorded)
     connection.execute(delete(rejects).where(rejects.c.id == readable.reject_id))

@@ -15,8 +15,8 @@ from etl.db import bulk
 from etl.db.database import reading, writing
 from etl.db.schema import outcomes, payloads, plan_variants
 from etl.derived import aggregates
+from etl.derived.marks import mark_plan_dirty
 from etl.derived.plans import Application
-from etl.derived.refresh import mark_plan_dirty
 
 REKEYED_COLUMNS = ("roster_id", "outcomes")
 """The columns of `outcomes` that depend on the keys of tests."""

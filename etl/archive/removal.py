@@ -15,6 +15,7 @@ from etl.archive.payload_batches import RUN_TABLES
 from etl.config.settings import Reporting
 from etl.db.schema import (
     among,
+    dirty_marks,
     durations,
     labels,
     outcomes,
@@ -27,12 +28,11 @@ from etl.db.schema import (
     series,
     tests,
     tracked_runs,
-    uncounted,
 )
 from etl.derived import aggregates
 from etl.derived.identity_rules import lock_identities_exclusive
+from etl.derived.marks import lock_plans
 from etl.derived.plans import Application
-from etl.derived.refresh import lock_plans
 from etl.display import safe
 from etl.errors import ArchiverError
 from etl.ledger import tracking
@@ -161,9 +161,9 @@ def _read_used_names(connection: Connection, run_ids: Sequence[str]) -> _UsedNam
 
 def _delete_unused_names(connection: Connection, names: _UsedNames) -> None:
     """Delete those of the plan variants and rosters that no row refers to any more."""
-    users = (outcomes, series, durations, uncounted)
+    users = (outcomes, series, durations, dirty_marks)
     _delete_unused(connection, plan_variants, names.variant_ids, users)
-    _delete_unused(connection, rosters, names.roster_ids, (outcomes, uncounted))
+    _delete_unused(connection, rosters, names.roster_ids, (outcomes,))
 
 
 def _delete_unused(

@@ -31,7 +31,7 @@ from etl.db import archive_settings, bulk
 from etl.db.database import writing
 from etl.db.schema import tracked_runs
 from etl.derived import aggregates
-from etl.derived.refresh import lock_plans
+from etl.derived.marks import lock_plans, read_dirty_variants
 
 
 def replay_archive(
@@ -77,7 +77,7 @@ def _repair_plan(engine: Engine, plan_id: str, wanted: Reporting) -> BatchFindin
         lock_plans(connection, [plan_id])
         archive_settings.require_rebuild(connection, wanted)
         differing = compare_plan(connection, plan_id, wanted.rules)
-        if differing or aggregates.read_dirty_variants(connection, plan_id):
+        if differing or read_dirty_variants(connection, plan_id):
             computed = aggregates.compute_plan_rows(connection, plan_id, wanted.rules)
             aggregates.replace_plan_rows(connection, plan_id, computed)
     return BatchFindings(0, [], differing, [])

@@ -4,7 +4,8 @@ The caller owns the transaction and holds the runs' leases, so that the answers 
 stored one after another, in the order in which they were fetched.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import Connection, Table, and_, delete, select
@@ -28,11 +29,14 @@ from etl.archive.history import (
     read_test_states,
 )
 from etl.archive.schema_drift import record_drift
+from etl.config.settings import Rules
 from etl.db import bulk
 from etl.db.schema import (
+    IS_CURRENT,
     among,
     counts,
     environments,
+    labels,
     outcomes,
     payloads,
     plan_variants,
@@ -44,9 +48,12 @@ from etl.db.schema import (
     tests,
     warnings,
 )
-from etl.derived import refresh
-from etl.derived.identity_rules import lock_identities_shared, read_id_keyed
-from etl.derived.plans import Application, Plan, build_plan
+from etl.derived import first_runs
+from etl.derived.first_runs import FirstRun
+from etl.derived.identity_rules import IdentityRules, lock_identities_shared
+from etl.derived.marks import DirtyMark, add_marks
+from etl.derived.outcome_reader import COMMIT_LABEL
+from etl.derived.plans import Application, NamedTest, Plan, PlanRun, build_plan, build_roster
 from etl.ledger.leases import clear_gone
 
 
@@ -69,13 +76,30 @@ class _Change(NamedTuple):
     opened: Revision
 
 
-def store_answers(connection: Connection, answers: Sequence[Answer]) -> dict[str, StoredAnswer]:
+class _Stored(NamedTuple):
+    """A change whose outcome is stored."""
+
+    change: _Change
+    outcome: RunOutcome
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the run."""
+        _, _, *plan, _ = self.outcome.variant
+        return Plan(*plan)
+
+
+def store_answers(
+    connection: Connection, answers: Sequence[Answer], rules: Rules
+) -> dict[str, StoredAnswer]:
     """Store `answers`, at most one a run, and return their effects by run ID.
 
-    The same content again is a no-op; other content opens a new revision.
+    The same content again is a no-op; other content opens a new revision, and marks the
+    aggregates that it changes. Those of a plan's first run are computed by `rules` and inserted.
 
-    Locks, in this order: the test-identity rules (`lock_identities_shared`), then the plans
-    (`refresh.lock_plans`); the runs' rows in the ledger are locked by the caller before.
+    Locks, in this order: the test-identity rules (`lock_identities_shared`), then the plans that
+    have no run yet (`first_runs.lock_new_plans`), then names; the runs' rows in the ledger are
+    locked by the caller before.
     """
     before = read_archived(connection, [answer.run_id for answer in answers])
     changes = [
@@ -84,12 +108,13 @@ def store_answers(connection: Connection, answers: Sequence[Answer]) -> dict[str
         if not (known := before.get(answer.run_id)) or known.content_hash != answer.content_hash
     ]
     replaced = [(change.before, change.opened) for change in changes if change.before]
-    closed = refresh.read_contributions(connection, [known.run_id for known, _ in replaced])
+    marks = _mark_replaced(connection, [change for change in changes if change.before])
     status_rows = _close_revisions(connection, replaced)
-    opened = _insert_revisions(connection, changes)
+    first = _insert_revisions(connection, changes, marks)
+    first_runs.insert_aggregates(connection, first, rules)
     bulk.insert(connection, status_changes, status_rows)
     record_drift(connection, [change.answer for change in changes])
-    refresh.apply_contributions(connection, [_to_contribution(each) for each in opened], closed)
+    add_marks(connection, marks)
     if back := [run_id for run_id, known in before.items() if known.gone_at]:
         clear_gone(connection, back)
     unchanged = {
@@ -189,8 +214,23 @@ def _read_current_tests(
     return states
 
 
-def _insert_revisions(connection: Connection, changes: Sequence[_Change]) -> list[RunOutcome]:
-    """Insert the new content: run, children, revision, payload and outcome."""
+def _mark_replaced(connection: Connection, changes: Sequence[_Change]) -> set[DirtyMark]:
+    """Return the marks of the variants that runs are of before their changes."""
+    opened = {change.answer.run_id: change.opened.number for change in changes}
+    query = select(outcomes.c.run_id, outcomes.c.variant_id)
+    current = query.where(among(outcomes.c.run_id, opened), IS_CURRENT)
+    rows = connection.execute(current).all() if opened else []
+    return {DirtyMark(variant_id, run_id, opened[run_id]) for run_id, variant_id in rows}
+
+
+def _insert_revisions(
+    connection: Connection, changes: Sequence[_Change], marks: set[DirtyMark]
+) -> list[FirstRun]:
+    """Insert the new content: run, children, revision, payload and outcome.
+
+    Adds the changed variants to `marks`, except those of plans whose first run it is: these are
+    returned.
+    """
     bulk.insert(connection, runs, [_build_run_row(each) for each in changes if not each.before])
     _update_runs(connection, [_build_run_row(each) for each in changes if each.before])
     answers = [change.answer for change in changes]
@@ -200,20 +240,75 @@ def _insert_revisions(connection: Connection, changes: Sequence[_Change]) -> lis
     bulk.insert(connection, counts, [row for each in rows for row in each.counts])
     opened = [(change.answer.run_id, change.opened) for change in changes]
     bulk.insert(connection, revisions, [build_revision_row(*each, None) for each in opened])
-    named = {name_application(each.source, each.rows) for each in answers}
-    lock_identities_shared(connection, named)
-    id_keyed = read_id_keyed(connection)
-    run_outcomes = [derive_outcome(each.source, each.rows, id_keyed) for each in answers]
-    _insert_names(connection, run_outcomes)
+    lock_identities_shared(connection, {name_application(a.source, a.rows) for a in answers})
+    identity_rules = IdentityRules(connection)
+    stored = [
+        _Stored(each, derive_outcome(each.answer.source, each.answer.rows, identity_rules.id_keyed))
+        for each in changes
+    ]
+    first = _select_first(connection, stored)
+    _insert_names(connection, [each.outcome for each in stored])
     outcome_rows = [
-        build_outcome_row(*each, None, outcome)
-        for each, outcome in zip(opened, run_outcomes, strict=True)
+        build_outcome_row(each.change.answer.run_id, each.change.opened, None, each.outcome)
+        for each in stored
     ]
     bulk.insert(connection, outcomes, outcome_rows)
     bulk.insert(connection, payloads, [_build_payload_row(change) for change in changes])
     warning_rows = [row for each in opened for row in build_warning_rows(*each)]
     bulk.insert(connection, warnings, warning_rows)
-    return run_outcomes
+    marks |= {
+        DirtyMark(each.outcome.variant[0], each.change.answer.run_id, each.change.opened.number)
+        for each in stored
+        if each not in first
+    }
+    return _build_first_runs(connection, first, identity_rules)
+
+
+def _select_first(connection: Connection, stored: Sequence[_Stored]) -> list[_Stored]:
+    """Return those that are the first and only run of their plan; locks these plans."""
+    runs_of = Counter(each.plan for each in stored)
+    alone = [each for each in stored if not each.change.before and runs_of[each.plan] == 1]
+    new = first_runs.lock_new_plans(connection, {each.plan for each in alone})
+    return [each for each in alone if each.plan in new]
+
+
+def _build_first_runs(
+    connection: Connection, stored: Sequence[_Stored], identity_rules: IdentityRules
+) -> list[FirstRun]:
+    """Return the plans' first runs, except those without a start, which no aggregate includes."""
+    run_ids = [each.change.answer.run_id for each in stored]
+    query = select(labels.c.run_id, labels.c.value).where(
+        among(labels.c.run_id, run_ids), labels.c.name == COMMIT_LABEL
+    )
+    commits = dict(connection.execute(query).all()) if run_ids else {}
+    found = ((each.plan, _build_plan_run(each, identity_rules, commits)) for each in stored)
+    return [FirstRun(plan, run) for plan, run in found if run]
+
+
+def _build_plan_run(
+    stored: _Stored, identity_rules: IdentityRules, commits: Mapping[str, str]
+) -> PlanRun | None:
+    """Return a run as `outcome_reader` would read it; None if it has no start."""
+    answer, outcome = stored.change.answer, stored.outcome
+    run, by_id = answer.rows.run, stored.plan.owner in identity_rules.id_keyed
+    if run.started_at is None:
+        return None
+    tests = [
+        NamedTest(each.name, each.type, each.test_id if by_id else None)
+        for each in answer.rows.tests
+    ]
+    return PlanRun(
+        answer.run_id,
+        outcome.variant[0],
+        run.status,
+        run.started_at,
+        run.started_on,
+        run.duration_ms,
+        outcome.checks,
+        outcome.strip,
+        build_roster(outcome.roster[0], tests, identity_rules.for_plan(stored.plan)),
+        commits.get(answer.run_id),
+    )
 
 
 def _build_run_row(change: _Change) -> Row:
@@ -222,14 +317,19 @@ def _build_run_row(change: _Change) -> Row:
     return build_run_row(fields, change.opened, archived_at)
 
 
-def _to_contribution(outcome: RunOutcome) -> refresh.Contribution:
-    variant_id, _, *plan, _ = outcome.variant
-    return refresh.Contribution(Plan(*plan), variant_id, outcome.roster[0], outcome.period)
-
-
 def name_application(source: str, rows: Rows) -> Application:
     """Return the application of an account's answer, as identities and reports name it."""
-    return build_plan(source, rows.run.application, rows.run.name).owner
+    return _name_plan(source, rows).owner
+
+
+def find_comparable(answers: Sequence[Answer]) -> set[Application]:
+    """Return the applications of which `answers` has two runs of one plan."""
+    runs_of = Counter(_name_plan(each.source, each.rows) for each in answers)
+    return {plan.owner for plan, number in runs_of.items() if number > 1}
+
+
+def _name_plan(source: str, rows: Rows) -> Plan:
+    return build_plan(source, rows.run.application, rows.run.name)
 
 
 def _insert_names(connection: Connection, run_outcomes: Sequence[RunOutcome]) -> None:

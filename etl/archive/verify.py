@@ -31,6 +31,7 @@ from etl.db import bulk
 from etl.db.database import reading, snapshot
 from etl.db.schema import labels, payloads, rejects, tracked_runs
 from etl.derived import aggregates
+from etl.derived.marks import read_dirty_variants
 
 
 def verify_archive(
@@ -66,7 +67,7 @@ def read_plan_ids(engine: Engine) -> list[str]:
 
 def compare_plan(connection: Connection, plan_id: str, rules: Rules) -> list[Difference]:
     """Compare the aggregates of a plan with its outcomes, except those with a dirty mark."""
-    dirty = aggregates.read_dirty_variants(connection, plan_id)
+    dirty = read_dirty_variants(connection, plan_id)
     computed = aggregates.compute_plan_rows(connection, plan_id, rules)
     differing: list[Difference] = []
     for table in aggregates.AGGREGATES:
@@ -77,11 +78,11 @@ def compare_plan(connection: Connection, plan_id: str, rules: Rules) -> list[Dif
             place = f"plan_id {plan_id}"
             differing.append(Difference(table.name, "", place, describe_unreadable(error)))
             continue
-        if "variant_id" in table.c:
-            # A pass was interrupted before it refreshed these: the next pass does.
-            wanted, stored = (
-                [row for row in rows if row[0] not in dirty] for rows in (wanted, stored)
-            )
+        # A pass was interrupted before it refreshed these: the next pass does.
+        skipped = dirty if "variant_id" in table.c else {plan_id} if dirty else set()
+        wanted, stored = (
+            [row for row in rows if row[0] not in skipped] for rows in (wanted, stored)
+        )
         differing += compare_rows(table, key_rows(table, wanted), key_rows(table, stored))
     return differing
 

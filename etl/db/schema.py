@@ -556,13 +556,14 @@ series = Table(
 )
 
 # Dirty marks: series and durations of these are behind `outcomes`.
-uncounted = Table(
-    "uncounted",
+dirty_marks = Table(
+    "dirty_marks",
     metadata,
     Column("variant_id", Key, primary_key=True),
-    Column("roster_id", Key, primary_key=True),
+    Column("run_id", Key, primary_key=True),
+    Column("revision", BigInteger, primary_key=True),
     ForeignKeyConstraint(["variant_id"], ["plan_variants.variant_id"]),
-    ForeignKeyConstraint(["roster_id"], ["rosters.roster_id"]),
+    ForeignKeyConstraint(["run_id"], ["tracked_runs.run_id"], ondelete="CASCADE"),
     sqlite_with_rowid=False,
 )
 

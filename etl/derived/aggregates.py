@@ -1,31 +1,35 @@
 """The rows of the aggregates, the tables that reports and BI tools read, and their recomputation.
 
-They follow from `outcomes` by the rules of the metrics. `refresh` keeps them up to date; `verify`
-and `replay` recompute those of a whole plan here, and compare.
+They follow from `outcomes` by the rules of the metrics. `refresh` keeps them up to date by these
+functions; `verify` and `replay` recompute those of a whole plan, and compare.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Select, Table, delete, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, and_, delete, func, select
 
-from etl.answers.rows import Row
+from etl.answers.rows import COUNTERS, Row
 from etl.config.settings import Rules
 from etl.db import bulk
 from etl.db.schema import (
+    IS_CURRENT,
     PLAN_NAMES,
     daily_results,
+    dirty_marks,
     durations,
+    outcomes,
     plan_variants,
     series,
-    uncounted,
     weekly_results,
 )
 from etl.derived.duration_metrics import compute_durations
 from etl.derived.identity_rules import IdentityRules, of_application
-from etl.derived.metrics import compute_rates
+from etl.derived.metrics import Counts, compute_rates
 from etl.derived.outcome_reader import NewestRuns, RosterCache
-from etl.derived.period_metrics import Period, sum_days, sum_periods, sum_weeks
-from etl.derived.plans import Application, Plan, hash_text
+from etl.derived.period_metrics import Period, sum_weeks
+from etl.derived.plans import Application, Plan, PlanRun, hash_text
 from etl.derived.series_metrics import Series, compute_series
 
 AGGREGATES = (series, durations, daily_results, weekly_results)
@@ -108,23 +112,92 @@ def compute_plan_rows(connection: Connection, plan_id: str, rules: Rules) -> dic
         return rows
     plan = Plan(*stored)
     cache = RosterCache(connection, IdentityRules(connection).for_plan(plan))
-    periods: list[Period] = []
     for variant_id in read_variant_ids(connection, plan_id):
         newest_runs = NewestRuns(connection, variant_id, cache)
-        computed = compute_series(newest_runs, rules)
-        rows["series"] += [build_series_row(variant_id, each) for each in computed]
-        measured = compute_durations(newest_runs, rules)
-        rows["durations"] += [(variant_id, *measured)] if measured else []
-        periods += sum_days(newest_runs)
-    rows["daily_results"] = [build_period_row(plan, each) for each in sum_periods(periods)]
-    rows["weekly_results"] = [build_period_row(plan, each) for each in sum_weeks(periods)]
+        computed = compute_variant_rows(variant_id, newest_runs, rules)
+        rows["series"] += computed.series
+        rows["durations"] += computed.durations
+    days = read_days(connection, {plan_id: plan})[plan_id]
+    rows["daily_results"] = [build_period_row(plan, each) for each in days]
+    rows["weekly_results"] = [build_period_row(plan, each) for each in sum_weeks(days)]
     return rows
 
 
-def read_dirty_variants(connection: Connection, plan_id: str) -> set[str]:
-    """Return the variants of a plan with a dirty mark."""
-    is_in_plan = uncounted.c.variant_id.in_(select_variant_ids(plan_id))
-    return set(connection.scalars(select(uncounted.c.variant_id).where(is_in_plan)))
+class VariantRows(NamedTuple):
+    """The rows of a variant: of its series, and of its durations, if any run was measured."""
+
+    series: list[Row]
+    durations: list[Row]
+
+
+def compute_variant_rows(
+    variant_id: str,
+    newest_runs: Iterable[PlanRun],
+    rules: Rules,
+    keys: Collection[str] | None = None,
+) -> VariantRows:
+    """Return the rows of a variant from its runs, newest first: series of these test keys, or all.
+
+    Iterates `newest_runs` twice.
+    """
+    computed = compute_series(newest_runs, rules, keys)
+    measured = compute_durations(newest_runs, rules)
+    return VariantRows(
+        [build_series_row(variant_id, each) for each in computed],
+        [(variant_id, *measured)] if measured else [],
+    )
+
+
+def read_days(
+    connection: Connection, plans: Mapping[str, Plan], span: tuple[date, date] | None = None
+) -> dict[str, list[Period]]:
+    """Return the results of each day of plans, by plan id and in day order.
+
+    `span` limits the days to those from its first to its last.
+    """
+    counted = [
+        func.count(),
+        func.sum(sum((outcomes.c[f"tests_{name}"] for name in COUNTERS), outcomes.c.tests_unknown)),
+        *[func.sum(outcomes.c[f"tests_{name}"]) for name in Counts._fields],
+        *[func.sum(outcomes.c[f"checks_{name}"]) for name in Counts._fields],
+    ]
+    query = (
+        select(plan_variants.c.plan_id, outcomes.c.started_on, *counted)
+        .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
+        .where(plan_variants.c.plan_id.in_(list(plans)), _is_within(span))
+        .group_by(plan_variants.c.plan_id, outcomes.c.started_on)
+        .order_by(outcomes.c.started_on)
+    )
+    days: dict[str, list[Period]] = {plan_id: [] for plan_id in plans}
+    for plan_id, day, *sums in connection.execute(query):
+        runs, tests, *numbers = map(int, sums)
+        days[plan_id].append(Period(day, runs, tests, Counts(*numbers[:5]), Counts(*numbers[5:])))
+    return days
+
+
+def _is_within(span: tuple[date, date] | None) -> ColumnElement[bool]:
+    """Return the condition for current outcomes with a day, within `span`.
+
+    The bounds of `started_at`, a day wider than any time zone, let the database use its index.
+    """
+    if span is None:
+        return and_(IS_CURRENT, outcomes.c.started_on.is_not(None))
+    first, last = span
+    return and_(
+        IS_CURRENT,
+        outcomes.c.started_on.between(first, last),
+        outcomes.c.started_at >= _shift(first, timedelta(days=-2)),
+        outcomes.c.started_at <= _shift(last, timedelta(days=2)),
+    )
+
+
+def _shift(day: date, by: timedelta) -> datetime:
+    """Return a moment before or after a day; the first or last possible one at the limits."""
+    try:
+        day += by
+    except OverflowError:
+        day = date.min if by < timedelta(0) else date.max
+    return datetime.combine(day, time(), UTC)
 
 
 def read_plan_rows(connection: Connection, plan_id: str, table: Table) -> list[Row]:
@@ -143,7 +216,7 @@ def replace_plan_rows(
     connection: Connection, plan_id: str, rows: Mapping[str, Sequence[Row]]
 ) -> None:
     """Replace the stored rows of a plan in all aggregates, and delete its dirty marks."""
-    for table in (uncounted, series, durations):
+    for table in (dirty_marks, series, durations):
         connection.execute(delete(table).where(table.c.variant_id.in_(select_variant_ids(plan_id))))
     for table in (daily_results, weekly_results):
         connection.execute(delete(table).where(table.c.plan_id == plan_id))

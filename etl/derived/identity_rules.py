@@ -18,7 +18,7 @@ class IdentityRules:
     """The identity rule of each plan, now or as of a moment."""
 
     def __init__(self, connection: Connection, as_of: datetime | None = None) -> None:
-        self._id_keyed = read_id_keyed(connection, as_of)
+        self.id_keyed = read_id_keyed(connection, as_of)
         self._renamed: defaultdict[Plan, dict[str, str]] = defaultdict(dict)
         query = select(aliases).where(_is_valid_alias(as_of)).order_by(aliases.c.added_at)
         for row in connection.execute(query):
@@ -31,7 +31,7 @@ class IdentityRules:
             **self._renamed.get(plan._replace(plan=""), {}),
             **self._renamed.get(plan, {}),
         }
-        return IdentityRule(plan.owner in self._id_keyed, _resolve_renames(renamed))
+        return IdentityRule(plan.owner in self.id_keyed, _resolve_renames(renamed))
 
 
 def read_id_keyed(connection: Connection, as_of: datetime | None = None) -> frozenset[Application]:
@@ -73,7 +73,7 @@ def lock_identities_shared(connection: Connection, applications: Collection[Appl
     """Hold a shared lock on each application's test-identity rule until commit.
 
     The outcomes that we store depend on the rule, so it must not change before they are visible.
-    Taken after the runs' rows in the ledger and before `refresh.lock_plans`; in key order.
+    Taken after the runs' rows in the ledger and before `marks.lock_plans`; in key order.
     """
     _lock_identities(connection, "pg_advisory_xact_lock_shared", applications)
 

@@ -1,11 +1,12 @@
 """Read the outcomes of runs, with their rosters, for the metrics."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Select, and_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, select, tuple_
 
 from etl.db.schema import IS_CURRENT, among, labels, outcomes, rosters
 from etl.derived.metrics import Counts
@@ -15,6 +16,7 @@ COMMIT_LABEL = "commit"
 """The label that decides whether a flaky test is confirmed."""
 PAGE_RUNS = 200
 MAX_PAGE_RUNS = 1000
+NEWEST_FIRST = (outcomes.c.started_at.desc(), outcomes.c.run_id.desc())
 
 
 class Variant(NamedTuple):
@@ -64,15 +66,31 @@ class RosterCache:
 
     def load(self, roster_ids: Iterable[str]) -> None:
         """Read those of the rosters that were not read yet."""
-        missing = sorted(set(roster_ids) - self._rosters.keys())
-        if missing:
-            query = select(rosters.c.roster_id, rosters.c.tests)
-            for row in self._connection.execute(query.where(among(rosters.c.roster_id, missing))):
-                tests = _parse_tests(row.tests)
-                self._rosters[row.roster_id] = build_roster(row.roster_id, tests, self._rule)
+        load_rosters(self._connection, [(self, set(roster_ids))])
+
+    def missing(self, roster_ids: Set[str]) -> Set[str]:
+        """Return those of the rosters that were not read yet."""
+        return roster_ids - self._rosters.keys()
+
+    def add(self, roster_id: str, tests: str) -> None:
+        """Add a row of `rosters`."""
+        self._rosters[roster_id] = build_roster(roster_id, _parse_tests(tests), self._rule)
 
     def __getitem__(self, roster_id: str) -> Roster:
         return self._rosters[roster_id]
+
+
+def load_rosters(connection: Connection, wanted: Iterable[tuple[RosterCache, Set[str]]]) -> None:
+    """Read the rosters that each cache lacks, with one statement for all of them."""
+    caches: defaultdict[str, list[RosterCache]] = defaultdict(list)
+    for cache, roster_ids in wanted:
+        for roster_id in cache.missing(roster_ids):
+            caches[roster_id].append(cache)
+    if caches:
+        query = select(rosters.c.roster_id, rosters.c.tests)
+        for row in connection.execute(query.where(among(rosters.c.roster_id, sorted(caches)))):
+            for cache in caches[row.roster_id]:
+                cache.add(row.roster_id, row.tests)
 
 
 @lru_cache(maxsize=8)
@@ -104,11 +122,17 @@ class NewestRuns:
     Can be iterated more than once; the first page is read once.
     """
 
-    def __init__(self, connection: Connection, variant_id: str, cache: RosterCache) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        variant_id: str,
+        cache: RosterCache,
+        first_page: Sequence[PlanRun] | None = None,
+    ) -> None:
         self._connection = connection
         self._variant_id = variant_id
         self._cache = cache
-        self._first_page: list[PlanRun] | None = None
+        self._first_page = first_page
 
     def __iter__(self) -> Iterator[PlanRun]:
         if self._first_page is None:
@@ -126,9 +150,45 @@ class NewestRuns:
         if after:
             place = tuple_(outcomes.c.started_at, outcomes.c.run_id)
             condition = and_(condition, place < (after.started_at, after.run_id))
-        newest_first = (outcomes.c.started_at.desc(), outcomes.c.run_id.desc())
-        rows = self._connection.execute(
-            select_plan_runs(condition).order_by(*newest_first).limit(size)
-        ).all()
+        query = select_plan_runs(condition).order_by(*NEWEST_FIRST).limit(size)
+        rows = self._connection.execute(query).all()
         self._cache.load(row.roster_id for row in rows)
         return [read_plan_run(row, self._cache) for row in rows]
+
+
+def read_newest_runs(
+    connection: Connection, caches: Mapping[str, RosterCache]
+) -> dict[str, NewestRuns]:
+    """Return the newest runs of variants, whose caches are given by variant.
+
+    Reads the runs of variants that have few together: most variants of a young archive do.
+    """
+    few = sorted(_find_small(connection, list(caches)))
+    in_order = (outcomes.c.variant_id, *NEWEST_FIRST)
+    chosen = and_(among(outcomes.c.variant_id, few), IS_CURRENT)
+    rows = connection.execute(select_plan_runs(chosen).order_by(*in_order)).all() if few else []
+    by_variant: dict[str, list[Any]] = {variant_id: [] for variant_id in few}
+    for row in rows:
+        by_variant[row.variant_id].append(row)
+    load_rosters(
+        connection,
+        [(caches[each], {row.roster_id for row in rows}) for each, rows in by_variant.items()],
+    )
+    pages = {
+        variant_id: [read_plan_run(row, caches[variant_id]) for row in rows]
+        for variant_id, rows in by_variant.items()
+    }
+    return {
+        variant_id: NewestRuns(connection, variant_id, cache, pages.get(variant_id))
+        for variant_id, cache in caches.items()
+    }
+
+
+def _find_small(connection: Connection, variant_ids: Collection[str]) -> Iterator[str]:
+    """Yield the variants whose runs fit in one page."""
+    query = select(outcomes.c.variant_id, func.count()).where(
+        among(outcomes.c.variant_id, variant_ids), IS_CURRENT
+    )
+    rows = connection.execute(query.group_by(outcomes.c.variant_id)).all()
+    counted: dict[str, int] = dict(rows)
+    return (each for each in variant_ids if counted.get(each, 0) < PAGE_RUNS)

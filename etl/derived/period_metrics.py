@@ -24,11 +24,6 @@ class Period(NamedTuple):
         return self.tests - sum(self.counts)
 
 
-def build_period(day: date, outcomes: str, checks: Counts) -> Period:
-    """Return the contribution of one run to its day."""
-    return Period(day, 1, len(outcomes), count_letters(outcomes), checks)
-
-
 def sum_weeks(days: Iterable[Period]) -> list[Period]:
     """Add up days by ISO 8601 week."""
     return sum_periods(day._replace(first_day=week_start(day.first_day)) for day in days)
@@ -39,37 +34,21 @@ def week_start(day: date) -> date:
     return day - timedelta(days=min(day.weekday(), day.toordinal() - 1))
 
 
-def negate_period(period: Period) -> Period:
-    """Return the period that subtracts `period` when it is added."""
-    return Period(
-        period.first_day,
-        -period.runs,
-        -period.tests,
-        Counts(*[-number for number in period.counts]),
-        Counts(*[-number for number in period.checks]),
-    )
-
-
 def sum_days(runs: Iterable[PlanRun]) -> list[Period]:
     """Return the results of each day of `runs`, except of runs without a day."""
     return sum_periods(
-        build_period(run.started_on, run.outcomes, run.checks)
+        Period(run.started_on, 1, len(run.outcomes), count_letters(run.outcomes), run.checks)
         for run in runs
         if run.started_on is not None
     )
 
 
 def sum_periods(periods: Iterable[Period]) -> list[Period]:
-    """Add up periods with the same first day, in day order; drop sums that are all zero."""
+    """Add up periods with the same first day, in day order."""
     by_first_day: defaultdict[date, list[Period]] = defaultdict(list)
     for period in periods:
         by_first_day[period.first_day].append(period)
-    sums = [_add_periods(by_first_day[first_day]) for first_day in sorted(by_first_day)]
-    return [period for period in sums if any(_numbers(period))]
-
-
-def _numbers(period: Period) -> tuple[int, ...]:
-    return (period.runs, period.tests, *period.counts, *period.checks)
+    return [_add_periods(by_first_day[first_day]) for first_day in sorted(by_first_day)]
 
 
 def _add_periods(periods: Sequence[Period]) -> Period:

@@ -1,20 +1,16 @@
-"""Keep the aggregates up to date: series, durations, days and weeks.
+"""Refresh the aggregates of marked variants: series, durations, days and weeks.
 
-A batch of answers adds to days and weeks in its own transaction, and marks the series that it
-changes as dirty (`uncounted`). A pass refreshes the marked series before it ends, or the next
-pass does.
+A commit only marks the variants that it changes (`marks`). A pass refreshes them every so many
+commits and before it ends, or the next pass does. Few statements serve many variants.
 """
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import date
-from itertools import chain
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from datetime import date, timedelta
 from operator import itemgetter
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, Table, and_, delete, exists, or_, select, text
+from sqlalchemy import Connection, Engine, Table, and_, delete, exists, func, select
 
-from etl.answers.rows import Row
 from etl.config.settings import Rules
 from etl.db import bulk
 from etl.db.archive_settings import hold_settings
@@ -24,152 +20,239 @@ from etl.db.schema import (
     PLAN_NAMES,
     among,
     daily_results,
+    dirty_marks,
     durations,
     labels,
     outcomes,
     plan_variants,
     rosters,
     series,
-    uncounted,
     weekly_results,
 )
 from etl.derived.aggregates import (
     build_period_row,
     build_series_id,
-    build_series_row,
-    read_variant_ids,
-    select_variant_ids,
+    compute_plan_rows,
+    compute_variant_rows,
+    read_days,
+    replace_plan_rows,
 )
-from etl.derived.duration_metrics import compute_durations
 from etl.derived.identity_rules import IdentityRules
-from etl.derived.metrics import Counts
-from etl.derived.outcome_reader import NewestRuns, RosterCache, select_plan_runs
-from etl.derived.period_metrics import Period, build_period, negate_period, sum_periods, sum_weeks
+from etl.derived.marks import DirtyMark, lock_plans
+from etl.derived.outcome_reader import (
+    RosterCache,
+    load_rosters,
+    read_newest_runs,
+    select_plan_runs,
+)
+from etl.derived.period_metrics import Period, sum_weeks, week_start
 from etl.derived.plans import Plan
-from etl.derived.series_metrics import compute_series
 
-VARIANTS_AT_ONCE = 10
+VARIANTS_AT_ONCE = 500
 """The most variants that one transaction refreshes."""
-SERIES_AT_ONCE = 2000
-"""The number of series in memory after which they are written."""
+TESTS_AT_ONCE = 20_000
+"""The number of tests of variants after which a transaction takes no further one."""
+TESTS_IN_MEMORY = 2000
+"""The number of tests whose newest results are in memory at a time."""
 
 
-class Contribution(NamedTuple):
-    """The contribution of a revision to the aggregates; `period` is None if it has no day."""
+class _Scope(NamedTuple):
+    """A marked variant, with the rosters, the days and the number of tests of marked results."""
 
     plan: Plan
-    variant_id: str
-    roster_id: str
-    period: Period | None
+    roster_ids: set[str]
+    days: set[date]
+    tests: list[int]
 
-
-def read_contributions(connection: Connection, run_ids: Sequence[str]) -> list[Contribution]:
-    """Return the contributions of the current revisions of some runs."""
-    if not run_ids:
-        return []
-    query = (
-        select(
-            *PLAN_NAMES,
-            outcomes.c.variant_id,
-            outcomes.c.roster_id,
-            outcomes.c.started_on,
-            outcomes.c.outcomes,
-            *[outcomes.c[f"checks_{name}"] for name in Counts._fields],
-        )
-        .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
-        .where(among(outcomes.c.run_id, run_ids), IS_CURRENT)
-    )
-    contributions = []
-    for row in connection.execute(query):
-        *names, variant_id, roster_id, started_on, strip = row[:7]
-        checks = row[7:]
-        period = build_period(started_on, strip, Counts(*checks)) if started_on else None
-        contributions.append(Contribution(Plan(*names), variant_id, roster_id, period))
-    return contributions
-
-
-def apply_contributions(
-    connection: Connection, opened: Sequence[Contribution], closed: Sequence[Contribution]
-) -> None:
-    """Add the counts of new revisions; subtract those of the revisions they supersede.
-
-    Adds to days and weeks, and marks series as dirty: recomputing them for each run would write
-    a row for each test each time, `refresh_some` does it once for many runs.
-
-    Locks the plans (`lock_plans`) before it looks for marks: a concurrent refresh cannot see our
-    uncommitted rows and would delete a mark that is already there.
-    """
-    differences: defaultdict[Plan, list[Period]] = defaultdict(list)
-    for each in opened:
-        differences[each.plan] += [each.period] if each.period else []
-    for each in closed:
-        differences[each.plan] += [negate_period(each.period)] if each.period else []
-    lock_plans(connection, [plan.plan_id for plan in differences])
-    marks = {(each.variant_id, each.roster_id) for each in (*opened, *closed)}
-    existing = bulk.find(connection, uncounted, [], sorted(marks))
-    bulk.insert_missing(connection, uncounted, sorted(marks - existing.keys()))
-    days = {plan: sum_periods(each) for plan, each in differences.items()}
-    _add_differences(connection, daily_results, days)
-    weeks = {plan: sum_weeks(each) for plan, each in days.items()}
-    _add_differences(connection, weekly_results, weeks)
-
-
-def refresh_some(connection: Connection, rules: Rules) -> bool:
-    """Refresh the series and durations of some dirty variants; return False if none was dirty.
-
-    Locks the plans (`lock_plans`) before it deletes their marks, so that every run behind a mark
-    is visible to the computation.
-    """
-    chosen = select(uncounted.c.variant_id).distinct().order_by(uncounted.c.variant_id)
-    variant_ids = list(connection.scalars(chosen.limit(VARIANTS_AT_ONCE)))
-    plans = _group_by_plan(connection, variant_ids)
-    lock_plans(connection, [plan.plan_id for plan in plans])
-    deleted = delete(uncounted).where(uncounted.c.variant_id.in_(variant_ids))
-    marks: defaultdict[str, list[str]] = defaultdict(list)
-    for mark in connection.execute(deleted.returning(uncounted)):
-        marks[mark.variant_id].append(mark.roster_id)
-    _refresh_variants(connection, _select_marked(connection, plans, marks), rules)
-    return bool(variant_ids)
-
-
-def _select_marked(
-    connection: Connection, plans: Mapping[Plan, list[str]], marks: Mapping[str, list[str]]
-) -> Iterator["_VariantScope"]:
-    """Yield the variants of `plans` with the test keys of their marked rosters."""
-    identity_rules = IdentityRules(connection)
-    for plan, variant_ids in plans.items():
-        cache = RosterCache(connection, identity_rules.for_plan(plan))
-        cache.load(chain.from_iterable(marks[variant_id] for variant_id in variant_ids))
-        for variant_id in variant_ids:
-            keys = {key for roster_id in marks[variant_id] for key in cache[roster_id].keys}
-            yield _VariantScope(variant_id, cache, keys)
+    @property
+    def most_tests(self) -> int:
+        """The size of its largest run."""
+        return max(self.tests, default=0)
 
 
 def refresh_marked(engine: Engine) -> None:
-    """Refresh all dirty series and durations, whichever pass marked them."""
+    """Refresh all marked aggregates, whichever pass marked them."""
     is_more = True
     while is_more:
         with writing(engine) as connection:
             is_more = refresh_some(connection, hold_settings(connection).rules)
 
 
-def mark_plan_dirty(connection: Connection, plan_id: str) -> None:
-    """Delete the series of a plan and mark them all dirty, after its tests got other keys.
+def refresh_some(connection: Connection, rules: Rules) -> bool:
+    """Refresh the aggregates of some marked variants; return False if none was marked.
 
-    Deletes older marks: they refer to rosters with the old keys, whose series no longer exist.
-    Locks the plan (`lock_plans`).
+    Locks the plans (`lock_plans`) before it reads their marks, so that every run behind a mark
+    is visible to the computation.
     """
-    lock_plans(connection, [plan_id])
-    for table in (series, uncounted):
-        connection.execute(delete(table).where(table.c.variant_id.in_(select_variant_ids(plan_id))))
-    is_in_plan = outcomes.c.variant_id.in_(select_variant_ids(plan_id))
-    marks = select(outcomes.c.variant_id, outcomes.c.roster_id).distinct()
-    rows = [tuple(mark) for mark in connection.execute(marks.where(is_in_plan, IS_CURRENT))]
-    bulk.insert_missing(connection, uncounted, sorted(rows))
+    plans = _choose_variants(connection)
+    lock_plans(connection, [plan.plan_id for plan in plans.values()])
+    scopes = _take_marks(connection, plans)
+    _refresh_series(connection, scopes, rules)
+    _refresh_periods(connection, scopes)
+    return bool(plans)
+
+
+def _choose_variants(connection: Connection) -> dict[str, Plan]:
+    """Return the next marked variants with their plans."""
+    tests = func.max(func.coalesce(func.length(outcomes.c.outcomes), 0))
+    is_marked = and_(
+        outcomes.c.run_id == dirty_marks.c.run_id, outcomes.c.revision == dirty_marks.c.revision
+    )
+    chosen = (
+        select(dirty_marks.c.variant_id, tests.label("tests"))
+        .outerjoin(outcomes, is_marked)
+        .group_by(dirty_marks.c.variant_id)
+        .order_by(dirty_marks.c.variant_id)
+        .limit(VARIANTS_AT_ONCE)
+        .subquery()
+    )
+    query = select(chosen, *PLAN_NAMES).join(
+        plan_variants, plan_variants.c.variant_id == chosen.c.variant_id
+    )
+    plans: dict[str, Plan] = {}
+    total = 0
+    for variant_id, size, *plan in connection.execute(query.order_by(chosen.c.variant_id)):
+        if plans and total + size > TESTS_AT_ONCE:
+            break
+        plans[variant_id] = Plan(*plan)
+        total += size
+    return plans
+
+
+def _take_marks(connection: Connection, plans: Mapping[str, Plan]) -> dict[str, _Scope]:
+    """Delete the marks of variants, and return the scope of each.
+
+    A mark stands for the results of its revision and of the one before, as far as they are of its
+    variant.
+    """
+    mark, outcome = dirty_marks.c, outcomes.c
+    is_touched = and_(
+        outcome.run_id == mark.run_id,
+        outcome.revision.between(mark.revision - 1, mark.revision),
+        outcome.variant_id == mark.variant_id,
+    )
+    touched = (outcome.roster_id, outcome.started_on, func.length(outcome.outcomes))
+    query = (
+        select(mark.variant_id, mark.run_id, mark.revision, *touched)
+        .outerjoin(outcomes, is_touched)
+        .where(among(mark.variant_id, plans))
+    )
+    marks: set[DirtyMark] = set()
+    scopes = {variant_id: _Scope(plan, set(), set(), []) for variant_id, plan in plans.items()}
+    for row in connection.execute(query):
+        marks.add(DirtyMark(row.variant_id, row.run_id, row.revision))
+        scope, (roster_id, day, tests) = scopes[row.variant_id], row[3:]
+        if roster_id is not None:
+            scope.roster_ids.add(roster_id)
+            scope.tests.append(tests)
+        if day is not None:
+            scope.days.add(day)
+    bulk.delete(connection, dirty_marks, sorted(marks))
+    return scopes
+
+
+def _refresh_series(connection: Connection, scopes: Mapping[str, _Scope], rules: Rules) -> None:
+    """Recompute the marked series of variants, and their durations."""
+    identity_rules = IdentityRules(connection)
+    for part in _split(scopes):
+        caches = {
+            variant_id: RosterCache(connection, identity_rules.for_plan(scope.plan))
+            for variant_id, scope in part.items()
+        }
+        load_rosters(connection, [(caches[each], part[each].roster_ids) for each in part])
+        keys = {
+            variant_id: {key for each in scope.roster_ids for key in caches[variant_id][each].keys}
+            for variant_id, scope in part.items()
+        }
+        _write_series(connection, caches, keys, rules)
+
+
+def _write_series(
+    connection: Connection,
+    caches: Mapping[str, RosterCache],
+    keys: Mapping[str, Collection[str]],
+    rules: Rules,
+) -> None:
+    """Replace the series with these test keys of variants, and the durations of the variants."""
+    computed = [
+        compute_variant_rows(variant_id, newest_runs, rules, keys[variant_id])
+        for variant_id, newest_runs in read_newest_runs(connection, caches).items()
+    ]
+    series_rows = [row for each in computed for row in each.series]
+    marked = {(each, build_series_id(each, key)) for each, found in keys.items() for key in found}
+    lost = marked - {row[:2] for row in series_rows}
+    bulk.delete(connection, series, sorted(lost))
+    bulk.replace(connection, series, sorted(series_rows, key=itemgetter(0, 1)))
+    bulk.delete(connection, durations, [(variant_id,) for variant_id in caches])
+    bulk.insert(connection, durations, [row for each in computed for row in each.durations])
+
+
+def _split(scopes: Mapping[str, _Scope]) -> Iterator[dict[str, _Scope]]:
+    """Yield scopes in parts whose tests fit in memory."""
+    part: dict[str, _Scope] = {}
+    tests = 0
+    for variant_id, scope in scopes.items():
+        if part and tests + scope.most_tests > TESTS_IN_MEMORY:
+            yield part
+            part, tests = {}, 0
+        part[variant_id] = scope
+        tests += scope.most_tests
+    if part:
+        yield part
+
+
+def _refresh_periods(connection: Connection, scopes: Mapping[str, _Scope]) -> None:
+    """Recompute the marked days of plans, and the weeks of these days."""
+    plans = {scope.plan.plan_id: scope.plan for scope in scopes.values()}
+    marked = {(scope.plan.plan_id, day) for scope in scopes.values() for day in scope.days}
+    if not marked:
+        return
+    days = [day for _, day in marked]
+    # Whole weeks: their sums need all of their days.
+    first, last = week_start(min(days)), _week_end(max(days))
+    by_plan = read_days(connection, plans, (first, last))
+    weeks = {plan_id: sum_weeks(found) for plan_id, found in by_plan.items()}
+    _replace_periods(connection, daily_results, plans, by_plan, marked)
+    marked_weeks = {(plan_id, week_start(day)) for plan_id, day in marked}
+    _replace_periods(connection, weekly_results, plans, weeks, marked_weeks)
+
+
+def _week_end(day: date) -> date:
+    """Return the last day of the ISO 8601 week of `day`."""
+    return day + timedelta(days=min(7 - day.isoweekday(), date.max.toordinal() - day.toordinal()))
+
+
+def _replace_periods(
+    connection: Connection,
+    table: Table,
+    plans: Mapping[str, Plan],
+    found: Mapping[str, Sequence[Period]],
+    marked: Set[tuple[str, date]],
+) -> None:
+    """Replace the `marked` days or weeks of plans with those of `found`."""
+    rows = [
+        build_period_row(plans[plan_id], period)
+        for plan_id, periods in found.items()
+        for period in periods
+        if (plan_id, period.first_day) in marked
+    ]
+    bulk.delete(connection, table, sorted(marked - {row[:2] for row in rows}))
+    bulk.replace(connection, table, rows)
+
+
+def refresh_plans(connection: Connection, plans: Collection[Plan], rules: Rules) -> None:
+    """Recompute the aggregates of plans, after a label or an alias has changed.
+
+    Locks the plans (`lock_plans`).
+    """
+    lock_plans(connection, [plan.plan_id for plan in plans])
+    for plan in plans:
+        rows = compute_plan_rows(connection, plan.plan_id, rules)
+        replace_plan_rows(connection, plan.plan_id, rows)
 
 
 def delete_unused_rosters(connection: Connection) -> None:
-    """Delete rosters that nothing refers to, after tests got other keys.
+    """Delete rosters that no outcome refers to, after tests got other keys.
 
     Otherwise the order of answers would decide which of the old rosters remain.
 
@@ -177,137 +260,10 @@ def delete_unused_rosters(connection: Connection) -> None:
     committed a reference in between. Skips rosters that others have locked: on PostgreSQL,
     storing an outcome locks its roster. Waits for nobody, so the order does not matter.
     """
-    is_used = or_(
-        exists().where(outcomes.c.roster_id == rosters.c.roster_id),
-        exists().where(uncounted.c.roster_id == rosters.c.roster_id),
-    )
+    is_used = exists().where(outcomes.c.roster_id == rosters.c.roster_id)
     unused = select(rosters.c.roster_id).where(~is_used).with_for_update(skip_locked=True)
     locked = connection.scalars(unused).all()
     connection.execute(delete(rosters).where(among(rosters.c.roster_id, locked), ~is_used))
-
-
-def has_dirty_marks(connection: Connection) -> bool:
-    """Return whether any series is not up to date."""
-    return connection.execute(select(uncounted).limit(1)).first() is not None
-
-
-def _group_by_plan(connection: Connection, variant_ids: Sequence[str]) -> dict[Plan, list[str]]:
-    """Return variants by plan, the plans in lock order (see `lock_plans`)."""
-    names = select(plan_variants.c.variant_id, *PLAN_NAMES)
-    query = names.where(plan_variants.c.variant_id.in_(variant_ids))
-    groups: defaultdict[Plan, list[str]] = defaultdict(list)
-    for variant_id, *plan in connection.execute(query.order_by(plan_variants.c.plan_id)):
-        groups[Plan(*plan)].append(variant_id)
-    return groups
-
-
-def refresh_plans(connection: Connection, plans: Collection[Plan], rules: Rules) -> None:
-    """Recompute all series and durations of plans, after a label or an alias has changed.
-
-    Locks the plans (`lock_plans`).
-    """
-    lock_plans(connection, [plan.plan_id for plan in plans])
-    identity_rules = IdentityRules(connection)
-    for plan in plans:
-        is_in_plan = series.c.variant_id.in_(select_variant_ids(plan.plan_id))
-        connection.execute(delete(series).where(is_in_plan))
-        cache = RosterCache(connection, identity_rules.for_plan(plan))
-        variant_ids = read_variant_ids(connection, plan.plan_id)
-        scopes = [_VariantScope(variant_id, cache) for variant_id in variant_ids]
-        _refresh_variants(connection, scopes, rules)
-
-
-def lock_plans(connection: Connection, plan_ids: Collection[str]) -> None:
-    """Hold an exclusive lock on the aggregates of these plans until commit.
-
-    Aggregates are computed from all runs of a plan, of which a concurrent transaction cannot see
-    ours. Taken after the runs' rows in the ledger and after test-identity locks; in the order of
-    plan ids, so that two transactions never wait for each other.
-    """
-    if connection.dialect.name == "postgresql" and plan_ids:  # SQLite has one writer at a time
-        connection.execute(_LOCK_PLANS, {"ids": sorted(plan_ids)})
-
-
-_LOCK_PLANS = text(
-    "SELECT pg_advisory_xact_lock(hashtextextended(id, 0)) FROM unnest(CAST(:ids AS text[])) AS id"
-)
-
-
-class _VariantScope(NamedTuple):
-    """A variant whose durations are refreshed, and its series: of these test keys, or all."""
-
-    variant_id: str
-    cache: RosterCache
-    keys: Collection[str] | None = None
-
-
-def _refresh_variants(
-    connection: Connection, scopes: Iterable[_VariantScope], rules: Rules
-) -> None:
-    """Recompute series and durations, and write them a few variants at a time."""
-    recomputed = _Recomputed([], [], [], [])
-    for variant_id, cache, keys in scopes:
-        newest_runs = NewestRuns(connection, variant_id, cache)
-        computed = compute_series(newest_runs, rules, keys)
-        lost = set(keys or ()) - {each.test_key for each in computed}
-        measured = compute_durations(newest_runs, rules)
-        recomputed.variants.append((variant_id,))
-        recomputed.series.extend(build_series_row(variant_id, each) for each in computed)
-        recomputed.lost_series.extend((variant_id, build_series_id(variant_id, k)) for k in lost)
-        if measured:
-            recomputed.durations.append((variant_id, *measured))
-        if len(recomputed.series) >= SERIES_AT_ONCE:
-            _write_recomputed(connection, recomputed)
-            recomputed = _Recomputed([], [], [], [])
-    _write_recomputed(connection, recomputed)
-
-
-class _Recomputed(NamedTuple):
-    """Recomputed variants: their keys, new rows, and the keys of series that no longer exist."""
-
-    variants: list[Row]
-    series: list[Row]
-    lost_series: list[Row]
-    durations: list[Row]
-
-
-def _write_recomputed(connection: Connection, recomputed: _Recomputed) -> None:
-    bulk.delete(connection, series, recomputed.lost_series)
-    bulk.delete(connection, durations, recomputed.variants)
-    bulk.replace(connection, series, sorted(recomputed.series, key=itemgetter(0, 1)))
-    bulk.insert(connection, durations, recomputed.durations)
-
-
-def _add_differences(
-    connection: Connection, table: Table, differences: Mapping[Plan, Sequence[Period]]
-) -> None:
-    """Add differences to the days or weeks of plans; delete a row whose sums become 0.
-
-    Deletes and inserts rows: an update in place would take one more statement.
-    """
-    keys = [
-        (plan.plan_id, each.first_day) for plan, periods in differences.items() for each in periods
-    ]
-    before = _take_periods(connection, table, keys)
-    rows: list[Row] = []
-    for plan, periods in differences.items():
-        for difference in periods:
-            key = (plan.plan_id, difference.first_day)
-            merged = sum_periods([before[key], difference] if key in before else [difference])
-            rows += [build_period_row(plan, period) for period in merged]
-    bulk.insert(connection, table, rows)
-
-
-def _take_periods(
-    connection: Connection, table: Table, keys: Sequence[tuple[str, date]]
-) -> dict[tuple[str, date], Period]:
-    """Delete periods and return them by key."""
-    checks = [f"checks_{name}" for name in Counts._fields]
-    taken = bulk.take(connection, table, ["runs", "tests", *Counts._fields, *checks], keys)
-    return {
-        (plan_id, day): Period(day, row[0], row[1], Counts(*row[2:7]), Counts(*row[7:]))
-        for (plan_id, day), row in taken.items()
-    }
 
 
 def find_recommitted_plans(connection: Connection, commits: Mapping[str, str]) -> set[Plan]:

@@ -28,7 +28,6 @@ from etl.archive.store import StoredAnswer
 from etl.db import database
 from etl.db.archive_settings import require_settings
 from etl.db.database import writing
-from etl.derived import refresh
 from etl.derived.plans import Application
 from etl.errors import DatabaseError
 from etl.fetch.door import FetchedBatch
@@ -43,7 +42,7 @@ from etl.telemetry.log import bind_context, get_logger
 from etl.telemetry.log import context as log_context
 
 REFRESH_EVERY = 5000
-"""New answers after which series are counted: the more at once, the less work for each."""
+"""New answers after which aggregates are refreshed: the more at once, the less work for each."""
 
 T = TypeVar("T")
 
@@ -55,7 +54,8 @@ class Committed(NamedTuple):
 
     ends: Sequence[RunEnd]
     saved: Collection[StoredAnswer]
-    applications: set[Application]
+    comparable: set[Application]
+    """The applications of which the batch has two runs of one plan."""
 
 
 class BatchStore:
@@ -64,6 +64,7 @@ class BatchStore:
     def __init__(self, ingest: IngestContext, held: HeldRuns) -> None:
         self._ingest = ingest
         self._held = held
+        self._rules = ingest.config.reporting.rules
         self._unacknowledged: dict[str, RunEnd] = {}
         """The ends of runs in a transaction whose commit is not acknowledged yet."""
 
@@ -97,7 +98,7 @@ class BatchStore:
             held = leases.lock_held(connection, self._held.owner, run_ids)
             ours = [outcome for outcome in outcomes if outcome.run_id in held]
             answers = [each for each in ours if isinstance(each, Answer)]
-            saved = store.store_answers(connection, answers)
+            saved = store.store_answers(connection, answers, self._rules)
             rejects.keep_rejects(connection, _rejects(ours))
             _mark_absence(connection, ours, claims)
             ends = [self._judge(each, claims[each.run_id], saved) for each in ours]
@@ -107,8 +108,8 @@ class BatchStore:
         # its lease expired and is another owner's: then it has no end here.
         known = [self._unacknowledged.pop(run_id, None) for run_id in run_ids]
         self._held.drop(run_ids)
-        applications = {store.name_application(each.source, each.rows) for each in answers}
-        return Committed([end for end in known if end], saved.values(), applications)
+        comparable = store.find_comparable(answers)
+        return Committed([end for end in known if end], saved.values(), comparable)
 
     def _judge(self, outcome: Outcome, claim: Claim, saved: Mapping[str, StoredAnswer]) -> RunEnd:
         seen = claim.seen
@@ -212,16 +213,16 @@ class Commits:
 
     def _commit(self, batch: FetchedBatch) -> None:
         outcomes = batch.outcomes()
+        engine, zone = self._ingest.engine, self._ingest.config.reporting.zone
         if self._is_refresh_due():
-            self._patience.run(partial(refresh.refresh_marked, self._ingest.engine))
+            self._patience.run(partial(identity.refresh_archive, engine, self._ingest.now(), zone))
         committed = self._patience.run(partial(self._batches.commit, outcomes))
         self._report(outcomes)
         for each in committed:
             self._count(each)
-            if each.applications:
-                now, zone = self._ingest.now(), self._ingest.config.reporting.zone
-                measure = partial(identity.measure_new, self._ingest.engine, each.applications)
-                self._patience.run(partial(measure, now, zone))
+            if each.comparable:
+                measure = partial(identity.measure_new, engine, each.comparable)
+                self._patience.run(partial(measure, self._ingest.now(), zone))
         batch.done()
 
     def _is_refresh_due(self) -> bool:

@@ -22,8 +22,8 @@ def end_pass(ingest: IngestContext, opened: OpenPass, *, is_interrupted: bool) -
     patience = Patience(ingest.patience_s)
     if not is_interrupted:
         # Even if nothing changed: the pass before may have been killed in it.
-        since, zone = opened.lease.since, ingest.config.reporting.zone
-        patience.run(partial(identity.measure_changed, ingest.engine, since, ingest.now(), zone))
+        zone = ingest.config.reporting.zone
+        patience.run(partial(identity.refresh_archive, ingest.engine, ingest.now(), zone))
     patience.run(partial(_close_pass, ingest, opened))
 
 

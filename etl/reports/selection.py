@@ -12,10 +12,10 @@ from sqlalchemy import ColumnElement, Connection, TextClause, and_, exists, or_,
 from etl.answers.payload import FINAL_STATUSES, OPEN_STATUS
 from etl.db.schema import IS_CURRENT, PLAN_NAMES, labels, outcomes, plan_variants, runs
 from etl.derived.identity_rules import IdentityRules
+from etl.derived.marks import has_dirty_marks
 from etl.derived.metrics import Counts
 from etl.derived.outcome_reader import RosterCache, Variant, read_plan_run, select_plan_runs
 from etl.derived.plans import IdentityRule, Plan, PlanRun, Roster
-from etl.derived.refresh import has_dirty_marks
 from etl.reports.model import Filter, Filters, ReportRequest
 from etl.reports.spans import Span, requested_span
 

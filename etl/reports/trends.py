@@ -31,7 +31,13 @@ from etl.reports.model import (
     Row,
     Type,
 )
-from etl.reports.selection import TestPlaces, narrow_to_test, read_runs, start_conditions
+from etl.reports.selection import (
+    TestPlaces,
+    can_use_stored,
+    narrow_to_test,
+    read_runs,
+    start_conditions,
+)
 from etl.reports.spans import (
     ALWAYS,
     Days,
@@ -84,7 +90,7 @@ def _weekly(connection: Connection, request: ReportRequest) -> ReportData:
         span = Span(midnight(first, request.zone), midnight(after, request.zone))
     days = whole_days(span, request.zone)
     found: Iterable[tuple[Plan, Period]]
-    if days and _is_stored(request) and _are_weeks(days):
+    if days and can_use_stored(connection, request, STORED_FILTERS) and _are_weeks(days):
         found = _stored(connection, request, weekly_results, days)
     else:
         streamed = _streamed(connection, request, span).items()
@@ -98,14 +104,10 @@ def periods(
 ) -> Iterable[tuple[Plan, Period]]:
     """Yield each day of each plan that has runs in `span`."""
     days = whole_days(span, request.zone)
-    if days and _is_stored(request):
+    if days and can_use_stored(connection, request, STORED_FILTERS):
         return _stored(connection, request, daily_results, days)
     streamed = _streamed(connection, request, span).items()
     return ((plan, day) for plan, found in streamed for day in found)
-
-
-def _is_stored(request: ReportRequest) -> bool:
-    return request.as_of is None and request.filters.used <= STORED_FILTERS
 
 
 def _are_weeks(days: Days) -> bool:

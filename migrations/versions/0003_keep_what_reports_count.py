@@ -30,7 +30,7 @@ TABLES = (
     "weekly_results",
     "daily_results",
     "durations",
-    "uncounted",
+    "dirty_marks",
     "series",
     "status_changes",
     "outcomes",
@@ -174,14 +174,20 @@ def _create_aggregates() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
-        "uncounted",
+        "dirty_marks",
         sa.Column("variant_id", KEY, nullable=False),
-        sa.Column("roster_id", KEY, nullable=False),
+        sa.Column("run_id", KEY, nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
-            ["variant_id"], ["plan_variants.variant_id"], name="fk_uncounted_plan_variants"
+            ["variant_id"], ["plan_variants.variant_id"], name="fk_dirty_marks_plan_variants"
         ),
-        sa.ForeignKeyConstraint(["roster_id"], ["rosters.roster_id"], name="fk_uncounted_rosters"),
-        sa.PrimaryKeyConstraint("variant_id", "roster_id", name="pk_uncounted"),
+        sa.ForeignKeyConstraint(
+            ["run_id"],
+            ["tracked_runs.run_id"],
+            name="fk_dirty_marks_tracked_runs",
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("variant_id", "run_id", "revision", name="pk_dirty_marks"),
         sqlite_with_rowid=False,
     )
     op.create_table(

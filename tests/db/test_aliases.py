@@ -11,7 +11,7 @@ from sqlalchemy import Engine, select, text
 from etl.config.settings import DEFAULT_RULES
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import aliases, plan_variants, series
-from etl.derived import refresh
+from etl.derived import marks
 from etl.derived.aliases import Alias, add_alias
 from etl.derived.plans import Plan
 from tests.support.dump import rows_of
@@ -164,12 +164,12 @@ def test_an_alias_and_a_pass_never_wait_for_each_other_in_a_circle(postgresql_ur
 
     with ThreadPoolExecutor(1) as executor:
         with writing(engine) as connection:
-            refresh.lock_plans(connection, [first])
+            marks.lock_plans(connection, [first])
             adding = executor.submit(add)
             is_waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
             while not (adding.done() or connection.scalar(text(is_waiting))):
                 time.sleep(0.01)
-            refresh.lock_plans(connection, others)
+            marks.lock_plans(connection, others)
         adding.result()
     assert histories(engine) == [(plan.plan, "b", "P") for plan in plans]
     engine.dispose()

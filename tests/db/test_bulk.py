@@ -18,7 +18,6 @@ from etl.db.schema import (
     runs,
     tests,
     tracked_runs,
-    uncounted,
 )
 from etl.errors import DatabaseError
 from tests.support.dump import rows_of
@@ -195,7 +194,7 @@ DAY = date(2024, 5, 1)
 
 
 @pytest.mark.parametrize(
-    ("table", "last"), [(tests, 1), (daily_results, DAY), (uncounted, "a list")], ids=str
+    ("table", "last"), [(tests, 1), (daily_results, DAY), (labels, "a label")], ids=str
 )
 def test_rows_are_found_and_deleted_by_the_whole_key_and_not_by_reading_more(
     sqlite_url: str, table: Table, last: Any

@@ -33,6 +33,7 @@ from etl.db.database import HEAD, connect, prepare, reading, shown_url, snapshot
 from etl.db.schema import (
     SERIES_CLASSES,
     counts,
+    dirty_marks,
     drift,
     durations,
     environments,
@@ -51,7 +52,6 @@ from etl.db.schema import (
     test_revisions,
     tests,
     tracked_runs,
-    uncounted,
     warnings,
 )
 from etl.errors import DatabaseError, Fault
@@ -99,7 +99,7 @@ VARIANT = {
     "environment_signature": "[]",
 }
 ROSTER = {"roster_id": "roster-1", "tests": "[]"}
-MARK = {"variant_id": "variant-1", "roster_id": "roster-1"}
+MARK = {"variant_id": "variant-1", "run_id": "run-1", "revision": 1}
 COUNTED = dict.fromkeys(COUNTERS, 0)
 OUTCOME = RUN | {
     "revision": 1,
@@ -200,8 +200,8 @@ ROWS_TO_REFUSE: list[tuple[str, Table, dict[str, Any]]] = [
     ("fk_outcomes_plan_variants", outcomes, OUTCOME | THREE | {"variant_id": "variant-2"}),
     ("fk_outcomes_rosters", outcomes, OUTCOME | THREE | {"roster_id": "roster-2"}),
     ("fk_status_changes_revisions", status_changes, STATUS_CHANGE | {"revision": 2}),
-    ("fk_uncounted_plan_variants", uncounted, MARK | {"variant_id": "variant-2"}),
-    ("fk_uncounted_rosters", uncounted, MARK | {"roster_id": "roster-2"}),
+    ("fk_dirty_marks_tracked_runs", dirty_marks, MARK | {"run_id": "run-2"}),
+    ("fk_dirty_marks_plan_variants", dirty_marks, MARK | {"variant_id": "variant-2"}),
     ("fk_series_plan_variants", series, SERIES | {"variant_id": "variant-2"}),
     ("fk_durations_plan_variants", durations, DURATIONS | {"variant_id": "variant-2"}),
     (
@@ -424,7 +424,7 @@ def test_a_run_that_leaves_the_ledger_takes_all_its_rows_along(connection: Conne
 def test_a_replay_can_delete_runs_and_keep_their_payloads(connection: Connection) -> None:
     connection.execute(delete(runs))
     left = {name for name, rows in dump(connection, leave_out=LEDGER).items() if rows}
-    assert left == {"labels", "payloads", "rejects", "plan_variants", "rosters"}
+    assert left == {"labels", "payloads", "rejects", "plan_variants", "rosters", "dirty_marks"}
 
 
 def test_a_naive_time_is_refused(connection: Connection) -> None:

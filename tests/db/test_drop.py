@@ -27,7 +27,7 @@ from etl.ledger import tracking
 from etl.ledger.tracking import Entry, Tracked
 from tests.support.dump import dump, rows_of
 from tests.support.fake_api import Answer, FakeApi, result
-from tests.support.histories import a_run, forget_all, keep
+from tests.support.histories import a_run, forget_all, keep, measure_all
 from tests.support.program import Program
 
 START = datetime(2024, 3, 1, 18, 0, 0, 123000, UTC)
@@ -49,7 +49,7 @@ def drop(engine: Engine, *run_ids: str) -> None:
 
 
 def measure(engine: Engine, now: datetime) -> None:
-    identity.measure_changed(engine, START, now, UTC)
+    measure_all(engine, now, UTC)
 
 
 def everything(engine: Engine) -> dict[str, Any]:

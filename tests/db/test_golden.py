@@ -24,7 +24,7 @@ from etl.db.schema import (
     status_changes,
     weekly_results,
 )
-from etl.derived import refresh
+from etl.derived import marks
 from etl.derived.plans import Plan
 from tests.support.dump import Row
 from tests.support.histories import (
@@ -797,7 +797,7 @@ def test_a_run_that_is_stored_while_another_counts_is_counted_later(postgresql_u
     store("run-1", 1, "P")
     storing = threading.Thread(target=store, args=("run-2", 2, "F"))
     with writing(engine) as connection:
-        refresh.lock_plans(connection, [Plan("default", "shop", "nightly").plan_id])
+        marks.lock_plans(connection, [Plan("default", "shop", "nightly").plan_id])
         storing.start()
         storing.join(timeout=2)
         count_all(connection)

@@ -153,7 +153,7 @@ def test_counting_anew_that_was_interrupted_is_made_up_for(
     api.answers = runs_of([("id of a", "id of b")] * 12)
     store_all(engine, api)
     with refused_update(engine, RUN_IDS[6]), pytest.raises(DatabaseError, match="interrupted"):
-        identity.measure_changed(engine, AT, AT, UTC)
+        identity.measure_again(engine, {SHOP}, AT, UTC)
     assert measured(engine) == [("Shop", 21, 21, "id", False)]
     archiver.call("ingest", RUN_IDS[-1], "--refresh")  # which changes nothing
     assert measured(engine) == [("Shop", 21, 21, "id", True)]

@@ -42,7 +42,7 @@ from etl.archive.payload_batches import DEFAULT_LIMITS, BatchLimits
 from etl.archive.replay import replay_archive
 from etl.archive.verify import verify_archive
 from etl.cli import rebuild_commands
-from etl.config.settings import Reporting
+from etl.config.settings import DEFAULT_RULES, Reporting
 from etl.db import bulk, database
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import (
@@ -155,7 +155,7 @@ def received(run_id: str, body: bytes, at: datetime) -> Answer:
 def look(connection: Connection, at: datetime, seen: Mapping[str, bytes | None]) -> None:
     """Store what a pass sees of runs, None for a run that is gone, as `keeper` does."""
     answers = [received(run_id, body, at) for run_id, body in seen.items() if body is not None]
-    store.store_answers(connection, answers)
+    store.store_answers(connection, answers, DEFAULT_RULES)
     count_all(connection)
     answered = [answer.run_id for answer in answers]
     standing = Standing(State.SETTLED, None)
@@ -970,7 +970,7 @@ def test_an_answer_in_which_a_secret_was_masked_is_no_damage(sqlite_archive: Eng
     echo = replace(whole, body=whole.body._replace(sha256=hashlib.sha256(b"key").hexdigest()))
     echo.rows.warnings.append(ECHO_WARNING)
     with writing(sqlite_archive) as connection:
-        store.store_answers(connection, [echo])
+        store.store_answers(connection, [echo], DEFAULT_RULES)
         count_all(connection)
         standing = Standing(State.SETTLED, None)
         leases.record(connection, [Recorded("run-4", standing, after(9))])

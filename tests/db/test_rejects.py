@@ -17,7 +17,7 @@ from etl.archive import identity, rejects, store
 from etl.archive.rejects import KeptReject, decode_reject, keep_rejects, replay_rejects
 from etl.archive.verify import verify_archive
 from etl.config.loading import load
-from etl.config.settings import Config, Reporting
+from etl.config.settings import DEFAULT_RULES, Config, Reporting
 from etl.db import schema
 from etl.db.archive_settings import begin_rebuild
 from etl.db.database import reading, writing
@@ -63,7 +63,7 @@ def answered(run_id: str, at: datetime, body: bytes) -> Answer:
 
 def accept(connection: Connection, run_id: str, at: datetime, body: bytes, config: Config) -> None:
     """Store an answer as a pass does."""
-    saved = store.store_answers(connection, [answered(run_id, at, body)])
+    saved = store.store_answers(connection, [answered(run_id, at, body)], DEFAULT_RULES)
     standing = lifecycle.after_answer(saved[run_id].archived.seen(START), at, config.polling)
     leases.record(connection, [Recorded(run_id, standing, at)])
 
@@ -441,7 +441,7 @@ def test_the_command_lists_and_archives_rejects(
     assert archiver.call("status", "--failed", "--json").json()["failed"][0]["run_id"] == "r-3"
     assert api.requests.total() == 0
     with reading(engine) as connection:
-        assert rows_of(connection, schema.uncounted) == []
+        assert rows_of(connection, schema.dirty_marks) == []
         assert len(rows_of(connection, schema.daily_results)) == 1
 
 

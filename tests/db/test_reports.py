@@ -9,14 +9,13 @@ from typing import Any
 from sqlalchemy import Connection, Engine, insert, select
 
 from etl import clock
-from etl.archive import identity
 from etl.config.settings import DEFAULT_RULES
 from etl.db.database import reading, snapshot, writing
 from etl.db.schema import health, ingests, series
-from etl.derived.refresh import has_dirty_marks
+from etl.derived.marks import has_dirty_marks
 from etl.reports import catalog
 from etl.reports.model import Filter, Filters, ReportRequest, ReportResult
-from tests.support.histories import BERLIN, CHROME, SAFARI, a_run, label, see
+from tests.support.histories import BERLIN, CHROME, SAFARI, a_run, label, measure_all, see
 from tests.support.program import Program, program
 
 MARCH = datetime(2024, 3, 1, 9, 0, 0, 123000, UTC)
@@ -191,6 +190,6 @@ def test_that_test_ids_stay_the_same_is_not_known_before_it_was_found_out(engine
         see(engine, MARCH + number * DAY, {f"run-{number}": run})
     before = rows(ask(engine, "series", as_of=NOW))
     assert [row["test_id"] for row in before] == [None, None]
-    identity.measure_changed(engine, MARCH, clock.now(), BERLIN)
+    measure_all(engine, clock.now())
     assert {row["test_id"] for row in rows(ask(engine, "series"))} == {"id of login", "id of pay"}
     assert rows(ask(engine, "series", as_of=NOW)) == before

@@ -23,6 +23,7 @@ from etl.archive import store
 from etl.archive.archived_runs import ArchivedRun, NewestAnswer, read_archived, read_newest_answers
 from etl.archive.rejects import keep_rejects
 from etl.archive.store import StoredAnswer
+from etl.config.settings import DEFAULT_RULES
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import (
     Day,
@@ -47,6 +48,7 @@ from etl.ledger.lifecycle import Seen, Standing, State
 from etl.ledger.tracking import Entry
 from etl.ledger.verdicts import Recorded
 from tests.support.dump import COUNTED, FIXED, LEDGER, Row, dump, rows_of
+from tests.support.histories import count_all
 
 SAMPLE = (Path(__file__).parents[1] / "samples" / "result.json").read_bytes()
 START = datetime(2024, 3, 1, 18, 0, 0, 123000, UTC)
@@ -98,7 +100,7 @@ def answer(result: Mapping[str, Any], minutes: int = 0, run_id: str = "run-1") -
 
 def look(connection: Connection, *answers: Answer) -> dict[str, StoredAnswer]:
     """Store answers, and note in the ledger when they came, as a pass does."""
-    saved = store.store_answers(connection, answers)
+    saved = store.store_answers(connection, answers, DEFAULT_RULES)
     standing = Standing(State.SETTLED, None)
     leases.record(
         connection, [Recorded(each.run_id, standing, each.fetched_at) for each in answers]
@@ -635,7 +637,7 @@ def test_a_run_that_answers_with_the_same_bytes_is_gone_no_more(connection: Conn
 def test_saving_tells_new_from_changed_from_unchanged(connection: Connection) -> None:
     look(connection, answer({"name": "a"}), answer({"name": "b"}, run_id="run-2"))
     changed, new = answer({"name": "c"}, 1, "run-2"), answer({"name": "d"}, 1, "run-3")
-    saved = store.store_answers(connection, [answer({"name": "a"}, 1), changed, new])
+    saved = store.store_answers(connection, [answer({"name": "a"}, 1), changed, new], DEFAULT_RULES)
     known = read_archived(connection, RUN_IDS)
     assert saved == {
         "run-1": StoredAnswer(is_new=False, is_changed=False, archived=known["run-1"]),
@@ -713,6 +715,7 @@ def test_the_order_in_which_runs_come_changes_no_row(connection: Connection) -> 
         with rolled_back(connection):
             for batch in batches:
                 look(connection, *batch)
+            count_all(connection)
             dumps.append(dump(connection))
     assert dumps[0] == dumps[1]
 

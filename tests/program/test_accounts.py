@@ -9,7 +9,6 @@ import pytest
 from sqlalchemy import Engine, insert, inspect, select, text, update
 
 from etl import clock
-from etl.archive import identity
 from etl.archive.verify import verify_archive
 from etl.cli.session import Wiring
 from etl.config.settings import Reporting
@@ -19,7 +18,7 @@ from etl.ledger import tracking
 from etl.ledger.health import record_health
 from etl.ledger.tracking import Entry
 from etl.reports import catalog
-from tests.support.histories import BERLIN, a_run, label, see
+from tests.support.histories import a_run, label, measure_all, see
 from tests.support.program import Program, program
 
 START = datetime(2024, 3, 4, 12, tzinfo=UTC)
@@ -136,7 +135,7 @@ def test_whether_ids_repeat_is_measured_in_each_account(engine: Engine) -> None:
                 of_run = number if source == "staging" else ""
                 test["id"] = f"{test['name']} {of_run}"
             see(engine, START + 20 * DAY, {f"{source}-{number}": run}, source=source)
-    identity.measure_changed(engine, START, clock.now(), BERLIN)
+    measure_all(engine, clock.now())
     columns = (identities.c.source, identities.c.application, identities.c.key_kind)
     with reading(engine) as connection:
         decided = sorted(tuple(row) for row in connection.execute(select(*columns)))

@@ -17,7 +17,7 @@ COUNTED = (
     "outcomes",
     "status_changes",
     "series",
-    "uncounted",
+    "dirty_marks",
     "durations",
     "daily_results",
     "weekly_results",

@@ -14,13 +14,14 @@ from etl.answers.compression import compress
 from etl.answers.normalize import normalize
 from etl.answers.outcome import Answer
 from etl.answers.payload import decode
-from etl.archive import store
+from etl.archive import identity, store
 from etl.config.loading import load
 from etl.config.settings import DEFAULT_RULES, Reporting, Rules
 from etl.db import archive_settings
 from etl.db.database import reading, writing
 from etl.db.schema import PLAN_NAMES, metadata, plan_variants
 from etl.derived import refresh
+from etl.derived.plans import Application
 from etl.ingest import begin
 from etl.ingest.context import IngestContext
 from etl.intake.entries import ListedRun
@@ -77,7 +78,7 @@ def see(
 ) -> None:
     """Store what the API answers for runs of an account at a time, and count it, as a pass does."""
     with writing(engine) as connection:
-        keep(connection, at, seen, zone, source)
+        keep(connection, at, seen, zone, source, rules=rules)
         count_all(connection, rules)
 
 
@@ -93,13 +94,24 @@ def keep(
     seen: Mapping[str, Mapping[str, Any]],
     zone: tzinfo = BERLIN,
     source: str = "default",
+    *,
+    rules: Rules = DEFAULT_RULES,
 ) -> None:
     """Store what the API answers for runs at a time; their series are still to be counted."""
     answers = [_received(source, run_id, answer, at, zone) for run_id, answer in seen.items()]
     standing = Standing(State.SETTLED, None)
     tracking.track(connection, [Entry(run_id, source, None, {}) for run_id in seen], at)
-    store.store_answers(connection, answers)
+    store.store_answers(connection, answers, rules)
     leases.record(connection, [Recorded(run_id, standing, at) for run_id in seen])
+
+
+def measure_all(engine: Engine, now: datetime, zone: tzinfo = BERLIN) -> None:
+    """Measure the test identity of all applications, and refresh, as a pass does."""
+    with reading(engine) as connection:
+        names = select(plan_variants.c.source, plan_variants.c.application).distinct()
+        applications = {Application(*row) for row in connection.execute(names)}
+    identity.measure_again(engine, applications, now, zone)
+    refresh.refresh_marked(engine)
 
 
 def _received(

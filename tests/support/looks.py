@@ -14,6 +14,7 @@ from etl.answers.normalize import normalize
 from etl.answers.outcome import Answer
 from etl.answers.payload import decode
 from etl.archive import store
+from etl.config.settings import DEFAULT_RULES
 from etl.db.database import writing
 from etl.ledger import leases, tracking
 from etl.ledger.lifecycle import Standing, State
@@ -52,6 +53,6 @@ def look(engine: Engine, run_id: str, at: datetime, *tests: Mapping[str, Any], *
     )
     with writing(engine) as connection:
         tracking.track(connection, [Entry(run_id, None, None, {})], at)
-        store.store_answers(connection, [answer])
+        store.store_answers(connection, [answer], DEFAULT_RULES)
         count_all(connection)
         leases.record(connection, [Recorded(run_id, Standing(State.WATCHING, at), at)])
