@@ -39,6 +39,7 @@ COMMANDS = {
     "report": ("report_command", "Answer a question about the archive (docs/REPORTS.md)."),
     "retry": ("retry_command", "Make failed runs (the given ones, or all) due again."),
     "drop": ("drop_command", "Take runs out of the archive; lists do not bring them back."),
+    "refresh": ("refresh_command", "Recompute the derived tables that commits have marked."),
     "replay": ("rebuild_commands", "Rebuild all derived tables from the payloads, offline."),
     "verify": ("rebuild_commands", "Check tables and history against the payloads, row by row."),
     "export": ("export_command", "Write the archive to files for other programs, without tokens."),

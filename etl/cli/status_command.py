@@ -65,6 +65,7 @@ def _summarize(connection: "Connection", found: "Standings") -> dict[str, Any]:
     from sqlalchemy import select
 
     from etl.db.schema import ingests, tracked_runs
+    from etl.derived.marks import count_marked
 
     passes = select(ingests).order_by(ingests.c.id.desc()).limit(RECENT)
     failures = (
@@ -78,6 +79,7 @@ def _summarize(connection: "Connection", found: "Standings") -> dict[str, Any]:
         "failed": [each._asdict() for each in found.failed],
         "passes": [dict(row) for row in connection.execute(passes).mappings()],
         "failures": [dict(row) for row in connection.execute(failures).mappings()],
+        "unrefreshed": count_marked(connection),
     }
 
 
@@ -101,6 +103,11 @@ def _print_glance(summary: dict[str, Any], now: datetime, *, as_json: bool) -> N
         display.say(f"waiting since {display.safe(summary['oldest_due_at'])} UTC at the longest")
     if summary["next_due_at"]:
         display.say(f"next due at {display.safe(summary['next_due_at'])} UTC")
+    if summary["unrefreshed"]:
+        display.say(
+            f"views lack {summary['unrefreshed']} revisions of runs; a pass adds them before it"
+            " ends, `result-archiver refresh` does now"
+        )
     if summary["passes"]:
         names = ["started_at", "new", "changed", "unchanged", "failed", "rejected", "exit_code"]
         display.say(f"\nlast passes (now {display.safe(now)} UTC)")

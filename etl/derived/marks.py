@@ -8,7 +8,7 @@ for it; a concurrent refresh neither sees nor deletes our uncommitted marks.
 from collections.abc import Collection
 from typing import NamedTuple
 
-from sqlalchemy import Connection, delete, select, text
+from sqlalchemy import Connection, delete, func, select, text
 
 from etl.db import bulk
 from etl.db.schema import IS_CURRENT, dirty_marks, outcomes, series
@@ -46,6 +46,12 @@ def mark_plan_dirty(connection: Connection, plan_id: str) -> None:
 def has_dirty_marks(connection: Connection) -> bool:
     """Return whether any aggregate is not up to date."""
     return connection.execute(select(dirty_marks).limit(1)).first() is not None
+
+
+def count_marked(connection: Connection) -> int:
+    """Return the number of revisions that some aggregate does not include yet."""
+    revisions = select(dirty_marks.c.run_id, dirty_marks.c.revision).distinct().subquery()
+    return connection.scalar(select(func.count()).select_from(revisions)) or 0
 
 
 def read_dirty_variants(connection: Connection, plan_id: str) -> set[str]:

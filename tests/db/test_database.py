@@ -160,6 +160,7 @@ A_ROW_OF_EACH: list[tuple[Table, dict[str, Any]]] = [
     (plan_variants, VARIANT),
     (rosters, ROSTER),
     (outcomes, OUTCOME),
+    (dirty_marks, MARK),
     (status_changes, STATUS_CHANGE),
 ]
 

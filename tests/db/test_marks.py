@@ -1,0 +1,186 @@
+"""Dirty marks: a commit leaves them, a refresh takes them, and no result is missed or doubled."""
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from etl.archive.verify import verify_archive
+from etl.config.settings import Reporting
+from etl.db.database import connect, prepare, reading, writing
+from etl.db.schema import daily_results, durations, series, weekly_results
+from etl.derived import marks
+from tests.support.dump import dump, rows_of
+from tests.support.histories import CHROME, SAFARI, a_run, count_all, forget_all, keep
+from tests.support.program import program
+
+NOW = datetime(2024, 7, 1, 9, 30, tzinfo=UTC)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = connect(database_url)
+    prepare(engine)
+    yield engine
+    engine.dispose()
+
+
+def differences(engine: Engine) -> list[object]:
+    """Return the differences that verify finds."""
+    found = list(verify_archive(engine, Reporting("Europe/Berlin")))
+    return [each for batch in found for each in (*batch.damage, *batch.differing)]
+
+
+def on(day: int) -> str:
+    return f"2024-06-{day:02}T10:00:00Z"
+
+
+def test_the_first_run_of_a_plan_is_derived_with_its_commit(engine: Engine) -> None:
+    with writing(engine) as connection:
+        keep(connection, NOW, {"run-1": a_run(on(1), {"home": "F", "cart": "PU"})})
+        assert not marks.has_dirty_marks(connection)
+        recent = {row["test"]: row["recent"] for row in rows_of(connection, series)}
+        assert recent == {"home": "F", "cart": "PU"}
+        for table in (durations, daily_results, weekly_results):
+            assert len(rows_of(connection, table)) == 1, table.name
+    assert differences(engine) == []
+
+
+def test_runs_of_one_new_plan_in_a_batch_are_marked(engine: Engine) -> None:
+    runs = {f"run-{day}": a_run(on(day), {"home": "P"}) for day in (1, 2)}
+    with writing(engine) as connection:
+        keep(connection, NOW, runs)
+        assert marks.count_marked(connection) == 2
+        assert rows_of(connection, series) == []
+    assert differences(engine) == []  # marked rows are not compared
+
+
+def test_a_run_that_moves_to_another_plan_and_day_leaves_the_old_ones(engine: Engine) -> None:
+    first = {"run-1": a_run(on(1), {"home": "P"}), "run-2": a_run(on(2), {"home": "F"})}
+    moved = {"run-2": a_run(on(20), {"home": "F"}, name="weekly", environments=[SAFARI])}
+    with writing(engine) as connection:
+        keep(connection, NOW, first)
+        count_all(connection)
+        keep(connection, NOW, moved)
+        count_all(connection)
+        days = sorted((row["plan"], row["iso_date"]) for row in rows_of(connection, daily_results))
+    assert days == [("nightly", "2024-06-01"), ("weekly", "2024-06-20")]
+    assert differences(engine) == []
+
+
+RUN: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {
+        "run_id": st.sampled_from(["run-1", "run-2", "run-3", "run-4"]),
+        "plan": st.sampled_from(["nightly", "weekly"]),
+        "day": st.integers(1, 20) | st.none(),
+        "environment": st.sampled_from([CHROME, SAFARI]),
+        "letters": st.dictionaries(
+            st.sampled_from(["home", "cart"]), st.text("PFU", min_size=1, max_size=2)
+        ),
+    }
+)
+STEP: st.SearchStrategy[Any] = st.just("refresh") | st.lists(
+    RUN, min_size=1, max_size=3, unique_by=lambda run: str(run["run_id"])
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(steps=st.lists(STEP, min_size=1, max_size=6))
+def test_whenever_a_refresh_comes_the_rows_are_the_same(engine: Engine, steps: list[Any]) -> None:
+    """After each refresh nothing is wrong, and the last one gives what one at the end gives."""
+    dumps = []
+    for is_often in (True, False):
+        forget_all(engine)
+        for step in steps:
+            with writing(engine) as connection:
+                if not isinstance(step, str):
+                    keep(connection, NOW, {run["run_id"]: _answer(run) for run in step})
+                elif is_often:
+                    count_all(connection)
+            assert differences(engine) == []
+        with writing(engine) as connection:
+            count_all(connection)
+            dumps.append(dump(connection))
+        assert differences(engine) == []
+    assert dumps[0] == dumps[1]
+
+
+def _answer(run: dict[str, Any]) -> dict[str, Any]:
+    day = run["day"]
+    return a_run(
+        on(day) if isinstance(day, int) else None,
+        run["letters"],
+        name=run["plan"],
+        environments=[run["environment"]],
+    )
+
+
+def test_two_commits_of_one_new_plan_at_a_time_derive_both(postgresql_url: str) -> None:
+    """The second waits for the first, then finds that the plan is no longer new."""
+    engine = connect(postgresql_url)
+    prepare(engine)
+
+    def store() -> None:
+        with writing(engine) as connection:
+            run = a_run(on(2), {"home": "F"}, environments=[SAFARI])
+            keep(connection, NOW, {"run-2": run})
+
+    storing = threading.Thread(target=store)
+    with writing(engine) as connection:
+        keep(connection, NOW, {"run-1": a_run(on(1), {"home": "P"})})
+        storing.start()
+        storing.join(timeout=1)
+        assert storing.is_alive()
+    storing.join()
+    with writing(engine) as connection:
+        assert marks.count_marked(connection) == 1
+        count_all(connection)
+        assert sorted(row["recent"] for row in rows_of(connection, series)) == ["F", "P"]
+    assert differences(engine) == []
+    engine.dispose()
+
+
+def test_a_mark_that_comes_during_a_refresh_stays(postgresql_url: str) -> None:
+    """A commit needs no lock for its marks, and the refresh does not see them."""
+    engine = connect(postgresql_url)
+    prepare(engine)
+    with writing(engine) as connection:
+        keep(connection, NOW, {f"run-{day}": a_run(on(day), {"home": "P"}) for day in (1, 2)})
+    with writing(engine) as refreshing:
+        count_all(refreshing)
+        with writing(engine) as connection:
+            keep(connection, NOW, {"run-3": a_run(on(3), {"home": "F"})})
+    with writing(engine) as connection:
+        assert marks.count_marked(connection) == 1
+        count_all(connection)
+        assert [row["recent"] for row in rows_of(connection, series)] == ["PPF"]
+    assert differences(engine) == []
+    engine.dispose()
+
+
+def test_a_refresh_can_be_asked_for(engine: Engine, database_url: str, tmp_path: Path) -> None:
+    with writing(engine) as connection:
+        keep(connection, NOW, {f"run-{day}": a_run(on(day), {"home": "P"}) for day in (1, 2)})
+    archiver = program(tmp_path, database_url, "http://127.0.0.1:9")
+    said = "views lack 2 revisions of runs; a pass adds them"
+    assert said in archiver.call("status").stdout
+    assert archiver.call("status", "--json").json()["unrefreshed"] == 2
+    done = archiver.call("refresh")
+    assert (done.exit_code, done.stdout.strip()) == (
+        0,
+        "derived tables are up to date; they lacked 2 revisions of runs",
+    )
+    assert said not in archiver.call("status").stdout
+    with reading(engine) as connection:
+        assert [row["recent"] for row in rows_of(connection, series)] == ["PP"]
