@@ -54,7 +54,7 @@ def make_tables(
         "tracked_runs": [tracked],
         "plan_variants": [outcome.variant],
         "rosters": [outcome.roster],
-        **derive_rows(LedgerFields(run_id, "default", None), [stretch], id_keyed),
+        **derive_rows(LedgerFields(run_id, "default", None, None), [stretch], id_keyed),
         "payloads": [payload_row],
     }
 

@@ -22,6 +22,7 @@ class ArchivedRun(NamedTuple):
     archived_at: datetime
     changed_at: datetime
     gone_at: datetime | None
+    context_changed_at: datetime | None
     last_fetched_at: datetime | None
 
     def seen(self, first_tracked_at: datetime) -> Seen:
@@ -56,6 +57,7 @@ def read_archived(connection: Connection, run_ids: Sequence[str]) -> dict[str, A
             runs.c.archived_at,
             runs.c.changed_at,
             runs.c.gone_at,
+            tracked_runs.c.context_changed_at,
             tracked_runs.c.last_fetched_at,
         )
         .join(tracked_runs, tracked_runs.c.run_id == runs.c.run_id)

@@ -60,6 +60,8 @@ class LedgerFields(NamedTuple):
     run_id: str
     source: str
     gone_at: datetime | None
+    context_changed_at: datetime | None
+    """When a label or gone_at last changed after the run was archived."""
 
 
 def derive_rows(
@@ -119,6 +121,7 @@ def build_run_row(fields: LedgerFields, current: Revision, archived_at: datetime
         current.content_hash,
         archived_at,
         current.observed_at,
+        max(current.observed_at, fields.context_changed_at or current.observed_at),
         fields.gone_at,
         run.extra,
     )

@@ -193,11 +193,11 @@ def _read_ledger_fields(
         tracked = dict(zip(names, row, strict=True))
         run_id = tracked["run_id"]
         try:
-            gone_at = _parse_time("gone_at", tracked["gone_at"])
+            times = [_parse_time(name, tracked[name]) for name in ("gone_at", "context_changed_at")]
         except ValueError as error:
             damage.append(Difference("tracked_runs", run_id, "", str(error)))
         else:
-            fields[run_id] = LedgerFields(run_id, tracked["source"], gone_at)
+            fields[run_id] = LedgerFields(run_id, tracked["source"], *times)
     return fields, damage
 
 

@@ -115,8 +115,8 @@ def store_answers(
     bulk.insert(connection, status_changes, status_rows)
     record_drift(connection, [change.answer for change in changes])
     add_marks(connection, marks)
-    if back := [run_id for run_id, known in before.items() if known.gone_at]:
-        clear_gone(connection, back)
+    fetched_at = {answer.run_id: answer.fetched_at for answer in answers}
+    clear_gone(connection, {each: fetched_at[each] for each in before if before[each].gone_at})
     unchanged = {
         run_id: StoredAnswer(is_new=False, is_changed=False, archived=known._replace(gone_at=None))
         for run_id, known in before.items()
@@ -144,6 +144,7 @@ def _describe_archived(change: _Change) -> ArchivedRun:
         archived_at=known.archived_at if known else opened.observed_at,
         changed_at=opened.observed_at,
         gone_at=None,
+        context_changed_at=known.context_changed_at if known else None,
         last_fetched_at=known.last_fetched_at if known else None,
     )
 
@@ -312,7 +313,8 @@ def _build_plan_run(
 
 
 def _build_run_row(change: _Change) -> Row:
-    fields = LedgerFields(change.answer.run_id, change.answer.source, None)
+    context_changed_at = change.before.context_changed_at if change.before else None
+    fields = LedgerFields(change.answer.run_id, change.answer.source, None, context_changed_at)
     archived_at = change.before.archived_at if change.before else change.opened.observed_at
     return build_run_row(fields, change.opened, archived_at)
 

@@ -31,6 +31,8 @@ RUN_FACTS = (
     "gone_at",
 )
 TAKE_BACK = "`result-archiver track --again RUN_ID` takes it back"
+HIDDEN_IN_LEDGER = ("read_token", "gone_at", "context_changed_at")
+"""A secret, and columns that the row of `runs` shows."""
 LEDGER_FACTS = ("state", "due_at", "last_fetched_at", "fetches", "last_error")
 
 
@@ -41,9 +43,7 @@ def read_run(connection: Connection, run_id: str) -> dict[str, Any]:
         raise UsageError(
             f"run {display.safe(run_id)}: is not tracked", "`result-archiver track` adds it"
         )
-    ledger_row = {
-        name: value for name, value in tracked[0].items() if name not in {"read_token", "gone_at"}
-    }
+    ledger_row = {name: value for name, value in tracked[0].items() if name not in HIDDEN_IN_LEDGER}
     ledger_row["has_read_token"] = tracked[0]["read_token"] is not None
     archived = _of(connection, runs, run_id)
     return {

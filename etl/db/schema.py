@@ -261,8 +261,9 @@ tracked_runs = Table(
     Column("lease_owner", Text),
     Column("lease_until", Timestamp),
     Column("read_token", Text),
-    # The source of truth of `runs.gone_at`, which no payload contains.
+    # The source of truth of `runs.gone_at` and `runs.row_changed_at`, which no payload contains.
     Column("gone_at", Timestamp),
+    Column("context_changed_at", Timestamp),
     CheckConstraint(f"state IN {STATES}", name="state"),
     CheckConstraint("(lease_owner IS NULL) = (lease_until IS NULL)", name="lease"),
 )
@@ -309,6 +310,7 @@ labels = Table(
     _references_run("tracked_runs"),
     sqlite_with_rowid=False,
 )
+Index("ix_labels_name_value", labels.c.name, labels.c.value)
 
 runs = Table(
     "runs",
@@ -331,13 +333,14 @@ runs = Table(
     Column("content_hash", Text, nullable=False),
     Column("archived_at", Timestamp, nullable=False),
     Column("changed_at", Timestamp, nullable=False),
+    Column("row_changed_at", Timestamp, nullable=False),
     Column("gone_at", Timestamp),
     Column("extra", Json),
     _references_run("tracked_runs"),
     CheckConstraint("revision >= 1", name="revision"),
 )
 Index("ix_runs_started_at", runs.c.started_at)
-Index("ix_runs_changed_at", runs.c.changed_at)
+Index("ix_runs_row_changed_at", runs.c.row_changed_at)
 
 environments = Table(
     "environments",

@@ -45,6 +45,7 @@ VIEWS = {
     "failed_runs": ("run_id",),
     "resolutions": ("run_id", "revision", "position"),
     "run_durations": ("variant_id",),
+    "run_labels": ("run_id", "name"),
     "run_results": ("run_id",),
     "series_health": ("variant_id", "series_id"),
     "status_history": ("run_id", "revision", "position"),

@@ -147,15 +147,14 @@ def _mark_absence(
     connection: Connection, outcomes: Collection[Outcome], claims: Mapping[str, Claim]
 ) -> None:
     """Mark archived runs that the API answers with 404; clear the mark when it has them again."""
-    back = []
+    back = {}
     for outcome in outcomes:
         claim = claims[outcome.run_id]
         if isinstance(outcome, Missing) and claim.seen and not claim.gone_at:
             leases.mark_gone(connection, [outcome.run_id], outcome.fetched_at)
         elif isinstance(outcome, Answer | Unchanged) and claim.gone_at:
-            back.append(outcome.run_id)
-    if back:
-        leases.clear_gone(connection, back)
+            back[outcome.run_id] = outcome.fetched_at
+    leases.clear_gone(connection, back)
 
 
 class Commits:

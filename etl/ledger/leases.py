@@ -4,7 +4,7 @@ Every function works in the caller's transaction, so that a run's rows and its l
 change together. Rows are locked in the order of run IDs.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from etl.answers.outcome import Reason
 from etl.db import bulk
 from etl.db.schema import IS_QUEUED, QUEUED, Timestamp, among, runs, seconds_between, tracked_runs
 from etl.ledger.lifecycle import Standing, State
+from etl.ledger.run_context import record_context_changes
 from etl.ledger.verdicts import Claim, Recorded
 
 
@@ -221,16 +222,27 @@ def mark_gone(connection: Connection, run_ids: Sequence[str], now: datetime) -> 
 
     In the ledger, its source of truth, and in `runs`, which has a copy.
     """
+    new: list[str] = []
     for table in (tracked_runs, runs):
         is_new = and_(among(table.c.run_id, run_ids), table.c.gone_at.is_(None))
-        connection.execute(update(table).where(is_new).values(gone_at=now))
+        statement = update(table).where(is_new).values(gone_at=now)
+        new += connection.scalars(statement.returning(table.c.run_id))
+    record_context_changes(connection, dict.fromkeys(new, now))
 
 
-def clear_gone(connection: Connection, run_ids: Sequence[str]) -> None:
-    """Clear gone_at of runs that the API has again, in the ledger and in `runs`."""
+def clear_gone(connection: Connection, found_at: Mapping[str, datetime]) -> None:
+    """Clear gone_at of runs that the API has again, in the ledger and in `runs`.
+
+    `found_at` has the time of the answer, by run ID.
+    """
+    if not found_at:
+        return
+    cleared: list[str] = []
     for table in (tracked_runs, runs):
-        is_gone = and_(among(table.c.run_id, run_ids), table.c.gone_at.is_not(None))
-        connection.execute(update(table).where(is_gone).values(gone_at=None))
+        is_gone = and_(among(table.c.run_id, found_at), table.c.gone_at.is_not(None))
+        statement = update(table).where(is_gone).values(gone_at=None)
+        cleared += connection.scalars(statement.returning(table.c.run_id))
+    record_context_changes(connection, {run_id: found_at[run_id] for run_id in cleared})
 
 
 def renew(connection: Connection, lease: Lease) -> None:

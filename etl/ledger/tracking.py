@@ -23,9 +23,9 @@ from sqlalchemy import (
 from etl.answers.outcome import Reason
 from etl.answers.rows import Row
 from etl.db import bulk
-from etl.db.bulk import upsert_into
 from etl.db.schema import among, labels, tracked_runs
 from etl.ledger.lifecycle import State, requeue
+from etl.ledger.run_context import record_context_changes
 
 
 class Entry(NamedTuple):
@@ -62,7 +62,8 @@ def track(connection: Connection, entries: Sequence[Entry], now: datetime) -> Tr
     rows = [_tracked_row(entry, now) for entry in by_id.values() if entry.run_id in new]
     bulk.insert(connection, tracked_runs, rows)
     _update_known(connection, [entry for entry in by_id.values() if entry.run_id not in new])
-    _put_labels(connection, by_id.values())
+    _insert_labels(connection, [entry for entry in by_id.values() if entry.run_id in new])
+    _change_labels(connection, [entry for entry in by_id.values() if entry.run_id not in new], now)
     return Tracked(len(new), len(by_id) - len(new), len(dropped))
 
 
@@ -137,22 +138,27 @@ def _update_of_known() -> Any:
     )
 
 
-def _put_labels(connection: Connection, entries: Iterable[Entry]) -> None:
-    rows = [
-        {"run_id": entry.run_id, "name": name, "value": value}
+def _insert_labels(connection: Connection, entries: Iterable[Entry]) -> None:
+    """Insert the labels of runs that are new, and so have none."""
+    bulk.insert(connection, labels, _list_labels(entries))
+
+
+def _change_labels(connection: Connection, entries: Iterable[Entry], now: datetime) -> None:
+    """Add new labels of known runs, and change those with another value."""
+    given = _list_labels(entries)
+    stored = bulk.find(connection, labels, ["value"], [row[:2] for row in given])
+    changed = [row for row in given if stored.get(row[:2]) != row[2:]]
+    record_context_changes(connection, {row[0]: now for row in changed})
+    bulk.replace(connection, labels, changed)
+
+
+def _list_labels(entries: Iterable[Entry]) -> list[Row]:
+    """Return the rows of `labels`, in the order of their keys."""
+    return [
+        (entry.run_id, name, value)
         for entry in entries
         for name, value in sorted(entry.labels.items())
     ]
-    if rows:
-        insert = upsert_into(connection, labels)
-        connection.execute(
-            insert.on_conflict_do_update(
-                index_elements=[labels.c.run_id, labels.c.name],
-                set_={"value": insert.excluded.value},
-                where=labels.c.value != insert.excluded.value,
-            ),
-            rows,
-        )
 
 
 def make_due(connection: Connection, run_ids: Sequence[str] | None, now: datetime) -> int:
@@ -222,6 +228,7 @@ _UNTOUCHED = {
     "lease_until": None,
     "read_token": None,
     "gone_at": None,
+    "context_changed_at": None,
 }
 
 

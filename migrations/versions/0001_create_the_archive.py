@@ -97,6 +97,7 @@ def upgrade() -> None:
         sa.Column("lease_until", TIMESTAMP, nullable=True),
         sa.Column("read_token", sa.Text(), nullable=True),
         sa.Column("gone_at", TIMESTAMP, nullable=True),
+        sa.Column("context_changed_at", TIMESTAMP, nullable=True),
         sa.CheckConstraint(
             "state IN"
             " ('queued', 'running', 'watching', 'settled', 'retrying', 'failed', 'dropped')",
@@ -119,6 +120,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", "name", name="pk_labels"),
         sqlite_with_rowid=False,
     )
+    op.create_index("ix_labels_name_value", "labels", ["name", "value"], unique=False)
     op.create_table(
         "payloads",
         sa.Column("run_id", KEY, nullable=False),
@@ -169,6 +171,7 @@ def upgrade() -> None:
         sa.Column("content_hash", sa.Text(), nullable=False),
         sa.Column("archived_at", TIMESTAMP, nullable=False),
         sa.Column("changed_at", TIMESTAMP, nullable=False),
+        sa.Column("row_changed_at", TIMESTAMP, nullable=False),
         sa.Column("gone_at", TIMESTAMP, nullable=True),
         sa.Column("extra", sa.JSON(), nullable=True),
         sa.CheckConstraint("revision >= 1", name=op.f("ck_runs_revision")),
@@ -177,7 +180,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("run_id", name="pk_runs"),
     )
-    op.create_index("ix_runs_changed_at", "runs", ["changed_at"], unique=False)
+    op.create_index("ix_runs_row_changed_at", "runs", ["row_changed_at"], unique=False)
     op.create_index("ix_runs_started_at", "runs", ["started_at"], unique=False)
     op.create_table(
         "counts",

@@ -17,9 +17,14 @@ SELECT runs.run_id, environments.position,
        outcomes.tests_pending, outcomes.tests_unresolved, outcomes.tests_unknown,
        outcomes.pass_rate, outcomes.pass_rate_strict, outcomes.decided_share,
        outcomes.pass_rate_low, outcomes.pass_rate_high,
-       runs.changed_at, plan_variants.plan_id, plan_variants.variant_id
+       runs.changed_at, runs.row_changed_at,
+       branches.value AS branch, commits.value AS commit_id, builds.value AS build,
+       plan_variants.plan_id, plan_variants.variant_id
   -- CROSS JOIN: SQLite then begins with runs, which have indexes on the times that are asked for.
   FROM runs
+  LEFT JOIN labels AS branches ON branches.run_id = runs.run_id AND branches.name = 'branch'
+  LEFT JOIN labels AS commits ON commits.run_id = runs.run_id AND commits.name = 'commit'
+  LEFT JOIN labels AS builds ON builds.run_id = runs.run_id AND builds.name = 'build'
  CROSS JOIN environments
   JOIN outcomes ON outcomes.run_id = runs.run_id AND outcomes.revision = runs.revision
   JOIN plan_variants ON plan_variants.variant_id = outcomes.variant_id

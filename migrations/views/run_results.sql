@@ -15,10 +15,14 @@ SELECT runs.run_id, runs.source, plan_variants.application, plan_variants.plan, 
        counts.aborted AS checks_aborted, counts.pending AS checks_pending,
        counts.unresolved AS checks_unresolved, counts.total AS checks_total,
        outcomes.check_pass_rate,
-       runs.revision, runs.archived_at, runs.changed_at, runs.gone_at,
+       runs.revision, runs.archived_at, runs.changed_at, runs.row_changed_at, runs.gone_at,
+       branches.value AS branch, commits.value AS commit_id, builds.value AS build,
        plan_variants.plan_id, plan_variants.variant_id
   -- CROSS JOIN: SQLite then begins with runs, which have indexes on the times that are asked for.
   FROM runs
+  LEFT JOIN labels AS branches ON branches.run_id = runs.run_id AND branches.name = 'branch'
+  LEFT JOIN labels AS commits ON commits.run_id = runs.run_id AND commits.name = 'commit'
+  LEFT JOIN labels AS builds ON builds.run_id = runs.run_id AND builds.name = 'build'
  CROSS JOIN counts
   JOIN outcomes ON outcomes.run_id = runs.run_id AND outcomes.revision = runs.revision
   JOIN plan_variants ON plan_variants.variant_id = outcomes.variant_id

@@ -11,9 +11,14 @@ SELECT runs.run_id, tests.position, runs.source, plan_variants.application, plan
        counts.failed AS checks_failed, counts.passed AS checks_passed,
        counts.aborted AS checks_aborted, counts.pending AS checks_pending,
        counts.unresolved AS checks_unresolved, counts.total AS checks_total,
-       runs.changed_at, plan_variants.plan_id, plan_variants.variant_id
+       runs.changed_at, runs.row_changed_at,
+       branches.value AS branch, commits.value AS commit_id, builds.value AS build,
+       plan_variants.plan_id, plan_variants.variant_id
   -- CROSS JOIN: SQLite then begins with runs, which have indexes on the times that are asked for.
   FROM runs
+  LEFT JOIN labels AS branches ON branches.run_id = runs.run_id AND branches.name = 'branch'
+  LEFT JOIN labels AS commits ON commits.run_id = runs.run_id AND commits.name = 'commit'
+  LEFT JOIN labels AS builds ON builds.run_id = runs.run_id AND builds.name = 'build'
  CROSS JOIN tests
   JOIN counts ON counts.run_id = tests.run_id AND counts.test_position = tests.position
   JOIN outcomes ON outcomes.run_id = runs.run_id AND outcomes.revision = runs.revision

@@ -66,6 +66,7 @@ def run_row(**changes: Any) -> tuple[Any, ...]:
         "content_hash": "c0ffee",
         "archived_at": AT,
         "changed_at": AT,
+        "row_changed_at": AT,
         "gone_at": AT,
         "extra": '{"b":[1,null],"a":"text"}',
     }

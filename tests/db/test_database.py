@@ -72,6 +72,7 @@ ARCHIVED = RUN | {
     "content_hash": "c0ffee",
     "archived_at": NOW,
     "changed_at": NOW,
+    "row_changed_at": NOW,
 }
 REVISION = RUN | {"revision": 1, "observed_at": NOW, "content_hash": "c0ffee"}
 PAYLOAD = RUN | {

@@ -197,6 +197,7 @@ def test_a_tombstone_has_nothing_but_its_name(engine: Engine) -> None:
         "lease_until": None,
         "read_token": None,
         "gone_at": None,
+        "context_changed_at": None,
     }
 
 

@@ -88,6 +88,7 @@ def test_a_new_run_is_queued_and_due_now(connection: Connection) -> None:
             "lease_until": None,
             "read_token": None,
             "gone_at": None,
+            "context_changed_at": None,
         }
     ]
 

@@ -92,7 +92,7 @@ def test_another_programs_migrations_are_left_alone(empty: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["runs", "archive_settings", "series", "dates", "ix_runs_changed_at"]
+    "name", ["runs", "archive_settings", "series", "dates", "ix_runs_row_changed_at"]
 )
 @pytest.mark.parametrize("kind", ["TABLE {} (x TEXT)", "VIEW {} AS SELECT 1 AS x"])
 def test_what_has_one_of_our_names_is_named_and_left(empty: Engine, name: str, kind: str) -> None:

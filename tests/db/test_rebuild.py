@@ -162,7 +162,7 @@ def look(connection: Connection, at: datetime, seen: Mapping[str, bytes | None])
     leases.record(connection, [Recorded(run_id, standing, at) for run_id in answered])
     gone = archived_runs.read_archived(connection, [each for each in seen if each not in answered])
     leases.mark_gone(connection, list(gone), at)
-    leases.clear_gone(connection, answered)
+    leases.clear_gone(connection, dict.fromkeys(answered, at))
 
 
 # --- answers, odd ones too ------------------------------------------------------------------

@@ -186,7 +186,7 @@ def test_an_export_that_fails_midway_leaves_the_old_files_and_nothing_else(
     before = contents(archiver.folder / "results")
     look(archive, "run-4", MONDAY, a_test("cart", "passed"))
     with archive.begin() as connection:
-        connection.execute(text("ALTER TABLE labels RENAME COLUMN value TO worth"))
+        connection.execute(text("ALTER TABLE test_revisions RENAME COLUMN absent TO missing"))
     done = archiver.call("export", "--csv", "results")
     assert done.exit_code == DatabaseError.exit_code
     assert done.stdout == ""

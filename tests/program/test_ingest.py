@@ -126,6 +126,7 @@ SHOWN = {
         "content_hash": CONTENT_HASH,
         "archived_at": "2026-11-02T09:01:00.000Z",
         "changed_at": "2026-11-02T09:01:00.000Z",
+        "row_changed_at": "2026-11-02T09:01:00.000Z",
         "gone_at": None,
         "extra": None,
     },
@@ -450,6 +451,7 @@ def test_a_run_that_disappears_keeps_its_rows(mixed: Mixed) -> None:
     assert mixed.archiver.call("ingest", "--refresh", "leaving").exit_code == 0
     after = mixed.shown("leaving")
     assert (before["run"].pop("gone_at"), after["run"].pop("gone_at")) == (None, mock.ANY)
+    assert before["run"].pop("row_changed_at") < after["run"].pop("row_changed_at")
     assert after["run"] == before["run"]
     assert [after[name] for name in ROWS_OF_A_RUN] == [before[name] for name in ROWS_OF_A_RUN]
 

@@ -55,9 +55,9 @@ LARGE = Shape(environments=2, tests=30)
 LEASE_S = 1.0
 
 OUR_TIMES = {
-    "archived_at", "changed_at", "changed_by", "decided_at", "due_at", "fetched_at", "first_run_id",
-    "first_seen_at", "first_tracked_at", "last_fetched_at", "last_seen_at", "measured_at",
-    "observed_at", "superseded_at",
+    "archived_at", "changed_at", "row_changed_at", "context_changed_at", "changed_by",
+    "decided_at", "due_at", "fetched_at", "first_run_id", "first_seen_at", "first_tracked_at",
+    "last_fetched_at", "last_seen_at", "measured_at", "observed_at", "superseded_at",
 }  # fmt: skip
 """What tells when, or in which order, we looked."""
 

@@ -45,21 +45,23 @@ class Mirror:
         """How much older than the newest change that was known each new one was."""
 
     def refresh(self) -> None:
-        newest = max((changed_at for changed_at, _ in self.rows.values()), default=None)
-        query = select(runs.c.run_id, runs.c.changed_at, runs.c.revision)
+        newest = max((row_changed_at for row_changed_at, _ in self.rows.values()), default=None)
+        query = select(runs.c.run_id, runs.c.row_changed_at, runs.c.revision)
         if newest is not None:
-            query = query.where(runs.c.changed_at >= newest - OVERLAP)
+            query = query.where(runs.c.row_changed_at >= newest - OVERLAP)
         with reading(self.engine) as connection:
-            for run_id, changed_at, revision in connection.execute(query):
-                row = (changed_at, revision)
+            for run_id, row_changed_at, revision in connection.execute(query):
+                row = (row_changed_at, revision)
                 if newest is not None and self.rows.get(run_id) != row:
-                    self.lags.append(newest - changed_at)
+                    self.lags.append(newest - row_changed_at)
                 self.rows[run_id] = row
 
     def everything(self) -> Copy:
         with reading(self.engine) as connection:
-            query = select(runs.c.run_id, runs.c.changed_at, runs.c.revision)
-            return {row.run_id: (row.changed_at, row.revision) for row in connection.execute(query)}
+            query = select(runs.c.run_id, runs.c.row_changed_at, runs.c.revision)
+            return {
+                row.run_id: (row.row_changed_at, row.revision) for row in connection.execute(query)
+            }
 
 
 def test_an_incremental_copy_misses_nothing(
@@ -67,8 +69,8 @@ def test_an_incremental_copy_misses_nothing(
 ) -> None:
     """A slow answer is stored after quick ones that were asked for later, with its earlier time.
 
-    Otherwise changed_at grows with the order of the commits of a process: by how much it can fall
-    back is what a request may take (`api.total_timeout_s`), and the second until it is stored.
+    Otherwise row_changed_at grows with the order of the commits of a process: by how much it can
+    fall back is what a request may take (`api.total_timeout_s`), and the second until it is stored.
     """
     api.answers[SLOW] = [result(status="passed")._replace(delay_s=SLOW_S)]
     quick = [f"{letter}-{n}" for letter in "az" for n in range(10)]

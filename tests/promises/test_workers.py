@@ -187,8 +187,8 @@ def test_four_processes_fetch_each_run_once(database_url: str, tmp_path: Path) -
 def _timeless(url: str) -> dict[str, list[dict[str, Any]]]:
     """Dump an archive without the times at which it was made."""
     ours = {
-        "archived_at", "changed_at", "observed_at", "fetched_at", "first_seen_at", "decided_at",
-        "measured_at",
+        "archived_at", "changed_at", "row_changed_at", "context_changed_at", "observed_at",
+        "fetched_at", "first_seen_at", "decided_at", "measured_at",
     }  # fmt: skip
     with opened(url) as engine, database.reading(engine) as connection:
         tables = dump(connection, leave_out=LEDGER)
