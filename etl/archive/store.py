@@ -257,12 +257,14 @@ def _insert_revisions(
     bulk.insert(connection, payloads, [_build_payload_row(change) for change in changes])
     warning_rows = [row for each in opened for row in build_warning_rows(*each)]
     bulk.insert(connection, warnings, warning_rows)
+    computed = _build_first_runs(connection, first, identity_rules)
+    computed_ids = {each.run.run_id for each in computed}
     marks |= {
         DirtyMark(each.outcome.variant[0], each.change.answer.run_id, each.change.opened.number)
         for each in stored
-        if each not in first
+        if each.change.answer.run_id not in computed_ids
     }
-    return _build_first_runs(connection, first, identity_rules)
+    return computed
 
 
 def _select_first(connection: Connection, stored: Sequence[_Stored]) -> list[_Stored]:
@@ -276,7 +278,7 @@ def _select_first(connection: Connection, stored: Sequence[_Stored]) -> list[_St
 def _build_first_runs(
     connection: Connection, stored: Sequence[_Stored], identity_rules: IdentityRules
 ) -> list[FirstRun]:
-    """Return the plans' first runs, except those without a start, which no aggregate includes."""
+    """Return the plans' first runs, except those without a start, which most aggregates omit."""
     run_ids = [each.change.answer.run_id for each in stored]
     query = select(labels.c.run_id, labels.c.value).where(
         among(labels.c.run_id, run_ids), labels.c.name == COMMIT_LABEL

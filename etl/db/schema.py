@@ -558,6 +558,20 @@ series = Table(
     sqlite_with_rowid=False,
 )
 
+# The series of each test in the rosters of current outcomes, so that a view can name it.
+roster_series = Table(
+    "roster_series",
+    metadata,
+    Column("variant_id", Key, primary_key=True),
+    Column("roster_id", Key, primary_key=True),
+    Column("position", BigInteger, primary_key=True),
+    Column("series_id", Key, nullable=False),
+    ForeignKeyConstraint(["variant_id"], ["plan_variants.variant_id"]),
+    ForeignKeyConstraint(["roster_id"], ["rosters.roster_id"]),
+    sqlite_with_rowid=False,
+)
+Index("ix_roster_series_series_id", roster_series.c.series_id)
+
 # Dirty marks: series and durations of these are behind `outcomes`.
 dirty_marks = Table(
     "dirty_marks",

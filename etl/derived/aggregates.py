@@ -21,6 +21,7 @@ from etl.db.schema import (
     durations,
     outcomes,
     plan_variants,
+    roster_series,
     series,
     weekly_results,
 )
@@ -29,10 +30,10 @@ from etl.derived.identity_rules import IdentityRules, of_application
 from etl.derived.metrics import Counts, compute_rates
 from etl.derived.outcome_reader import NewestRuns, RosterCache
 from etl.derived.period_metrics import Period, sum_weeks
-from etl.derived.plans import Application, Plan, PlanRun, hash_text
+from etl.derived.plans import Application, Plan, PlanRun, Roster, hash_text
 from etl.derived.series_metrics import Series, compute_series
 
-AGGREGATES = (series, durations, daily_results, weekly_results)
+AGGREGATES = (series, roster_series, durations, daily_results, weekly_results)
 KEYED_BY_PLAN = (plan_variants, daily_results, weekly_results)
 KEYS_AT_ONCE = 500
 
@@ -69,6 +70,14 @@ def build_series_row(variant_id: str, computed: Series) -> Row:
         computed.last_started_at,
         computed.window_starts_at,
     )
+
+
+def build_roster_series(variant_id: str, roster: Roster) -> list[Row]:
+    """Return the rows of `roster_series`: the series of each test of a roster."""
+    return [
+        (variant_id, roster.roster_id, position, build_series_id(variant_id, key))
+        for position, key in enumerate(roster.keys, start=1)
+    ]
 
 
 def build_period_row(plan: Plan, period: Period) -> Row:
@@ -117,6 +126,10 @@ def compute_plan_rows(connection: Connection, plan_id: str, rules: Rules) -> dic
         computed = compute_variant_rows(variant_id, newest_runs, rules)
         rows["series"] += computed.series
         rows["durations"] += computed.durations
+        roster_ids = _read_roster_ids(connection, variant_id)
+        cache.load(roster_ids)
+        for each in roster_ids:
+            rows["roster_series"] += build_roster_series(variant_id, cache[each])
     days = read_days(connection, {plan_id: plan})[plan_id]
     rows["daily_results"] = [build_period_row(plan, each) for each in days]
     rows["weekly_results"] = [build_period_row(plan, each) for each in sum_weeks(days)]
@@ -216,7 +229,7 @@ def replace_plan_rows(
     connection: Connection, plan_id: str, rows: Mapping[str, Sequence[Row]]
 ) -> None:
     """Replace the stored rows of a plan in all aggregates, and delete its dirty marks."""
-    for table in (dirty_marks, series, durations):
+    for table in (dirty_marks, roster_series, series, durations):
         connection.execute(delete(table).where(table.c.variant_id.in_(select_variant_ids(plan_id))))
     for table in (daily_results, weekly_results):
         connection.execute(delete(table).where(table.c.plan_id == plan_id))
@@ -228,6 +241,12 @@ def read_variant_ids(connection: Connection, plan_id: str) -> list[str]:
     """Return the ids of a plan's variants, sorted."""
     query = select_variant_ids(plan_id).order_by(plan_variants.c.variant_id)
     return list(connection.scalars(query))
+
+
+def _read_roster_ids(connection: Connection, variant_id: str) -> list[str]:
+    """Return the ids of the rosters of a variant's current outcomes, sorted."""
+    query = select(outcomes.c.roster_id).distinct().order_by(outcomes.c.roster_id)
+    return list(connection.scalars(query.where(outcomes.c.variant_id == variant_id, IS_CURRENT)))
 
 
 def select_variant_ids(plan_id: str) -> Select[tuple[str]]:

@@ -10,8 +10,16 @@ from sqlalchemy import Connection, select
 
 from etl.config.settings import Rules
 from etl.db import bulk
-from etl.db.schema import among, daily_results, durations, plan_variants, series, weekly_results
-from etl.derived.aggregates import build_period_row, compute_variant_rows
+from etl.db.schema import (
+    among,
+    daily_results,
+    durations,
+    plan_variants,
+    roster_series,
+    series,
+    weekly_results,
+)
+from etl.derived.aggregates import build_period_row, build_roster_series, compute_variant_rows
 from etl.derived.marks import lock_plans
 from etl.derived.period_metrics import sum_days, sum_weeks
 from etl.derived.plans import Plan, PlanRun
@@ -45,6 +53,10 @@ def insert_aggregates(connection: Connection, first_runs: Sequence[FirstRun], ru
     """Insert the aggregates of plans that `lock_new_plans` found to be new."""
     computed = [compute_variant_rows(each.run.variant_id, [each.run], rules) for each in first_runs]
     bulk.insert(connection, series, [row for each in computed for row in each.series])
+    rosters = [(each.run.variant_id, each.run.roster) for each in first_runs]
+    bulk.insert(
+        connection, roster_series, [row for r in rosters for row in build_roster_series(*r)]
+    )
     bulk.insert(connection, durations, [row for each in computed for row in each.durations])
     days = [(each.plan, day) for each in first_runs for day in sum_days([each.run])]
     weeks = [(plan, week) for plan, day in days for week in sum_weeks([day])]

@@ -25,12 +25,14 @@ from etl.db.schema import (
     labels,
     outcomes,
     plan_variants,
+    roster_series,
     rosters,
     series,
     weekly_results,
 )
 from etl.derived.aggregates import (
     build_period_row,
+    build_roster_series,
     build_series_id,
     compute_plan_rows,
     compute_variant_rows,
@@ -164,7 +166,33 @@ def _refresh_series(connection: Connection, scopes: Mapping[str, _Scope], rules:
             variant_id: {key for each in scope.roster_ids for key in caches[variant_id][each].keys}
             for variant_id, scope in part.items()
         }
+        _refresh_roster_series(connection, caches, part)
         _write_series(connection, caches, keys, rules)
+
+
+def _refresh_roster_series(
+    connection: Connection, caches: Mapping[str, RosterCache], scopes: Mapping[str, _Scope]
+) -> None:
+    """Add the series of rosters that became current, and delete those of rosters that left."""
+    pairs = [(variant_id, each) for variant_id in scopes for each in scopes[variant_id].roster_ids]
+    first_places = [(*pair, 1) for pair in pairs]
+    stored = {place[:2] for place in bulk.find(connection, roster_series, [], first_places)}
+    rows = [
+        row
+        for variant_id, roster_id in sorted(set(pairs) - stored)
+        for row in build_roster_series(variant_id, caches[variant_id][roster_id])
+    ]
+    bulk.insert(connection, roster_series, rows)
+    is_current = exists().where(
+        outcomes.c.variant_id == roster_series.c.variant_id,
+        outcomes.c.roster_id == roster_series.c.roster_id,
+        IS_CURRENT,
+    )
+    is_marked = and_(
+        among(roster_series.c.variant_id, {variant_id for variant_id, _ in pairs}),
+        among(roster_series.c.roster_id, {roster_id for _, roster_id in pairs}),
+    )
+    connection.execute(delete(roster_series).where(is_marked, ~is_current))
 
 
 def _write_series(

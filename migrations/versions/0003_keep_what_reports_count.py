@@ -31,6 +31,7 @@ TABLES = (
     "daily_results",
     "durations",
     "dirty_marks",
+    "roster_series",
     "series",
     "status_changes",
     "outcomes",
@@ -115,6 +116,14 @@ def _create_facts() -> None:
         sqlite_where=sa.text("superseded_at IS NULL"),
         postgresql_where=sa.text("superseded_at IS NULL"),
     )
+    op.create_index(
+        "ix_outcomes_variant_id_roster_id_started_on",
+        "outcomes",
+        ["variant_id", "roster_id", "started_on"],
+        unique=False,
+        sqlite_where=sa.text("superseded_at IS NULL"),
+        postgresql_where=sa.text("superseded_at IS NULL"),
+    )
     op.create_table(
         "status_changes",
         sa.Column("run_id", KEY, nullable=False),
@@ -173,6 +182,22 @@ def _create_aggregates() -> None:
         sa.PrimaryKeyConstraint("variant_id", "series_id", name="pk_series"),
         sqlite_with_rowid=False,
     )
+    op.create_table(
+        "roster_series",
+        sa.Column("variant_id", KEY, nullable=False),
+        sa.Column("roster_id", KEY, nullable=False),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        sa.Column("series_id", KEY, nullable=False),
+        sa.ForeignKeyConstraint(
+            ["variant_id"], ["plan_variants.variant_id"], name="fk_roster_series_plan_variants"
+        ),
+        sa.ForeignKeyConstraint(
+            ["roster_id"], ["rosters.roster_id"], name="fk_roster_series_rosters"
+        ),
+        sa.PrimaryKeyConstraint("variant_id", "roster_id", "position", name="pk_roster_series"),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_roster_series_series_id", "roster_series", ["series_id"], unique=False)
     op.create_table(
         "dirty_marks",
         sa.Column("variant_id", KEY, nullable=False),

@@ -1,8 +1,7 @@
 -- test_results: one row per test of an archived run, with its current content, its run and its
 -- counters (checks, as sent). Read by: all statistics on tests. Times are those of the run, in UTC,
 -- since the API gives none for a test; started_on is the day in reporting.time_zone. Nothing is
--- omitted. With variant_id, test and type it joins series_health, which has the new name of a
--- renamed test.
+-- omitted. It joins series_health by series_id: a test has a series there if its run has a start.
 CREATE VIEW {reporting}test_results AS
 SELECT runs.run_id, tests.position, runs.source, plan_variants.application, plan_variants.plan,
        tests.name AS test, tests.type, tests.status, tests.test_id, tests.results_url,
@@ -13,7 +12,7 @@ SELECT runs.run_id, tests.position, runs.source, plan_variants.application, plan
        counts.unresolved AS checks_unresolved, counts.total AS checks_total,
        runs.changed_at, runs.row_changed_at,
        branches.value AS branch, commits.value AS commit_id, builds.value AS build,
-       plan_variants.plan_id, plan_variants.variant_id
+       plan_variants.plan_id, plan_variants.variant_id, roster_series.series_id
   -- CROSS JOIN: SQLite then begins with runs, which have indexes on the times that are asked for.
   FROM runs
   LEFT JOIN labels AS branches ON branches.run_id = runs.run_id AND branches.name = 'branch'
@@ -22,5 +21,9 @@ SELECT runs.run_id, tests.position, runs.source, plan_variants.application, plan
  CROSS JOIN tests
   JOIN counts ON counts.run_id = tests.run_id AND counts.test_position = tests.position
   JOIN outcomes ON outcomes.run_id = runs.run_id AND outcomes.revision = runs.revision
+       AND outcomes.superseded_at IS NULL
   JOIN plan_variants ON plan_variants.variant_id = outcomes.variant_id
+  LEFT JOIN roster_series ON roster_series.variant_id = outcomes.variant_id
+       AND roster_series.roster_id = outcomes.roster_id
+       AND roster_series.position = tests.position
  WHERE tests.run_id = runs.run_id

@@ -45,6 +45,7 @@ from etl.db.schema import (
     plan_variants,
     rejects,
     revisions,
+    roster_series,
     rosters,
     runs,
     series,
@@ -101,6 +102,7 @@ VARIANT = {
 }
 ROSTER = {"roster_id": "roster-1", "tests": "[]"}
 MARK = {"variant_id": "variant-1", "run_id": "run-1", "revision": 1}
+PLACE = {"variant_id": "variant-1", "roster_id": "roster-1", "position": 1, "series_id": "series-1"}
 COUNTED = dict.fromkeys(COUNTERS, 0)
 OUTCOME = RUN | {
     "revision": 1,
@@ -205,6 +207,8 @@ ROWS_TO_REFUSE: list[tuple[str, Table, dict[str, Any]]] = [
     ("fk_dirty_marks_tracked_runs", dirty_marks, MARK | {"run_id": "run-2"}),
     ("fk_dirty_marks_plan_variants", dirty_marks, MARK | {"variant_id": "variant-2"}),
     ("fk_series_plan_variants", series, SERIES | {"variant_id": "variant-2"}),
+    ("fk_roster_series_plan_variants", roster_series, PLACE | {"variant_id": "variant-2"}),
+    ("fk_roster_series_rosters", roster_series, PLACE | {"roster_id": "roster-2"}),
     ("fk_durations_plan_variants", durations, DURATIONS | {"variant_id": "variant-2"}),
     (
         "ck_identities_key_kind",

@@ -363,6 +363,7 @@ def test_a_plan_has_its_durations(watched: Engine) -> None:
         ("test_results", "row_changed_at >= '2024-03-01'", "ix_runs_row_changed_at"),
         ("run_labels", "name = 'branch' AND value = 'main'", "ix_labels_name_value"),
         ("test_results", "run_id = 'run-1'", "sqlite_autoindex_runs_1"),
+        ("test_results", "series_id = 'series-1'", "ix_roster_series_series_id"),
         ("environment_results", "started_at >= '2024-03-01'", "ix_runs_started_at"),
         ("daily_trend", "day >= '2024-03-01'", "ix_daily_results_day"),
         ("weekly_trend", "week_starts_on >= '2024-03-01'", "ix_weekly_results_week_starts_on"),

@@ -17,6 +17,7 @@ COUNTED = (
     "outcomes",
     "status_changes",
     "series",
+    "roster_series",
     "dirty_marks",
     "durations",
     "daily_results",
