@@ -6,6 +6,7 @@ functions; `verify` and `replay` recompute those of a whole plan, and compare.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, and_, delete, func, select
@@ -16,6 +17,7 @@ from etl.db import bulk
 from etl.db.schema import (
     IS_CURRENT,
     PLAN_NAMES,
+    among,
     daily_results,
     dirty_marks,
     durations,
@@ -36,15 +38,18 @@ from etl.derived.series_metrics import Series, compute_series
 AGGREGATES = (series, roster_series, durations, daily_results, weekly_results)
 KEYED_BY_PLAN = (plan_variants, daily_results, weekly_results)
 KEYS_AT_ONCE = 500
+FIRST_DAY_COLUMNS = ("first_seen_on", "iso_date")
+"""The last columns of `series`: they depend on all runs with the test, not only the newest."""
 
 
+@lru_cache(maxsize=8192)  # most tests of a roster are in the next one too
 def build_series_id(variant_id: str, test_key: str) -> str:
     """Return the key of a series."""
     return hash_text(f"{variant_id}{test_key}")
 
 
 def build_series_row(variant_id: str, computed: Series) -> Row:
-    """Return the row of `series`."""
+    """Return the row of `series`, except `FIRST_DAY_COLUMNS`."""
     return (
         variant_id,
         build_series_id(variant_id, computed.test_key),
@@ -64,12 +69,20 @@ def build_series_row(variant_id: str, computed: Series) -> Row:
         computed.is_recovered,
         computed.fail_streak,
         computed.streak_since,
+        computed.streak_since_run_id,
+        computed.last_flip_at,
+        computed.last_flip_run_id,
         computed.recent,
         computed.last_status,
         computed.last_run_id,
         computed.last_started_at,
         computed.window_starts_at,
     )
+
+
+def add_first_days(rows: Iterable[Row], first_days: Mapping[str, date]) -> list[Row]:
+    """Return rows of `series` with `FIRST_DAY_COLUMNS`, from the first days by series ID."""
+    return [(*row, first_days[row[1]], first_days[row[1]].isoformat()) for row in rows]
 
 
 def build_roster_series(variant_id: str, roster: Roster) -> list[Row]:
@@ -124,12 +137,16 @@ def compute_plan_rows(connection: Connection, plan_id: str, rules: Rules) -> dic
     for variant_id in read_variant_ids(connection, plan_id):
         newest_runs = NewestRuns(connection, variant_id, cache)
         computed = compute_variant_rows(variant_id, newest_runs, rules)
-        rows["series"] += computed.series
         rows["durations"] += computed.durations
-        roster_ids = _read_roster_ids(connection, variant_id)
-        cache.load(roster_ids)
-        for each in roster_ids:
-            rows["roster_series"] += build_roster_series(variant_id, cache[each])
+        days_of_rosters = _read_days_of_rosters(connection, variant_id)
+        cache.load(days_of_rosters)
+        first_days: dict[str, date] = {}
+        for roster_id, day in days_of_rosters.items():
+            places = build_roster_series(variant_id, cache[roster_id])
+            rows["roster_series"] += places
+            if day:
+                first_days |= {each[-1]: min(day, first_days.get(each[-1], day)) for each in places}
+        rows["series"] += add_first_days(computed.series, first_days)
     days = read_days(connection, {plan_id: plan})[plan_id]
     rows["daily_results"] = [build_period_row(plan, each) for each in days]
     rows["weekly_results"] = [build_period_row(plan, each) for each in sum_weeks(days)]
@@ -140,6 +157,7 @@ class VariantRows(NamedTuple):
     """The rows of a variant: of its series, and of its durations, if any run was measured."""
 
     series: list[Row]
+    """Without `FIRST_DAY_COLUMNS`."""
     durations: list[Row]
 
 
@@ -243,10 +261,39 @@ def read_variant_ids(connection: Connection, plan_id: str) -> list[str]:
     return list(connection.scalars(query))
 
 
-def _read_roster_ids(connection: Connection, variant_id: str) -> list[str]:
-    """Return the ids of the rosters of a variant's current outcomes, sorted."""
-    query = select(outcomes.c.roster_id).distinct().order_by(outcomes.c.roster_id)
-    return list(connection.scalars(query.where(outcomes.c.variant_id == variant_id, IS_CURRENT)))
+def _read_days_of_rosters(connection: Connection, variant_id: str) -> dict[str, date | None]:
+    """Return the first day of each roster of a variant's current outcomes, in their order."""
+    query = (
+        select(outcomes.c.roster_id, func.min(outcomes.c.started_on))
+        .where(outcomes.c.variant_id == variant_id, IS_CURRENT)
+        .group_by(outcomes.c.roster_id)
+        .order_by(outcomes.c.roster_id)
+    )
+    return dict(connection.execute(query).all())
+
+
+def read_first_days(connection: Connection, series_ids: Collection[str]) -> dict[str, date]:
+    """Return the first day of each of some series: that of the first run with one of its rosters.
+
+    From `roster_series`, which has to be up to date: it tells a seldom test's first run without
+    reading all runs of its plan.
+    """
+    of_roster = (
+        select(func.min(outcomes.c.started_on))
+        .where(
+            outcomes.c.variant_id == roster_series.c.variant_id,
+            outcomes.c.roster_id == roster_series.c.roster_id,
+            IS_CURRENT,
+        )
+        .correlate(roster_series)
+        .scalar_subquery()
+    )
+    query = (
+        select(roster_series.c.series_id, func.min(of_roster))
+        .where(among(roster_series.c.series_id, series_ids))
+        .group_by(roster_series.c.series_id)
+    )
+    return dict(connection.execute(query).all())
 
 
 def select_variant_ids(plan_id: str) -> Select[tuple[str]]:

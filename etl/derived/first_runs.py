@@ -19,7 +19,12 @@ from etl.db.schema import (
     series,
     weekly_results,
 )
-from etl.derived.aggregates import build_period_row, build_roster_series, compute_variant_rows
+from etl.derived.aggregates import (
+    add_first_days,
+    build_period_row,
+    build_roster_series,
+    compute_variant_rows,
+)
 from etl.derived.marks import lock_plans
 from etl.derived.period_metrics import sum_days, sum_weeks
 from etl.derived.plans import Plan, PlanRun
@@ -52,11 +57,17 @@ def _find_new(connection: Connection, plans: Collection[Plan]) -> set[Plan]:
 def insert_aggregates(connection: Connection, first_runs: Sequence[FirstRun], rules: Rules) -> None:
     """Insert the aggregates of plans that `lock_new_plans` found to be new."""
     computed = [compute_variant_rows(each.run.variant_id, [each.run], rules) for each in first_runs]
-    bulk.insert(connection, series, [row for each in computed for row in each.series])
-    rosters = [(each.run.variant_id, each.run.roster) for each in first_runs]
-    bulk.insert(
-        connection, roster_series, [row for r in rosters for row in build_roster_series(*r)]
-    )
+    runs = [each.run for each in first_runs]
+    places = [build_roster_series(run.variant_id, run.roster) for run in runs]
+    bulk.insert(connection, roster_series, [row for rows in places for row in rows])
+    first_days = {
+        row[-1]: run.started_on
+        for run, rows in zip(runs, places, strict=True)
+        for row in rows
+        if run.started_on
+    }
+    series_rows = [row for each in computed for row in each.series]
+    bulk.insert(connection, series, add_first_days(series_rows, first_days))
     bulk.insert(connection, durations, [row for each in computed for row in each.durations])
     days = [(each.plan, day) for each in first_runs for day in sum_days([each.run])]
     weeks = [(plan, week) for plan, day in days for week in sum_weeks([day])]

@@ -31,12 +31,14 @@ from etl.db.schema import (
     weekly_results,
 )
 from etl.derived.aggregates import (
+    add_first_days,
     build_period_row,
     build_roster_series,
     build_series_id,
     compute_plan_rows,
     compute_variant_rows,
     read_days,
+    read_first_days,
     replace_plan_rows,
 )
 from etl.derived.identity_rules import IdentityRules
@@ -210,7 +212,9 @@ def _write_series(
     marked = {(each, build_series_id(each, key)) for each, found in keys.items() for key in found}
     lost = marked - {row[:2] for row in series_rows}
     bulk.delete(connection, series, sorted(lost))
-    bulk.replace(connection, series, sorted(series_rows, key=itemgetter(0, 1)))
+    first_days = read_first_days(connection, [row[1] for row in series_rows])
+    complete = add_first_days(series_rows, first_days)
+    bulk.replace(connection, series, sorted(complete, key=itemgetter(0, 1)))
     bulk.delete(connection, durations, [(variant_id,) for variant_id in caches])
     bulk.insert(connection, durations, [row for each in computed for row in each.durations])
 

@@ -38,6 +38,9 @@ class Series(NamedTuple):
     is_recovered: bool
     fail_streak: int
     streak_since: datetime | None
+    streak_since_run_id: str | None
+    last_flip_at: datetime | None
+    last_flip_run_id: str | None
     recent: str
     last_status: str | None
     last_run_id: str
@@ -186,6 +189,8 @@ def _build_series(key: str, tail: _SeriesTail, rules: Rules) -> Series:
     since_pass = tail.letters.partition("P")[0]
     first_failed = since_pass.rfind("F")
     newest = tail.run_at(0)
+    streak_run = tail.run_at(first_failed) if first_failed >= 0 else None
+    flip_run = _find_last_flip(tail, len(recent)) if verdict.flips else None
     return Series(
         key,
         tail.test,
@@ -200,13 +205,25 @@ def _build_series(key: str, tail: _SeriesTail, rules: Rules) -> Series:
         verdict.is_always_failing,
         verdict.is_recovered,
         since_pass.count("F"),
-        tail.run_at(first_failed).started_at if first_failed >= 0 else None,
+        streak_run.started_at if streak_run else None,
+        streak_run.run_id if streak_run else None,
+        flip_run.started_at if flip_run else None,
+        flip_run.run_id if flip_run else None,
         recent,
         WORDS.get(recent[-1]),
         newest.run_id,
         newest.started_at,
         tail.run_at(len(recent) - 1).started_at,
     )
+
+
+def _find_last_flip(tail: _SeriesTail, window: int) -> PlanRun | None:
+    """Return the run of the newest decided result that differs from the decided one before it."""
+    decided = [place for place in range(window) if tail.letters[place] in DECIDED]
+    for place, older in pairwise(decided):
+        if tail.letters[place] != tail.letters[older]:
+            return tail.run_at(place)
+    return None
 
 
 def _is_confirmed(tail: _SeriesTail, window: int) -> bool:

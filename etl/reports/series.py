@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, select
 
 from etl.db.schema import plan_variants, series
-from etl.derived.aggregates import build_series_row
+from etl.derived.aggregates import FIRST_DAY_COLUMNS, build_series_row
 from etl.derived.outcome_reader import Variant
 from etl.derived.series_metrics import compute_series
 from etl.reports.columns import (
@@ -63,6 +63,9 @@ _COLUMNS = (
     *_FLAGS,
     Column("fail_streak", Type.INTEGER, "Decided results since the last one that passed"),
     Column("streak_since", Type.MOMENT, "When the first run of the streak started"),
+    Column("streak_since_run_id", Type.TEXT, "That run"),
+    Column("last_flip_at", Type.MOMENT, "When the run of the newest flip in the window started"),
+    Column("last_flip_run_id", Type.TEXT, "That run"),
     Column("recent", Type.STRIP, "The results in the window, the oldest first"),
     Column("last_status", Type.TEXT, "The last result, if its word is documented"),
     Column("last_run_id", Type.TEXT, "The run that it is from"),
@@ -70,6 +73,7 @@ _COLUMNS = (
     Column("window_starts_at", Type.MOMENT, "When the first run in the window started"),
     Column("series_id", Type.TEXT, "The key of the series"),
 )
+_REPORTED = [each for each in series.columns if each.name not in FIRST_DAY_COLUMNS]
 PLACES = {column.name: place for place, column in enumerate(_COLUMNS)}
 _CLASS = Column(
     "class",
@@ -139,7 +143,7 @@ def _without_labels(row: Row) -> Row:
 
 def _stored(connection: Connection, request: ReportRequest) -> Iterator[Row]:
     statement = (
-        select(*plan_variants.columns, *series.columns)
+        select(*plan_variants.columns, *_REPORTED)
         .join(plan_variants, plan_variants.c.variant_id == series.c.variant_id)
         .where(*variant_conditions(request.filters))
         .execution_options(yield_per=PAGE_ROWS)

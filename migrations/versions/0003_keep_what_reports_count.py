@@ -171,11 +171,16 @@ def _create_aggregates() -> None:
         sa.Column("is_recovered", sa.Boolean(), nullable=False),
         sa.Column("fail_streak", sa.BigInteger(), nullable=False),
         sa.Column("streak_since", TIMESTAMP),
+        sa.Column("streak_since_run_id", sa.Text()),
+        sa.Column("last_flip_at", TIMESTAMP),
+        sa.Column("last_flip_run_id", sa.Text()),
         sa.Column("recent", sa.Text(), nullable=False),
         sa.Column("last_status", sa.Text()),
         sa.Column("last_run_id", sa.Text(), nullable=False),
         sa.Column("last_started_at", TIMESTAMP, nullable=False),
         sa.Column("window_starts_at", TIMESTAMP, nullable=False),
+        sa.Column("first_seen_on", DAY, nullable=False),
+        sa.Column("iso_date", KEY, nullable=False),
         sa.ForeignKeyConstraint(
             ["variant_id"], ["plan_variants.variant_id"], name="fk_series_plan_variants"
         ),

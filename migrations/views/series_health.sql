@@ -10,8 +10,10 @@ SELECT series.series_id, plan_variants.source, plan_variants.application, plan_v
        series.unresolved, series.pass_rate, series.pass_rate_strict, series.decided_share,
        series.pass_rate_low, series.pass_rate_high, series.flips, series.flip_rate, series.health,
        series.is_flaky, series.is_confirmed_flaky, series.is_regression, series.is_new_failure,
-       series.is_always_failing, series.is_recovered, series.fail_streak, series.streak_since,
+       series.is_always_failing, series.is_recovered,
        series.recent, series.last_status, series.last_run_id, series.last_started_at,
-       series.window_starts_at, plan_variants.plan_id, plan_variants.variant_id
+       series.fail_streak, series.streak_since, series.streak_since_run_id,
+       series.last_flip_at, series.last_flip_run_id, series.window_starts_at,
+       series.first_seen_on, series.iso_date, plan_variants.plan_id, plan_variants.variant_id
   FROM series
   JOIN plan_variants ON plan_variants.variant_id = series.variant_id

@@ -126,6 +126,8 @@ SERIES = COUNTED | {
     "last_run_id": "run-1",
     "last_started_at": NOW,
     "window_starts_at": NOW,
+    "first_seen_on": NOW.date(),
+    "iso_date": "2024-03-01",
 }
 IDENTITY = {
     "source": "default",

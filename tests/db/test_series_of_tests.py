@@ -15,7 +15,7 @@ from etl.derived.aliases import Alias, add_alias, remove_alias
 from etl.derived.plans import Application
 from tests.support.histories import a_run, count_all, keep
 from tests.support.looks import a_test, look
-from tests.support.view_rows import prefix, select_all
+from tests.support.view_rows import as_read, only, prefix, select_all
 
 MONDAY = datetime(2024, 3, 4, 10, 0, tzinfo=UTC)
 
@@ -123,3 +123,28 @@ def test_a_test_has_no_series_until_the_pass_has_refreshed_them(engine: Engine) 
         *[("cart", "cart", "PPP")] * 3,
         ("login", "login", "P"),
     ]
+
+
+def test_a_series_names_the_runs_to_look_at(engine: Engine) -> None:
+    """The first run of the streak, that of the newest flip, and the day when it all began."""
+    for day, status in enumerate(("passed", "failed", "passed", "failed", "failed"), start=4):
+        started_at = f"2024-03-{day:02}T09:00:00Z"
+        tests = [a_test("cart", status), *([a_test("new", "passed")] if day >= 6 else [])]
+        look(engine, f"run-{day}", after(0), *tests, started_at=started_at)
+    with reading(engine) as connection:
+        rows = {row["test"]: row for row in select_all(connection, "series_health")}
+        flipped_at = as_read(datetime(2024, 3, 7, 9, tzinfo=UTC), connection)
+    names = "streak_since streak_since_run_id last_flip_at last_flip_run_id iso_date"
+    assert list(only(rows["cart"], names).values()) == [
+        flipped_at,
+        "run-7",
+        flipped_at,
+        "run-7",
+        "2024-03-04",
+    ]
+    assert list(only(rows["new"], names).values()) == [None, None, None, None, "2024-03-06"]
+    assert {str(row["first_seen_on"])[:10] for row in rows.values()} == {"2024-03-04", "2024-03-06"}
+    look(engine, "run-4", after(1), a_test("other", "passed"), started_at="2024-03-04T09:00:00Z")
+    with reading(engine) as connection:
+        rows = {row["test"]: row for row in select_all(connection, "series_health")}
+    assert rows["cart"]["iso_date"] == "2024-03-05", "the test left its first run"

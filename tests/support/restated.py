@@ -190,12 +190,28 @@ def one_series(results: Sequence[Result], rules: Rules) -> Numbers:
         "is_always_failing": n >= 5 and "passed" not in words,
         "is_recovered": words[-2:] == ["failed", "passed"],
         **_streak(results),
+        **_last_flip(decided),
         "recent": strip(each.test for each in window),
         "last_status": window[-1].test.status if window[-1].test.status in LETTERS else None,
         "last_run_id": window[-1].run.run_id,
         "last_started_at": window[-1].run.started_at,
         "window_starts_at": window[0].run.started_at,
+        **_first_day(results),
     }
+
+
+def _last_flip(decided: Sequence[Result]) -> Numbers:
+    """The last run whose result differs from the one before, of those decided in the window."""
+    flipped = [new for old, new in pairwise(decided) if old.test.status != new.test.status]
+    return {
+        "last_flip_at": flipped[-1].run.started_at if flipped else None,
+        "last_flip_run_id": flipped[-1].run.run_id if flipped else None,
+    }
+
+
+def _first_day(results: Sequence[Result]) -> Numbers:
+    first = min(each.run.started_on for each in results if each.run.started_on)
+    return {"first_seen_on": first, "iso_date": f"{first:%Y-%m-%d}"}
 
 
 def _streak(results: Sequence[Result]) -> Numbers:
@@ -209,6 +225,7 @@ def _streak(results: Sequence[Result]) -> Numbers:
     return {
         "fail_streak": len(streak),
         "streak_since": streak[0].run.started_at if streak else None,
+        "streak_since_run_id": streak[0].run.run_id if streak else None,
     }
 
 
