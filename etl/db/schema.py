@@ -609,6 +609,30 @@ durations = Table(
     sqlite_with_rowid=False,
 )
 
+plan_summaries = Table(
+    "plan_summaries",
+    metadata,
+    Column("plan_id", Key, primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("application", Text, nullable=False),
+    Column("plan", Text, nullable=False),
+    Column("last_started_at", Timestamp),
+    Column("last_run_id", Text),
+    Column("last_started_on", Day),
+    Column("iso_date", Key),
+    Column("last_status", Text),
+    Column("last_pass_rate", Double),
+    Column("first_started_at", Timestamp),
+    Column("first_run_id", Text),
+    Column("first_status", Text),
+    Column("first_pass_rate", Double),
+    Column("open_runs", BigInteger, nullable=False),
+    Column("open_tests", BigInteger, nullable=False),
+    Column("flaky_tests", BigInteger, nullable=False),
+    Column("p50_ms", BigInteger),
+    sqlite_with_rowid=False,
+)
+
 
 def _results(name: str, first_day: str) -> Table:
     return Table(

@@ -22,6 +22,7 @@ from etl.db.schema import (
     dirty_marks,
     durations,
     outcomes,
+    plan_summaries,
     plan_variants,
     roster_series,
     series,
@@ -32,11 +33,12 @@ from etl.derived.identity_rules import IdentityRules, of_application
 from etl.derived.metrics import Counts, compute_rates
 from etl.derived.outcome_reader import NewestRuns, RosterCache
 from etl.derived.period_metrics import Period, sum_weeks
+from etl.derived.plan_summaries import compute_plan_summaries
 from etl.derived.plans import Application, Plan, PlanRun, Roster, hash_text
 from etl.derived.series_metrics import Series, compute_series
 
-AGGREGATES = (series, roster_series, durations, daily_results, weekly_results)
-KEYED_BY_PLAN = (plan_variants, daily_results, weekly_results)
+AGGREGATES = (series, roster_series, durations, plan_summaries, daily_results, weekly_results)
+KEYED_BY_PLAN = (plan_variants, plan_summaries, daily_results, weekly_results)
 KEYS_AT_ONCE = 500
 FIRST_DAY_COLUMNS = ("first_seen_on", "iso_date")
 """The last columns of `series`: they depend on all runs with the test, not only the newest."""
@@ -134,9 +136,11 @@ def compute_plan_rows(connection: Connection, plan_id: str, rules: Rules) -> dic
         return rows
     plan = Plan(*stored)
     cache = RosterCache(connection, IdentityRules(connection).for_plan(plan))
+    flaky_seen_at: list[datetime] = []
     for variant_id in read_variant_ids(connection, plan_id):
         newest_runs = NewestRuns(connection, variant_id, cache)
         computed = compute_variant_rows(variant_id, newest_runs, rules)
+        flaky_seen_at += computed.flaky_seen_at
         rows["durations"] += computed.durations
         days_of_rosters = _read_days_of_rosters(connection, variant_id)
         cache.load(days_of_rosters)
@@ -147,6 +151,8 @@ def compute_plan_rows(connection: Connection, plan_id: str, rules: Rules) -> dic
             if day:
                 first_days |= {each[-1]: min(day, first_days.get(each[-1], day)) for each in places}
         rows["series"] += add_first_days(computed.series, first_days)
+    flaky = {plan_id: flaky_seen_at}
+    rows["plan_summaries"] = compute_plan_summaries(connection, [plan], flaky, rules)
     days = read_days(connection, {plan_id: plan})[plan_id]
     rows["daily_results"] = [build_period_row(plan, each) for each in days]
     rows["weekly_results"] = [build_period_row(plan, each) for each in sum_weeks(days)]
@@ -159,6 +165,8 @@ class VariantRows(NamedTuple):
     series: list[Row]
     """Without `FIRST_DAY_COLUMNS`."""
     durations: list[Row]
+    flaky_seen_at: list[datetime]
+    """The start of the newest run of each flaky series."""
 
 
 def compute_variant_rows(
@@ -176,6 +184,7 @@ def compute_variant_rows(
     return VariantRows(
         [build_series_row(variant_id, each) for each in computed],
         [(variant_id, *measured)] if measured else [],
+        [each.last_started_at for each in computed if each.is_flaky],
     )
 
 
@@ -249,7 +258,7 @@ def replace_plan_rows(
     """Replace the stored rows of a plan in all aggregates, and delete its dirty marks."""
     for table in (dirty_marks, roster_series, series, durations):
         connection.execute(delete(table).where(table.c.variant_id.in_(select_variant_ids(plan_id))))
-    for table in (daily_results, weekly_results):
+    for table in (plan_summaries, daily_results, weekly_results):
         connection.execute(delete(table).where(table.c.plan_id == plan_id))
     for table in AGGREGATES:
         bulk.insert(connection, table, rows[table.name])

@@ -14,6 +14,7 @@ from etl.db.schema import (
     among,
     daily_results,
     durations,
+    plan_summaries,
     plan_variants,
     roster_series,
     series,
@@ -27,6 +28,7 @@ from etl.derived.aggregates import (
 )
 from etl.derived.marks import lock_plans
 from etl.derived.period_metrics import sum_days, sum_weeks
+from etl.derived.plan_summaries import build_first_summary
 from etl.derived.plans import Plan, PlanRun
 
 
@@ -68,6 +70,11 @@ def insert_aggregates(connection: Connection, first_runs: Sequence[FirstRun], ru
     }
     series_rows = [row for each in computed for row in each.series]
     bulk.insert(connection, series, add_first_days(series_rows, first_days))
+    summaries = [
+        build_first_summary(*each, rows.series)
+        for each, rows in zip(first_runs, computed, strict=True)
+    ]
+    bulk.insert(connection, plan_summaries, summaries)
     bulk.insert(connection, durations, [row for each in computed for row in each.durations])
     days = [(each.plan, day) for each in first_runs for day in sum_days([each.run])]
     weeks = [(plan, week) for plan, day in days for week in sum_weeks([day])]

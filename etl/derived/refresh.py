@@ -50,6 +50,7 @@ from etl.derived.outcome_reader import (
     select_plan_runs,
 )
 from etl.derived.period_metrics import Period, sum_weeks, week_start
+from etl.derived.plan_summaries import refresh_plan_summaries
 from etl.derived.plans import Plan
 
 VARIANTS_AT_ONCE = 500
@@ -93,6 +94,7 @@ def refresh_some(connection: Connection, rules: Rules) -> bool:
     scopes = _take_marks(connection, plans)
     _refresh_series(connection, scopes, rules)
     _refresh_periods(connection, scopes)
+    refresh_plan_summaries(connection, set(plans.values()), rules)
     return bool(plans)
 
 

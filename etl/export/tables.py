@@ -43,6 +43,7 @@ VIEWS = {
     "data_dictionary": ("object_name", "column_name"),
     "environment_results": ("run_id", "position"),
     "failed_runs": ("run_id",),
+    "plans": ("plan_id",),
     "resolutions": ("run_id", "revision", "position"),
     "run_durations": ("variant_id",),
     "run_labels": ("run_id", "name"),

@@ -29,6 +29,7 @@ TABLES = (
     "dates",
     "weekly_results",
     "daily_results",
+    "plan_summaries",
     "durations",
     "dirty_marks",
     "roster_series",
@@ -239,6 +240,29 @@ def _create_aggregates() -> None:
             ["variant_id"], ["plan_variants.variant_id"], name="fk_durations_plan_variants"
         ),
         sa.PrimaryKeyConstraint("variant_id", name="pk_durations"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "plan_summaries",
+        sa.Column("plan_id", KEY, nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("application", sa.Text(), nullable=False),
+        sa.Column("plan", sa.Text(), nullable=False),
+        sa.Column("last_started_at", TIMESTAMP),
+        sa.Column("last_run_id", sa.Text()),
+        sa.Column("last_started_on", DAY),
+        sa.Column("iso_date", KEY),
+        sa.Column("last_status", sa.Text()),
+        sa.Column("last_pass_rate", sa.Double()),
+        sa.Column("first_started_at", TIMESTAMP),
+        sa.Column("first_run_id", sa.Text()),
+        sa.Column("first_status", sa.Text()),
+        sa.Column("first_pass_rate", sa.Double()),
+        sa.Column("open_runs", sa.BigInteger(), nullable=False),
+        sa.Column("open_tests", sa.BigInteger(), nullable=False),
+        sa.Column("flaky_tests", sa.BigInteger(), nullable=False),
+        sa.Column("p50_ms", sa.BigInteger()),
+        sa.PrimaryKeyConstraint("plan_id", name="pk_plan_summaries"),
         sqlite_with_rowid=False,
     )
     op.create_table(

@@ -12,10 +12,10 @@ revision = "0004"
 down_revision = "0003"
 
 PARTIAL = (
-    ("outcomes", "ended_at", "superseded_at IS NULL AND tests_unresolved > 0"),
-    ("revisions", "superseded_at", "superseded_at IS NOT NULL"),
-    ("tracked_runs", "state", "state = 'failed'"),
-    ("tracked_runs", "gone_at", "gone_at IS NOT NULL"),
+    ("outcomes", ("variant_id", "ended_at"), "superseded_at IS NULL AND tests_unresolved > 0"),
+    ("revisions", ("superseded_at",), "superseded_at IS NOT NULL"),
+    ("tracked_runs", ("state",), "state = 'failed'"),
+    ("tracked_runs", ("gone_at",), "gone_at IS NOT NULL"),
 )
 
 QUEUED = {
@@ -35,11 +35,11 @@ def upgrade() -> None:
             sqlite_where=sa.text(condition),
             postgresql_where=sa.text(condition),
         )
-    for table, column, condition in PARTIAL:
+    for table, columns, condition in PARTIAL:
         op.create_index(
-            f"ix_{table}_{column}",
+            "_".join(("ix", table, *columns)),
             table,
-            [column],
+            list(columns),
             unique=False,
             sqlite_where=sa.text(condition),
             postgresql_where=sa.text(condition),
@@ -49,7 +49,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_index("ix_status_changes_changed_by", "status_changes")
-    for table, column, _ in reversed(PARTIAL):
-        op.drop_index(f"ix_{table}_{column}", table)
+    for table, columns, _ in reversed(PARTIAL):
+        op.drop_index("_".join(("ix", table, *columns)), table)
     for name in QUEUED:
         op.drop_index(name, "tracked_runs")

@@ -15,7 +15,14 @@ from etl.archive.verify import verify_archive
 from etl.config.settings import Reporting, Rules
 from etl.db import bulk
 from etl.db.database import connect, prepare, reading
-from etl.db.schema import daily_results, durations, series, status_changes, weekly_results
+from etl.db.schema import (
+    daily_results,
+    durations,
+    plan_summaries,
+    series,
+    status_changes,
+    weekly_results,
+)
 from etl.derived import aggregates
 from tests.support import restated
 from tests.support.dump import Row
@@ -141,6 +148,7 @@ class Model:
         return {
             "series": restated.series(runs, rules),
             "durations": restated.durations(runs, rules),
+            "plan_summaries": restated.plans(runs, rules),
             "daily_results": restated.daily(runs),
             "weekly_results": restated.weekly(runs),
             "status_changes": [
@@ -151,7 +159,7 @@ class Model:
         }
 
 
-TABLES = (series, durations, daily_results, weekly_results, status_changes)
+TABLES = (series, durations, plan_summaries, daily_results, weekly_results, status_changes)
 
 
 def comparable(rows: Sequence[Row]) -> list[list[tuple[str, Any]]]:

@@ -367,7 +367,7 @@ def test_a_plan_has_its_durations(watched: Engine) -> None:
         ("environment_results", "started_at >= '2024-03-01'", "ix_runs_started_at"),
         ("daily_trend", "day >= '2024-03-01'", "ix_daily_results_day"),
         ("weekly_trend", "week_starts_on >= '2024-03-01'", "ix_weekly_results_week_starts_on"),
-        ("unresolved_backlog", "application = 'Shop'", "ix_outcomes_ended_at"),
+        ("unresolved_backlog", "application = 'Shop'", "ix_outcomes_variant_id_ended_at"),
         ("resolutions", "changed_by >= '2024-03-01'", "ix_status_changes_changed_by"),
         ("status_history", "changed_by >= '2024-03-01'", "ix_status_changes_changed_by"),
     ],
@@ -385,3 +385,29 @@ def test_what_is_asked_for_is_found_by_an_index(
     assert steps[0].startswith("SCAN" if view == "unresolved_backlog" else "SEARCH")
     assert f"INDEX {index}" in steps[0]
     assert not any(step.startswith("SCAN") for step in steps[1:])
+
+
+def test_a_plan_is_one_row_that_every_view_joins(watched: Engine) -> None:
+    look(watched, "run-2", after(0), a_test("cart", "passed"), started_at="2024-03-05T09:00:00Z")
+    look(watched, "run-3", after(0), a_test("cart", "passed"), started_at=None)
+    look(watched, "run-4", after(0), a_test("cart", "passed"), started_at=None, name="Other")
+    with reading(watched) as connection:
+        rows = {row["plan"]: row for row in select_all(connection, "plans")}
+        joined = text(
+            f"SELECT count(*) FROM {prefix(connection)}run_results AS results"
+            f" JOIN {prefix(connection)}plans AS plans ON plans.plan_id = results.plan_id"
+        )
+        assert connection.scalar(joined) == 4
+        started = as_read(datetime(2024, 3, 5, 9, tzinfo=UTC), connection)
+    ends = "last_run_id last_started_at iso_date last_pass_rate first_run_id first_status"
+    assert list(only(rows["Nightly"], ends).values()) == [
+        "run-2",
+        started,
+        "2024-03-05",
+        1.0,
+        "run-1",
+        "unresolved",
+    ]
+    figures = "open_runs open_tests flaky_tests p50_ms"
+    assert list(only(rows["Nightly"], figures).values()) == [1, 1, 0, 60_000]
+    assert list(only(rows["Other"], f"{ends} {figures}").values()) == [*[None] * 6, 0, 0, 0, None]

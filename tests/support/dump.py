@@ -20,6 +20,7 @@ COUNTED = (
     "roster_series",
     "dirty_marks",
     "durations",
+    "plan_summaries",
     "daily_results",
     "weekly_results",
     "identities",

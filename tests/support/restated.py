@@ -21,6 +21,7 @@ Answer = Mapping[str, Any]
 
 LETTERS = {"passed": "P", "failed": "F", "aborted": "A", "unresolved": "U", "pending": "N"}
 LONGEST = 1000
+END = ("started_at", "run_id", "status", "pass_rate")
 VARIANT = ("source", "application", "plan", "environment_signature")
 
 
@@ -226,6 +227,64 @@ def _streak(results: Sequence[Result]) -> Numbers:
         "fail_streak": len(streak),
         "streak_since": streak[0].run.started_at if streak else None,
         "streak_since_run_id": streak[0].run.run_id if streak else None,
+    }
+
+
+# --- plans ----------------------------------------------------------------------------------
+
+
+def plans(runs: Iterable[Run], rules: Rules) -> list[Numbers]:
+    """A row for each plan: its ends, what is open and flaky, and how long it takes."""
+    runs = list(runs)
+    flaky = [each for each in series(runs, rules) if each["is_flaky"]]
+    return [
+        dict(zip(VARIANT, plan, strict=False))
+        | one_plan(
+            [run for run in runs if run.variant[:3] == plan],
+            [each for each in flaky if tuple(each[name] for name in VARIANT[:3]) == plan],
+            rules,
+        )
+        for plan in {run.variant[:3] for run in runs}
+    ]
+
+
+def one_plan(runs: Sequence[Run], flaky: Sequence[Numbers], rules: Rules) -> Numbers:
+    started = sorted(
+        (run for run in runs if run.started_at), key=lambda run: (run.started_at, run.run_id)
+    )
+    open_tests = [counted(run.tests)["unresolved"] for run in runs]
+    row: Numbers = {
+        "open_runs": sum(number > 0 for number in open_tests),
+        "open_tests": sum(open_tests),
+        "flaky_tests": 0,
+        "p50_ms": None,
+        "last_started_on": None,
+        "iso_date": None,
+    }
+    if not started:
+        ends = [f"{end}_{name}" for end in ("first", "last") for name in END]
+        return row | dict.fromkeys(ends)
+    for end, run in (("first", started[0]), ("last", started[-1])):
+        values = (run.started_at, run.run_id, run.status, rates(counted(run.tests))["pass_rate"])
+        row |= {f"{end}_{name}": value for name, value in zip(END, values, strict=True)}
+    newest = started[-1]
+    assert newest.started_at
+    assert newest.started_on
+    measured = [
+        run.duration_ms
+        for run in started
+        if run.started_at
+        and run.duration_ms is not None
+        and run.status in {"passed", "failed", "unresolved"}
+        and newest.started_at - run.started_at < timedelta(rules.window_days)
+    ]
+    return row | {
+        "last_started_on": newest.started_on,
+        "iso_date": f"{newest.started_on:%Y-%m-%d}",
+        "flaky_tests": sum(
+            newest.started_at - each["last_started_at"] < timedelta(90) for each in flaky
+        ),
+        "p50_ms": nearest_rank(measured, 0.5),
     }
 
 
