@@ -7,8 +7,7 @@ from zoneinfo import ZoneInfo
 
 from etl import display
 from etl.derived.metrics import WORDS, compute_rates, count_letters
-from etl.derived.plans import Plan
-from etl.reports.columns import environments_text
+from etl.derived.plans import Plan, environments_text
 from etl.reports.forms import for_people
 from etl.reports.histories import History
 from etl.reports.model import Type

@@ -4,6 +4,7 @@ Pure: reads no clock, file, network or database.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from functools import lru_cache
@@ -123,3 +124,14 @@ def hash_text(text: str) -> str:
 def build_plan(source: str, application: str | None, name: str | None) -> Plan:
     """Return the plan of a run. The API sends names with blanks at their ends."""
     return Plan(source, (application or "").strip(), (name or "").strip())
+
+
+@lru_cache(maxsize=1024)
+def environments_text(signature: str) -> str:
+    """Return an environment signature for people: "Windows 10 / chrome / 1200x800; ..."."""
+    return "; ".join(environment_text(each) for each in json.loads(signature))
+
+
+def environment_text(identity: Sequence[str | None]) -> str:
+    """Return (OS, browser, device, viewport) for people, without missing parts."""
+    return " / ".join(part for part in identity if part) or "-"

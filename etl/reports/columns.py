@@ -1,9 +1,5 @@
 """Columns that several reports have, each described once."""
 
-import json
-from collections.abc import Sequence
-from functools import lru_cache
-
 from etl.answers.rows import COUNTERS
 from etl.reports.model import Column, Type
 
@@ -41,14 +37,3 @@ RATES = (
     Column("pass_rate_low", Type.RATE, "The pass rate if all that is open turns out failed"),
     Column("pass_rate_high", Type.RATE, "The pass rate if all that is open turns out passed"),
 )
-
-
-@lru_cache(maxsize=1024)
-def environments_text(signature: str) -> str:
-    """Return an environment signature for people: "Windows 10 / chrome / 1200x800; ..."."""
-    return "; ".join(environment_text(each) for each in json.loads(signature))
-
-
-def environment_text(identity: Sequence[str | None]) -> str:
-    """Return (OS, browser, device, viewport) for people, without missing parts."""
-    return " / ".join(part for part in identity if part) or "-"

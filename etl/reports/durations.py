@@ -7,7 +7,8 @@ from sqlalchemy import Connection, select
 from etl.db.schema import durations, plan_variants
 from etl.derived.duration_metrics import compute_durations
 from etl.derived.outcome_reader import Variant
-from etl.reports.columns import APPLICATION, ENVIRONMENTS, PLAN, SOURCE, environments_text
+from etl.derived.plans import environments_text
+from etl.reports.columns import APPLICATION, ENVIRONMENTS, PLAN, SOURCE
 from etl.reports.model import (
     OF_RUNS,
     Column,

@@ -10,8 +10,8 @@ from sqlalchemy import Connection
 
 from etl.answers.rows import COUNTERS
 from etl.derived.metrics import MILLISECOND, Counts, add_counts, compute_rates, count_letters
-from etl.derived.plans import Application, PlanRun
-from etl.reports.columns import APPLICATION, COUNTS, RATES, SOURCE, environment_text
+from etl.derived.plans import Application, PlanRun, environment_text
+from etl.reports.columns import APPLICATION, COUNTS, RATES, SOURCE
 from etl.reports.model import OF_RUNS, Column, Definition, ReportData, ReportRequest, Row, Type
 from etl.reports.selection import FINISHED, read_runs, start_conditions
 from etl.reports.spans import Span, describe_span, requested_or_recent

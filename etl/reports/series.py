@@ -7,6 +7,7 @@ from sqlalchemy import Connection, select
 from etl.db.schema import plan_variants, series
 from etl.derived.aggregates import FIRST_DAY_COLUMNS, build_series_row
 from etl.derived.outcome_reader import Variant
+from etl.derived.plans import environments_text
 from etl.derived.series_metrics import compute_series
 from etl.reports.columns import (
     APPLICATION,
@@ -16,7 +17,6 @@ from etl.reports.columns import (
     RATES,
     SOURCE,
     TEST,
-    environments_text,
 )
 from etl.reports.model import (
     EVERY_FILTER,
