@@ -5,6 +5,7 @@ revision at a time by these rules; `replay` and `verify` apply them to all.
 """
 
 import hashlib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -23,7 +24,7 @@ from etl.derived.metrics import (
     encode_strip,
     read_checks,
 )
-from etl.derived.plans import Application, Plan, build_plan, hash_parts
+from etl.derived.plans import Application, Plan, build_plan, environments_text, hash_parts
 
 TestState = tuple[Any, ...]
 """A test in `test_revisions`: test_id, name, status and the five counters."""
@@ -186,6 +187,17 @@ def build_variant_row(plan: Plan, environment_signature: str) -> Row:
     return (variant_id, plan.plan_id, *plan, environment_signature)
 
 
+@lru_cache(maxsize=256)  # sets of environments recur
+def build_combination_row(environment_signature: str) -> Row:
+    """Return the row of `environment_combinations`: what all its environments have in common."""
+    environments = json.loads(environment_signature)
+    shared = [
+        values[0] if len(set(values)) == 1 else None for values in zip(*environments, strict=True)
+    ] or [None] * 4
+    text = environments_text(environment_signature)
+    return (environment_signature, text, len(environments), *shared)
+
+
 def build_roster_row(rows: Rows, *, by_id: bool) -> tuple[str, str]:
     """Return the row of `rosters` for an answer's tests: its key and the tests as JSON."""
     tests = msgspec.json.encode(
@@ -207,6 +219,11 @@ class RunOutcome(NamedTuple):
     strip: str
     tests: Counts
     checks: Counts
+
+    @property
+    def combination(self) -> Row:
+        """The row of `environment_combinations` that its variant refers to."""
+        return build_combination_row(self.variant[-1])
 
 
 def derive_outcome(source: str, rows: Rows, id_keyed: Collection[Application]) -> RunOutcome:

@@ -31,6 +31,7 @@ from etl.archive.store import name_application
 from etl.db import bulk
 from etl.db.database import reading
 from etl.db.schema import (
+    environment_combinations,
     metadata,
     payloads,
     plan_variants,
@@ -43,7 +44,7 @@ from etl.derived.identity_rules import lock_identities_shared, read_id_keyed
 from etl.derived.plans import Application
 
 RUN_TABLES = [metadata.tables[name] for name in DERIVED_TABLES]
-NAME_TABLES = (plan_variants, rosters)
+NAME_TABLES = (plan_variants, environment_combinations, rosters)
 """The tables that `outcomes` refers to, whose rows runs share."""
 
 
@@ -178,7 +179,8 @@ def _derive_rows(decoded: _DecodedBatch, id_keyed: Collection[Application]) -> P
 
 
 def _add_names(batch: PayloadBatch, outcome: RunOutcome) -> None:
-    for table, row in zip(NAME_TABLES, (outcome.variant, outcome.roster), strict=True):
+    names = (outcome.variant, outcome.combination, outcome.roster)
+    for table, row in zip(NAME_TABLES, names, strict=True):
         batch.names[table.name][row[:1]] = row
 
 

@@ -17,6 +17,7 @@ from etl.db.schema import (
     among,
     dirty_marks,
     durations,
+    environment_combinations,
     labels,
     outcomes,
     payloads,
@@ -134,6 +135,7 @@ class _UsedNames(NamedTuple):
     applications: set[Application]
     plan_ids: set[str]
     variant_ids: set[str]
+    combinations: set[str]
     roster_ids: set[str]
 
 
@@ -144,6 +146,7 @@ def _read_used_names(connection: Connection, run_ids: Sequence[str]) -> _UsedNam
             plan_variants.c.application,
             plan_variants.c.plan_id,
             plan_variants.c.variant_id,
+            plan_variants.c.environment_signature,
             outcomes.c.roster_id,
         )
         .join(outcomes, outcomes.c.variant_id == plan_variants.c.variant_id)
@@ -155,14 +158,17 @@ def _read_used_names(connection: Connection, run_ids: Sequence[str]) -> _UsedNam
         {Application(row.source, row.application) for row in rows},
         {row.plan_id for row in rows},
         {row.variant_id for row in rows},
+        {row.environment_signature for row in rows},
         {row.roster_id for row in rows},
     )
 
 
 def _delete_unused_names(connection: Connection, names: _UsedNames) -> None:
-    """Delete those of the plan variants and rosters that no row refers to any more."""
+    """Delete those of the names that no row refers to any more."""
     users = (outcomes, series, durations, dirty_marks)
     _delete_unused(connection, plan_variants, names.variant_ids, users)
+    of_variants = (plan_variants,)
+    _delete_unused(connection, environment_combinations, names.combinations, of_variants)
     _delete_unused(connection, rosters, names.roster_ids, (outcomes,))
 
 

@@ -35,6 +35,7 @@ from etl.db.schema import (
     IS_CURRENT,
     among,
     counts,
+    environment_combinations,
     environments,
     labels,
     outcomes,
@@ -337,24 +338,34 @@ def _name_plan(source: str, rows: Rows) -> Plan:
 
 
 def _insert_names(connection: Connection, run_outcomes: Sequence[RunOutcome]) -> None:
-    """Insert the plan variants and rosters that outcomes refer to."""
-    _insert_missing(connection, plan_variants, [each.variant for each in run_outcomes])
+    """Insert the plan variants and rosters that outcomes refer to.
+
+    A variant that exists has its combination of environments.
+    """
+    missing = _insert_missing(connection, plan_variants, [each.variant for each in run_outcomes])
+    combinations = [each.combination for each in run_outcomes if each.variant[0] in missing]
+    _insert_missing(connection, environment_combinations, combinations)
     _insert_missing(connection, rosters, [each.roster for each in run_outcomes])
 
 
-def _insert_missing(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+def _insert_missing(connection: Connection, table: Table, rows: Sequence[Row]) -> list[str]:
     """Insert the rows whose keys do not exist yet, and lock the others until commit.
+
+    Returns the keys that were missing.
 
     Sorted by key: an insert waits for a concurrent one with the same key until that commits, so
     two transactions that insert several keys in different orders would wait for each other. The
     lock is that of a foreign key: nobody deletes a name before our rows refer to it.
     """
+    if not rows:
+        return []
     by_key = {row[0]: row for row in rows}
     [key] = table.primary_key.columns
     query = select(key).where(among(key, by_key)).order_by(key)
     known = set(connection.scalars(query.with_for_update(read=True, key_share=True)).all())
     missing = sorted(by_key.keys() - known)
     bulk.insert_missing(connection, table, [by_key[key] for key in missing])
+    return missing
 
 
 def _update_runs(connection: Connection, rows: Sequence[Row]) -> None:

@@ -294,6 +294,19 @@ Index("ix_plan_variants_plan_id", plan_variants.c.plan_id)
 PLAN_NAMES = (plan_variants.c.source, plan_variants.c.application, plan_variants.c.plan)
 """The names of a plan, in the order of `Plan`."""
 
+environment_combinations = Table(
+    "environment_combinations",
+    metadata,
+    Column("environment_signature", Key, primary_key=True),
+    Column("environments", Text, nullable=False),
+    Column("environment_count", BigInteger, nullable=False),
+    Column("os", Text),
+    Column("browser", Text),
+    Column("device", Text),
+    Column("viewport", Text),
+    sqlite_with_rowid=False,
+)
+
 rosters = Table(
     "rosters",
     metadata,

@@ -42,6 +42,7 @@ VIEWS = {
     "daily_trend": ("plan_id", "day"),
     "data_dictionary": ("object_name", "column_name"),
     "environment_results": ("run_id", "position"),
+    "environment_sets": ("environment_signature",),
     "failed_runs": ("run_id",),
     "plans": ("plan_id",),
     "resolutions": ("run_id", "revision", "position"),

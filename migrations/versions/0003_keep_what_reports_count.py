@@ -37,6 +37,7 @@ TABLES = (
     "status_changes",
     "outcomes",
     "rosters",
+    "environment_combinations",
     "plan_variants",
 )
 
@@ -71,6 +72,18 @@ def _create_facts() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("ix_plan_variants_plan_id", "plan_variants", ["plan_id"], unique=False)
+    op.create_table(
+        "environment_combinations",
+        sa.Column("environment_signature", KEY, nullable=False),
+        sa.Column("environments", sa.Text(), nullable=False),
+        sa.Column("environment_count", sa.BigInteger(), nullable=False),
+        sa.Column("os", sa.Text()),
+        sa.Column("browser", sa.Text()),
+        sa.Column("device", sa.Text()),
+        sa.Column("viewport", sa.Text()),
+        sa.PrimaryKeyConstraint("environment_signature", name="pk_environment_combinations"),
+        sqlite_with_rowid=False,
+    )
     op.create_table(
         "rosters",
         sa.Column("roster_id", KEY, nullable=False),

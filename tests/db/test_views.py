@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from etl.db import database
 from etl.db.database import connect, prepare, reading
-from tests.support.looks import a_test, look
+from tests.support.looks import CHROME, a_test, look
 from tests.support.view_rows import as_read, only, prefix, select_all
 from tests.support.views_page import PAGE, page
 
@@ -411,3 +411,30 @@ def test_a_plan_is_one_row_that_every_view_joins(watched: Engine) -> None:
     figures = "open_runs open_tests flaky_tests p50_ms"
     assert list(only(rows["Nightly"], figures).values()) == [1, 1, 0, 60_000]
     assert list(only(rows["Other"], f"{ends} {figures}").values()) == [*[None] * 6, 0, 0, 0, None]
+
+
+def test_a_set_of_environments_is_one_row_that_runs_join(watched: Engine) -> None:
+    safari = {
+        "name": "e_2",
+        "os": "Linux",
+        "viewport": "800x600",
+        "device": "",
+        "browser": "Safari",
+    }
+    look(watched, "run-2", after(0), a_test("cart", "passed"), environments=[CHROME, safari])
+    look(watched, "run-3", after(0), a_test("cart", "passed"), environments=[])
+    with reading(watched) as connection:
+        query = text(
+            "SELECT results.run_id, sets.environments, sets.environment_count,"
+            " sets.os, sets.browser, sets.device, sets.viewport"
+            f" FROM {prefix(connection)}run_results AS results"
+            f" JOIN {prefix(connection)}environment_sets AS sets"
+            " ON sets.environment_signature = results.environment_signature ORDER BY run_id"
+        )
+        rows = [tuple(row) for row in connection.execute(query)]
+    both = "Linux / Chrome / 800x600; Linux / Safari / 800x600"
+    assert rows == [
+        ("run-1", "Linux / Chrome / 800x600", 1, "Linux", "Chrome", "", "800x600"),
+        ("run-2", both, 2, "Linux", None, "", "800x600"),
+        ("run-3", "", 0, None, None, None, None),
+    ]

@@ -13,6 +13,7 @@ LEDGER = ("tracked_runs", "ingests", "health")
 """The tables that may change when nothing new was seen (DESIGN, promise 1)."""
 COUNTED = (
     "plan_variants",
+    "environment_combinations",
     "rosters",
     "outcomes",
     "status_changes",
