@@ -570,8 +570,8 @@ series = Table(
     Column("last_run_id", Text, nullable=False),
     Column("last_started_at", Timestamp, nullable=False),
     Column("window_starts_at", Timestamp, nullable=False),
-    Column("first_seen_on", Day, nullable=False),
-    Column("iso_date", Key, nullable=False),
+    Column("first_seen_on", Day),
+    Column("iso_date", Key),
     ForeignKeyConstraint(["variant_id"], ["plan_variants.variant_id"]),
     sqlite_with_rowid=False,
 )
@@ -588,7 +588,6 @@ roster_series = Table(
     ForeignKeyConstraint(["roster_id"], ["rosters.roster_id"]),
     sqlite_with_rowid=False,
 )
-Index("ix_roster_series_series_id", roster_series.c.series_id)
 
 # Dirty marks: series and durations of these are behind `outcomes`.
 dirty_marks = Table(

@@ -17,7 +17,6 @@ from etl.db import bulk
 from etl.db.schema import (
     IS_CURRENT,
     PLAN_NAMES,
-    among,
     daily_results,
     dirty_marks,
     durations,
@@ -82,9 +81,10 @@ def build_series_row(variant_id: str, computed: Series) -> Row:
     )
 
 
-def add_first_days(rows: Iterable[Row], first_days: Mapping[str, date]) -> list[Row]:
+def add_first_days(rows: Iterable[Row], first_days: Mapping[str, date | None]) -> list[Row]:
     """Return rows of `series` with `FIRST_DAY_COLUMNS`, from the first days by series ID."""
-    return [(*row, first_days[row[1]], first_days[row[1]].isoformat()) for row in rows]
+    days = ((row, first_days.get(row[1])) for row in rows)
+    return [(*row, day, day.isoformat() if day else None) for row, day in days]
 
 
 def build_roster_series(variant_id: str, roster: Roster) -> list[Row]:
@@ -142,14 +142,11 @@ def compute_plan_rows(connection: Connection, plan_id: str, rules: Rules) -> dic
         computed = compute_variant_rows(variant_id, newest_runs, rules)
         flaky_seen_at += computed.flaky_seen_at
         rows["durations"] += computed.durations
-        days_of_rosters = _read_days_of_rosters(connection, variant_id)
+        days_of_rosters = read_days_of_rosters(connection, variant_id)
         cache.load(days_of_rosters)
-        first_days: dict[str, date] = {}
-        for roster_id, day in days_of_rosters.items():
-            places = build_roster_series(variant_id, cache[roster_id])
-            rows["roster_series"] += places
-            if day:
-                first_days |= {each[-1]: min(day, first_days.get(each[-1], day)) for each in places}
+        for roster_id in days_of_rosters:
+            rows["roster_series"] += build_roster_series(variant_id, cache[roster_id])
+        first_days = find_first_days(variant_id, days_of_rosters, cache)
         rows["series"] += add_first_days(computed.series, first_days)
     flaky = {plan_id: flaky_seen_at}
     rows["plan_summaries"] = compute_plan_summaries(connection, [plan], flaky, rules)
@@ -270,7 +267,7 @@ def read_variant_ids(connection: Connection, plan_id: str) -> list[str]:
     return list(connection.scalars(query))
 
 
-def _read_days_of_rosters(connection: Connection, variant_id: str) -> dict[str, date | None]:
+def read_days_of_rosters(connection: Connection, variant_id: str) -> dict[str, date | None]:
     """Return the first day of each roster of a variant's current outcomes, in their order."""
     query = (
         select(outcomes.c.roster_id, func.min(outcomes.c.started_on))
@@ -281,28 +278,17 @@ def _read_days_of_rosters(connection: Connection, variant_id: str) -> dict[str, 
     return dict(connection.execute(query).all())
 
 
-def read_first_days(connection: Connection, series_ids: Collection[str]) -> dict[str, date]:
-    """Return the first day of each of some series: that of the first run with one of its rosters.
-
-    From `roster_series`, which has to be up to date: it tells a seldom test's first run without
-    reading all runs of its plan.
-    """
-    of_roster = (
-        select(func.min(outcomes.c.started_on))
-        .where(
-            outcomes.c.variant_id == roster_series.c.variant_id,
-            outcomes.c.roster_id == roster_series.c.roster_id,
-            IS_CURRENT,
-        )
-        .correlate(roster_series)
-        .scalar_subquery()
-    )
-    query = (
-        select(roster_series.c.series_id, func.min(of_roster))
-        .where(among(roster_series.c.series_id, series_ids))
-        .group_by(roster_series.c.series_id)
-    )
-    return dict(connection.execute(query).all())
+def find_first_days(
+    variant_id: str, days_of_rosters: Mapping[str, date | None], cache: RosterCache
+) -> dict[str, date]:
+    """Return the first day of each series of a variant, from those of its rosters."""
+    first_days: dict[str, date] = {}
+    for roster_id, day in days_of_rosters.items():
+        if day is not None:
+            for key in cache[roster_id].keys:
+                series_id = build_series_id(variant_id, key)
+                first_days[series_id] = min(day, first_days.get(series_id, day))
+    return first_days
 
 
 def select_variant_ids(plan_id: str) -> Select[tuple[str]]:

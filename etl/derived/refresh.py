@@ -4,6 +4,7 @@ A commit only marks the variants that it changes (`marks`). A pass refreshes the
 commits and before it ends, or the next pass does. Few statements serve many variants.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from datetime import date, timedelta
 from operator import itemgetter
@@ -37,8 +38,9 @@ from etl.derived.aggregates import (
     build_series_id,
     compute_plan_rows,
     compute_variant_rows,
+    find_first_days,
     read_days,
-    read_first_days,
+    read_days_of_rosters,
     replace_plan_rows,
 )
 from etl.derived.identity_rules import IdentityRules
@@ -61,18 +63,47 @@ TESTS_IN_MEMORY = 2000
 """The number of tests whose newest results are in memory at a time."""
 
 
+class _Results(NamedTuple):
+    """Marked results of a variant that have the same roster: current ones, or superseded ones."""
+
+    roster_id: str
+    are_current: bool
+
+
 class _Scope(NamedTuple):
-    """A marked variant, with the rosters, the days and the number of tests of marked results."""
+    """A marked variant: the days of its marked results, and the number of tests of each."""
 
     plan: Plan
-    roster_ids: set[str]
-    days: set[date]
+    days: dict[_Results, set[date]]
     tests: list[int]
+
+    @property
+    def roster_ids(self) -> set[str]:
+        """The rosters of all marked results."""
+        return {each.roster_id for each in self.days}
+
+    @property
+    def all_days(self) -> set[date]:
+        """The days of all marked results."""
+        return {day for days in self.days.values() for day in days}
+
+    @property
+    def left_rosters(self) -> set[str]:
+        """The rosters that only superseded results have, as far as the marks tell."""
+        return self.roster_ids - {each.roster_id for each in self.days if each.are_current}
 
     @property
     def most_tests(self) -> int:
         """The size of its largest run."""
         return max(self.tests, default=0)
+
+    def first_days_of(self, *, are_current: bool) -> dict[str, date]:
+        """Return the first day of each roster in its current, or its superseded, results."""
+        return {
+            each.roster_id: min(days)
+            for each, days in self.days.items()
+            if days and each.are_current == are_current
+        }
 
 
 def refresh_marked(engine: Engine) -> None:
@@ -137,22 +168,21 @@ def _take_marks(connection: Connection, plans: Mapping[str, Plan]) -> dict[str, 
         outcome.revision.between(mark.revision - 1, mark.revision),
         outcome.variant_id == mark.variant_id,
     )
-    touched = (outcome.roster_id, outcome.started_on, func.length(outcome.outcomes))
+    touched = (outcome.roster_id, IS_CURRENT, outcome.started_on, func.length(outcome.outcomes))
     query = (
         select(mark.variant_id, mark.run_id, mark.revision, *touched)
         .outerjoin(outcomes, is_touched)
         .where(among(mark.variant_id, plans))
     )
     marks: set[DirtyMark] = set()
-    scopes = {variant_id: _Scope(plan, set(), set(), []) for variant_id, plan in plans.items()}
+    scopes = {variant_id: _Scope(plan, defaultdict(set), []) for variant_id, plan in plans.items()}
     for row in connection.execute(query):
         marks.add(DirtyMark(row.variant_id, row.run_id, row.revision))
-        scope, (roster_id, day, tests) = scopes[row.variant_id], row[3:]
+        scope, (roster_id, is_current, day, tests) = scopes[row.variant_id], row[3:]
         if roster_id is not None:
-            scope.roster_ids.add(roster_id)
+            days = scope.days[_Results(roster_id, bool(is_current))]
+            days |= {day} if day else set()
             scope.tests.append(tests)
-        if day is not None:
-            scope.days.add(day)
     bulk.delete(connection, dirty_marks, sorted(marks))
     return scopes
 
@@ -171,38 +201,81 @@ def _refresh_series(connection: Connection, scopes: Mapping[str, _Scope], rules:
             for variant_id, scope in part.items()
         }
         _refresh_roster_series(connection, caches, part)
-        _write_series(connection, caches, keys, rules)
+        first_days = _find_first_days(connection, caches, part)
+        _write_series(connection, caches, keys, first_days, rules)
 
 
 def _refresh_roster_series(
     connection: Connection, caches: Mapping[str, RosterCache], scopes: Mapping[str, _Scope]
 ) -> None:
     """Add the series of rosters that became current, and delete those of rosters that left."""
-    pairs = [(variant_id, each) for variant_id in scopes for each in scopes[variant_id].roster_ids]
-    first_places = [(*pair, 1) for pair in pairs]
+    pairs = {(variant_id, each) for variant_id in scopes for each in scopes[variant_id].roster_ids}
+    left = {(variant_id, each) for variant_id in scopes for each in scopes[variant_id].left_rosters}
+    unused = left - _find_current(connection, left)
+    first_places = [(*pair, 1) for pair in sorted(pairs - unused)]
     stored = {place[:2] for place in bulk.find(connection, roster_series, [], first_places)}
     rows = [
         row
-        for variant_id, roster_id in sorted(set(pairs) - stored)
+        for variant_id, roster_id in sorted(pairs - unused - stored)
         for row in build_roster_series(variant_id, caches[variant_id][roster_id])
     ]
     bulk.insert(connection, roster_series, rows)
-    is_current = exists().where(
-        outcomes.c.variant_id == roster_series.c.variant_id,
-        outcomes.c.roster_id == roster_series.c.roster_id,
-        IS_CURRENT,
+    for variant_id, roster_id in sorted(unused):
+        is_it = and_(
+            roster_series.c.variant_id == variant_id, roster_series.c.roster_id == roster_id
+        )
+        connection.execute(delete(roster_series).where(is_it))
+
+
+def _find_current(connection: Connection, pairs: Set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Return those variants and rosters that a current outcome has."""
+    if not pairs:
+        return set()
+    query = select(outcomes.c.variant_id, outcomes.c.roster_id).distinct()
+    current = query.where(
+        among(outcomes.c.variant_id, {variant_id for variant_id, _ in pairs}), IS_CURRENT
     )
-    is_marked = and_(
-        among(roster_series.c.variant_id, {variant_id for variant_id, _ in pairs}),
-        among(roster_series.c.roster_id, {roster_id for _, roster_id in pairs}),
-    )
-    connection.execute(delete(roster_series).where(is_marked, ~is_current))
+    return {(row.variant_id, row.roster_id) for row in connection.execute(current)}
+
+
+def _find_first_days(
+    connection: Connection, caches: Mapping[str, RosterCache], scopes: Mapping[str, _Scope]
+) -> dict[str, date]:
+    """Return the first days of marked series, by series ID.
+
+    A stored day stays or becomes earlier, unless the result of that day may be a superseded one:
+    then all rosters of its variant are asked.
+    """
+    opened: dict[str, date] = {}
+    closed: dict[str, date] = {}
+    variant_of: dict[str, str] = {}
+    for variant_id, scope in scopes.items():
+        for result, are_current in ((opened, True), (closed, False)):
+            days_of_rosters = scope.first_days_of(are_current=are_current)
+            found = find_first_days(variant_id, days_of_rosters, caches[variant_id])
+            result.update(found)
+            variant_of |= dict.fromkeys(found, variant_id)
+    keys = sorted((variant_id, series_id) for series_id, variant_id in variant_of.items())
+    rows = bulk.find(connection, series, ["iso_date"], keys)
+    stored = {key[1]: date.fromisoformat(day) for key, (day,) in rows.items() if day}
+    first_days = stored | {each: min(day, stored.get(each, day)) for each, day in opened.items()}
+    doubtful = {
+        variant_of[each]
+        for each, day in closed.items()
+        if each in first_days and day <= first_days[each] and opened.get(each, date.max) > day
+    }
+    for variant_id in sorted(doubtful):
+        of_all = read_days_of_rosters(connection, variant_id)
+        caches[variant_id].load(of_all)
+        first_days |= find_first_days(variant_id, of_all, caches[variant_id])
+    return first_days
 
 
 def _write_series(
     connection: Connection,
     caches: Mapping[str, RosterCache],
     keys: Mapping[str, Collection[str]],
+    first_days: Mapping[str, date],
     rules: Rules,
 ) -> None:
     """Replace the series with these test keys of variants, and the durations of the variants."""
@@ -214,7 +287,6 @@ def _write_series(
     marked = {(each, build_series_id(each, key)) for each, found in keys.items() for key in found}
     lost = marked - {row[:2] for row in series_rows}
     bulk.delete(connection, series, sorted(lost))
-    first_days = read_first_days(connection, [row[1] for row in series_rows])
     complete = add_first_days(series_rows, first_days)
     bulk.replace(connection, series, sorted(complete, key=itemgetter(0, 1)))
     bulk.delete(connection, durations, [(variant_id,) for variant_id in caches])
@@ -238,7 +310,7 @@ def _split(scopes: Mapping[str, _Scope]) -> Iterator[dict[str, _Scope]]:
 def _refresh_periods(connection: Connection, scopes: Mapping[str, _Scope]) -> None:
     """Recompute the marked days of plans, and the weeks of these days."""
     plans = {scope.plan.plan_id: scope.plan for scope in scopes.values()}
-    marked = {(scope.plan.plan_id, day) for scope in scopes.values() for day in scope.days}
+    marked = {(scope.plan.plan_id, day) for scope in scopes.values() for day in scope.all_days}
     if not marked:
         return
     days = [day for _, day in marked]

@@ -193,8 +193,8 @@ def _create_aggregates() -> None:
         sa.Column("last_run_id", sa.Text(), nullable=False),
         sa.Column("last_started_at", TIMESTAMP, nullable=False),
         sa.Column("window_starts_at", TIMESTAMP, nullable=False),
-        sa.Column("first_seen_on", DAY, nullable=False),
-        sa.Column("iso_date", KEY, nullable=False),
+        sa.Column("first_seen_on", DAY),
+        sa.Column("iso_date", KEY),
         sa.ForeignKeyConstraint(
             ["variant_id"], ["plan_variants.variant_id"], name="fk_series_plan_variants"
         ),
@@ -216,7 +216,6 @@ def _create_aggregates() -> None:
         sa.PrimaryKeyConstraint("variant_id", "roster_id", "position", name="pk_roster_series"),
         sqlite_with_rowid=False,
     )
-    op.create_index("ix_roster_series_series_id", "roster_series", ["series_id"], unique=False)
     op.create_table(
         "dirty_marks",
         sa.Column("variant_id", KEY, nullable=False),
