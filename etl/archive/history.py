@@ -6,16 +6,18 @@ revision at a time by these rules; `replay` and `verify` apply them to all.
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import NamedTuple
 
 import msgspec
 
 from etl.answers.payload import OPEN_STATUS
 from etl.answers.rows import Row, Rows
+from etl.archive.pairing import ABSENT_TEST, TestContent, TestPair, pair_tests, read_tests
 from etl.derived.metrics import (
     MILLISECOND,
     Counts,
@@ -25,11 +27,6 @@ from etl.derived.metrics import (
     read_checks,
 )
 from etl.derived.plans import Application, Plan, build_plan, environments_text, hash_parts
-
-TestState = tuple[Any, ...]
-"""A test in `test_revisions`: test_id, name, status and the five counters."""
-
-ABSENT_TEST: TestState = (None,) * 8
 
 DERIVED_TABLES = (
     "runs",
@@ -43,6 +40,9 @@ DERIVED_TABLES = (
     "status_changes",
 )
 """The tables derived from payloads; each stands after the tables that it refers to."""
+
+CHANGED, ADDED, LEFT = "changed", "added", "left"
+"""The kinds of rows in `status_changes`."""
 
 
 class Revision(NamedTuple):
@@ -88,7 +88,7 @@ def derive_rows(
             row
             for old, new in pairs
             for row in find_differing_tests(
-                fields.run_id, old.number, read_test_states(old.rows), read_test_states(new.rows)
+                fields.run_id, old.number, read_tests(old.rows), read_tests(new.rows)
             )
         ],
         "warnings": [
@@ -155,25 +155,25 @@ def build_warning_rows(run_id: str, revision: Revision) -> list[Row]:
     return [(run_id, revision.number, *warned) for warned in revision.rows.warnings]
 
 
-def read_test_states(rows: Rows) -> dict[int, TestState]:
-    """Return the state of each test of an answer, by position."""
-    return {
-        test.position: (test.test_id, test.name, test.status, *count_letters[3:8])
-        for test, count_letters in zip(rows.tests, rows.counts[1:], strict=True)
-    }
-
-
 def find_differing_tests(
-    run_id: str, revision: int, old: Mapping[int, TestState], new: Mapping[int, TestState]
+    run_id: str, revision: int, old: Sequence[TestContent], new: Sequence[TestContent]
 ) -> list[Row]:
     """Return the rows of `test_revisions` that keep the tests of `old` that differ in `new`.
 
-    A test that only `new` has gets a row too: it was `absent` from `revision`.
+    Compares them by position. A test that only `new` has gets a row too: it was `absent` from
+    `revision`.
     """
+    before, after = ({test.position: test.kept for test in tests} for tests in (old, new))
     return [
-        (run_id, revision, position, *old.get(position, ABSENT_TEST), position not in old)
-        for position in sorted(old.keys() | new.keys())
-        if old.get(position) != new.get(position)
+        (
+            run_id,
+            revision,
+            position,
+            *before.get(position, ABSENT_TEST.kept),
+            position not in before,
+        )
+        for position in sorted(before.keys() | after.keys())
+        if before.get(position) != after.get(position)
     ]
 
 
@@ -272,7 +272,7 @@ class PreviousState(NamedTuple):
     status: str | None
     opened_at: datetime
     last_seen_at: datetime
-    tests: Mapping[int, TestState]
+    tests: Sequence[TestContent]
 
 
 def describe_previous(revision: Revision) -> PreviousState:
@@ -281,41 +281,52 @@ def describe_previous(revision: Revision) -> PreviousState:
         revision.rows.run.status,
         revision.rows.run.ended_at or revision.observed_at,
         revision.last_seen_at or revision.observed_at,
-        read_test_states(revision.rows),
+        read_tests(revision.rows),
     )
+
+
+class StatusChange(NamedTuple):
+    """A change of a run's or a test's status; a test that left has its position before."""
+
+    kind: str
+    position: int
+    test: str | None
+    from_status: str | None
+    to_status: str | None
 
 
 def find_status_changes(run_id: str, old: PreviousState, new: Revision) -> list[Row]:
     """Return a row of `status_changes` for the run and each of its tests whose status changed.
 
     An unresolved one was decided between `last_seen_at` and the moment when we saw the change
-    (docs/REPORTS.md).
+    (docs/REPORTS.md). A test that left or was added was not decided.
     """
-    before = {0: (None, old.status)} | {
-        position: (state[1], state[2]) for position, state in old.tests.items()
-    }
-    after = {0: (None, new.rows.run.status)} | {
-        test.position: (test.name, test.status) for test in new.rows.tests
-    }
     shortest = max(old.last_seen_at - old.opened_at, timedelta(0)) // MILLISECOND
     longest = max(new.observed_at - old.opened_at, timedelta(0)) // MILLISECOND
-    rows: list[Row] = []
-    for position in sorted(before.keys() | after.keys()):
-        name, was = before.get(position, (None, None))
-        new_name, becomes = after.get(position, (name, None))
-        if was != becomes:
-            decided = (old.opened_at, shortest, longest) if was == OPEN_STATUS else (None,) * 3
-            rows.append(
-                (
-                    run_id,
-                    new.number,
-                    position,
-                    new_name,
-                    was,
-                    becomes,
-                    old.last_seen_at,
-                    new.observed_at,
-                    *decided,
-                )
-            )
-    return rows
+    of_run = StatusChange(CHANGED, 0, None, old.status, new.rows.run.status)
+    pairs = pair_tests(old.tests, read_tests(new.rows))
+    changes = [of_run, *map(_describe_change, pairs)]
+    return [
+        (
+            run_id,
+            new.number,
+            *change,
+            old.last_seen_at,
+            new.observed_at,
+            *((old.opened_at, shortest, longest) if _is_decision(change) else (None,) * 3),
+        )
+        for change in sorted(changes, key=itemgetter(0, 1))
+        if change.from_status != change.to_status
+    ]
+
+
+def _describe_change(pair: TestPair) -> StatusChange:
+    """Return the change of a test, whose name is the newest."""
+    old, new = pair
+    test = new or old or ABSENT_TEST
+    kind = ADDED if old is None else LEFT if new is None else CHANGED
+    return StatusChange(kind, test.position, test.name, old and old.status, new and new.status)
+
+
+def _is_decision(change: StatusChange) -> bool:
+    return change.from_status == OPEN_STATUS and change.kind == CHANGED

@@ -18,7 +18,6 @@ from etl.archive.history import (
     PreviousState,
     Revision,
     RunOutcome,
-    TestState,
     build_outcome_row,
     build_revision_row,
     build_run_row,
@@ -26,8 +25,8 @@ from etl.archive.history import (
     derive_outcome,
     find_differing_tests,
     find_status_changes,
-    read_test_states,
 )
+from etl.archive.pairing import TestContent, read_tests
 from etl.archive.schema_drift import record_drift
 from etl.config.settings import Rules
 from etl.db import bulk
@@ -178,8 +177,8 @@ def _close_revisions(
         ends.append((seen_at, opened.observed_at, run_id, known.revision))
         last_seen.append((seen_at, run_id, known.revision))
         superseded.append((opened.observed_at, run_id, known.revision))
-        old, new = old_tests.get(run_id, {}), read_test_states(opened.rows)
-        kept += find_differing_tests(run_id, known.revision, old, new)
+        old = old_tests.get(run_id, [])
+        kept += find_differing_tests(run_id, known.revision, old, read_tests(opened.rows))
         opened_at = known.ended_at or known.changed_at
         previous = PreviousState(known.status, opened_at, seen_at, old)
         status_rows += find_status_changes(run_id, previous, opened)
@@ -194,13 +193,15 @@ def _close_revisions(
 
 def _read_current_tests(
     connection: Connection, run_ids: Sequence[str]
-) -> dict[str, dict[int, TestState]]:
+) -> dict[str, list[TestContent]]:
+    """Return the tests of runs, in the order of the answer."""
     query = (
         select(
             tests.c.run_id,
             tests.c.position,
             tests.c.test_id,
             tests.c.name,
+            tests.c.type,
             tests.c.status,
             *[counts.c[name] for name in COUNTERS],
         )
@@ -209,11 +210,13 @@ def _read_current_tests(
             and_(counts.c.run_id == tests.c.run_id, counts.c.test_position == tests.c.position),
         )
         .where(among(tests.c.run_id, run_ids))
+        .order_by(tests.c.run_id, tests.c.position)
     )
-    states: dict[str, dict[int, TestState]] = {}
-    for run_id, position, *state in connection.execute(query):
-        states.setdefault(run_id, {})[position] = tuple(state)
-    return states
+    found: dict[str, list[TestContent]] = {}
+    for run_id, position, test_id, name, kind, status, *counters in connection.execute(query):
+        test = TestContent(position, test_id, name, kind, status, tuple(counters))
+        found.setdefault(run_id, []).append(test)
+    return found
 
 
 def _mark_replaced(connection: Connection, changes: Sequence[_Change]) -> set[DirtyMark]:

@@ -483,6 +483,8 @@ status_changes = Table(
     metadata,
     _run_id(),
     Column("revision", BigInteger, primary_key=True),
+    Column("change", Key, primary_key=True),
+    # Of a test that left the one before, which another test may have now.
     Column("position", BigInteger, primary_key=True),
     Column("test", Text),
     Column("from_status", Text),
@@ -497,6 +499,7 @@ status_changes = Table(
         ["revisions.run_id", "revisions.revision"],
         ondelete="CASCADE",
     ),
+    CheckConstraint("change IN ('changed', 'added', 'left')", name="change"),
     sqlite_with_rowid=False,
 )
 

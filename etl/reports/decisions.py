@@ -63,19 +63,19 @@ def _changes(connection: Connection, request: ReportRequest) -> ReportData:
 
 def _of_test(request: ReportRequest, rows: Iterable[Row]) -> Iterator[Row]:
     """Yield the rows of the requested test, or all."""
-    test, place = request.filters.test, 5
+    test, place = request.filters.test, 6
     for row in rows:
         if test is None or (row[place] or "").strip() == test:
             yield tuple(row)
 
 
 class _Decided(NamedTuple):
-    """An unresolved test that got another status: which, and after how long, within bounds."""
+    """An unresolved test that got another status, or left: then the bounds are None."""
 
     plan: Plan
     to_status: str | None
-    shortest_ms: int
-    longest_ms: int
+    shortest_ms: int | None
+    longest_ms: int | None
 
 
 def _resolution(connection: Connection, request: ReportRequest) -> ReportData:
@@ -83,7 +83,7 @@ def _resolution(connection: Connection, request: ReportRequest) -> ReportData:
     of_tests = and_(status_changes.c.from_status == OPEN_STATUS, status_changes.c.position > 0)
     changes = _of_test(request, connection.execute(_statement(request, span).where(of_tests)))
     decided = sorted(
-        (_Decided(Plan(*row[:3]), row[7], *row[-2:]) for row in changes), key=lambda one: one.plan
+        (_Decided(Plan(*row[:3]), row[8], *row[-2:]) for row in changes), key=lambda one: one.plan
     )
     found = {plan: list(each) for plan, each in groupby(decided, key=lambda one: one.plan)}
     still_open = _still_open(connection, request)
@@ -106,10 +106,12 @@ def _still_open(connection: Connection, request: ReportRequest) -> Counter[Plan]
 def _summed(decided: Sequence[_Decided], still_open: int) -> Row:
     by_status = Counter(one.to_status for one in decided)
     judged = [one for one in decided if one.to_status in OUTCOMES]
+    shortest = [one.shortest_ms for one in judged if one.shortest_ms is not None]
+    longest = [one.longest_ms for one in judged if one.longest_ms is not None]
     bounds = [
         percentile(values, percent) if values else None
         for percent in (50, 95)
-        for values in ([one.shortest_ms for one in judged], [one.longest_ms for one in judged])
+        for values in (shortest, longest)
     ]
     counts = [by_status[status] for status in OUTCOMES]
     return (len(judged), *counts, len(decided) - len(judged), still_open, *bounds)
@@ -156,6 +158,7 @@ REPORTS = (
             APPLICATION,
             PLAN,
             RUN_ID,
+            Column("change", Type.TEXT, "changed, added, or left: not in the answer any more"),
             Column("position", Type.INTEGER, "The test's place in the run; 0 is the run itself"),
             TEST,
             Column("from_status", Type.TEXT, "Status before; missing for a test that was added"),
@@ -166,7 +169,7 @@ REPORTS = (
             Column("resolution_max_ms", Type.MILLISECONDS, "The longest it was unresolved for"),
         ),
         ("changed_by", *Plan._fields, "test", "from_status", "to_status"),
-        ("-changed_by", "run_id", "position"),
+        ("-changed_by", "run_id", "position", "change"),
         EVERY_FILTER,
         _changes,
     ),

@@ -142,6 +142,7 @@ def _create_facts() -> None:
         "status_changes",
         sa.Column("run_id", KEY, nullable=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("change", KEY, nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("test", sa.Text()),
         sa.Column("from_status", sa.Text()),
@@ -157,7 +158,12 @@ def _create_facts() -> None:
             name="fk_status_changes_revisions",
             ondelete="CASCADE",
         ),
-        sa.PrimaryKeyConstraint("run_id", "revision", "position", name="pk_status_changes"),
+        sa.PrimaryKeyConstraint(
+            "run_id", "revision", "change", "position", name="pk_status_changes"
+        ),
+        sa.CheckConstraint(
+            "change IN ('changed', 'added', 'left')", name=op.f("ck_status_changes_change")
+        ),
         sqlite_with_rowid=False,
     )
 

@@ -113,7 +113,13 @@ OUTCOME = RUN | {
     "tests_unknown": 0,
     **{f"{scope}_{name}": 0 for scope in ("checks", "tests") for name in COUNTERS},
 }
-STATUS_CHANGE = RUN | {"revision": 1, "position": 0, "last_seen_at": NOW, "changed_by": NOW}
+STATUS_CHANGE = RUN | {
+    "revision": 1,
+    "position": 0,
+    "change": "changed",
+    "last_seen_at": NOW,
+    "changed_by": NOW,
+}
 SERIES = COUNTED | {
     "series_id": "series-1",
     "variant_id": "variant-1",
@@ -208,6 +214,7 @@ ROWS_TO_REFUSE: list[tuple[str, Table, dict[str, Any]]] = [
     ("fk_status_changes_revisions", status_changes, STATUS_CHANGE | {"revision": 2}),
     ("fk_dirty_marks_tracked_runs", dirty_marks, MARK | {"run_id": "run-2"}),
     ("fk_dirty_marks_plan_variants", dirty_marks, MARK | {"variant_id": "variant-2"}),
+    ("ck_status_changes_change", status_changes, STATUS_CHANGE | {"change": "moved"}),
     ("fk_series_plan_variants", series, SERIES | {"variant_id": "variant-2"}),
     ("fk_roster_series_plan_variants", roster_series, PLACE | {"variant_id": "variant-2"}),
     ("fk_roster_series_rosters", roster_series, PLACE | {"roster_id": "roster-2"}),

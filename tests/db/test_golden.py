@@ -774,11 +774,49 @@ def test_without_an_end_a_run_is_open_since_it_was_seen_so(engine: Engine) -> No
 def test_tests_that_come_and_go_change_from_nothing_and_to_nothing(engine: Engine) -> None:
     for minutes, tests in enumerate([{"home": "PU"}, {"home": "P"}, {"home": "P", "cart": "FP"}]):
         see(engine, NOW + timedelta(minutes=minutes), {"run-1": a_run(noon(1), tests)})
-    names = ("position", "test", "from_status", "to_status")
+    names = ("position", "change", "test", "from_status", "to_status", "resolution_max_ms")
     assert the(named_rows(engine, status_changes), "revision", *names) == [
-        (2, 2, "home", "unresolved", None),
-        (3, 2, "cart", None, "failed"),
-        (3, 3, "cart", None, "passed"),
+        (2, 2, "left", "home", "unresolved", None, None),
+        (3, 2, "added", "cart", None, "failed", None),
+        (3, 3, "added", "cart", None, "passed", None),
+    ]
+
+
+THREE = {"a": "U", "b": "P", "c": "F"}
+
+
+@pytest.mark.parametrize(
+    ("after", "changes"),
+    [
+        ({"b": "P", "a": "U", "c": "F"}, []),
+        ({"b": "P", "c": "F"}, [(1, "left", "a", "unresolved", None)]),
+        ({"new": "F", **THREE}, [(1, "added", "new", None, "failed")]),
+        (
+            {"b": "F", "c": "F"},
+            [(1, "changed", "b", "passed", "failed"), (1, "left", "a", "unresolved", None)],
+        ),
+        ({"c": "F", "b": "P", "a": "P"}, [(3, "changed", "a", "unresolved", "passed")]),
+    ],
+)
+def test_a_test_that_moved_in_the_answer_is_the_same_test(
+    engine: Engine, after: Mapping[str, str], changes: list[tuple[Any, ...]]
+) -> None:
+    for minutes, letters in enumerate((THREE, after)):
+        see(engine, NOW + timedelta(minutes=minutes), {"run-1": a_run(noon(1), letters)})
+    names = ("position", "change", "test", "from_status", "to_status")
+    assert the(named_rows(engine, status_changes), *names) == changes
+
+
+def test_a_test_is_followed_by_its_id_when_it_is_renamed(engine: Engine) -> None:
+    before = [("1", "pay", "unresolved"), ("2", "home", "passed")]
+    after = [("3", "pay", "passed"), ("1", "pay by card", "failed"), ("4", "home", "passed")]
+    for minutes, listed in enumerate((before, after)):
+        tests = [{"id": test_id, "name": name, "status": word} for test_id, name, word in listed]
+        see(engine, NOW + timedelta(minutes=minutes), {"run-1": a_run(noon(1), {}, tests=tests)})
+    names = ("position", "change", "test", "from_status", "to_status")
+    assert the(named_rows(engine, status_changes), *names) == [
+        (1, "added", "pay", None, "passed"),
+        (2, "changed", "pay by card", "unresolved", "failed"),
     ]
 
 

@@ -202,6 +202,76 @@ def test_whatever_happens_the_tables_say_what_metrics_says(engine: Engine) -> No
     check()
 
 
+TEST_IDS = ("1", "2", "3", "4", "4", "", None)
+"""Ids of tests: some are equal, some are missing."""
+
+listed_tests = st.fixed_dictionaries(
+    {
+        "id": st.sampled_from(TEST_IDS),
+        "name": st.sampled_from(["home", "cart", "pay", None]),
+        "type": st.sampled_from(["e2e", "e2e", None]),
+        "status": st.sampled_from(["passed", "failed", "unresolved", "unresolved", None]),
+    }
+)
+moves = st.tuples(
+    st.sampled_from(["move", "drop", "repeat", "rename", "add", "decide", "decide", "new ids"]),
+    st.integers(0, 9),
+    listed_tests,
+)
+edits = st.lists(st.lists(moves, min_size=1, max_size=4), min_size=1, max_size=5)
+
+
+def edited(tests: Sequence[Row], steps: Sequence[tuple[str, int, Row]]) -> list[Row]:
+    """Return the tests of the next answer."""
+    after = [dict(test) for test in tests]
+    for what, number, other in steps:
+        place = number % len(after) if after else 0
+        if what == "add" or not after:
+            after.insert(place, dict(other))
+        elif what == "move":
+            after.append(after.pop(place))
+        elif what == "drop":
+            after.pop(place)
+        elif what == "repeat":
+            after.insert(0, dict(after[place]))
+        elif what == "rename":
+            after[place]["name"] = other["name"]
+        elif what == "decide":
+            after[place]["status"] = other["status"]
+        else:
+            after = [{**test, "id": f"{number}-{place}"} for place, test in enumerate(after)]
+    return after
+
+
+def test_a_test_is_followed_when_it_moves_or_is_renamed(engine: Engine) -> None:
+    few = 60 if engine.dialect.name == "sqlite" else 30
+
+    @settings(
+        max_examples=HISTORIES or few,
+        phases=[Phase.explicit, Phase.generate],
+        deadline=None,
+        database=None,
+        derandomize=not HISTORIES,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(listed_tests, max_size=6), edits)
+    def check(tests: list[Row], later: Sequence[Any]) -> None:
+        forget_all(engine)
+        derive_with(engine, Reporting("Europe/Berlin"))
+        model = Model()
+        for number, steps in enumerate([[], *later]):
+            tests = edited(tests, steps)
+            at = FIRST_LOOK + timedelta(hours=7 * number)
+            seen = {"run": a_run(NEWEST.isoformat(), {}, tests=tests)}
+            see(engine, at, seen)
+            model.see(at, seen)
+        found = comparable(named_rows(engine, status_changes))
+        assert found == comparable(restated.status_changes("run", model.stretches["run"]))
+        assert_kept_as_computed_anew(engine, Rules())
+
+    check()
+
+
 old_results = st.sampled_from([*["F"] * 40, "FF", "U", "", "P"])
 new_results = st.sampled_from(["F", "F", "F", "FF", "U", "", "P", "P"])
 long_histories = st.tuples(

@@ -6,7 +6,7 @@ goes through everything for each number. Rows are told by names, with no key tha
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from itertools import pairwise
@@ -418,21 +418,17 @@ def status_changes(run_id: str, stretches: Sequence[Stretch]) -> list[Numbers]:
         started_at, duration = moment(old.answer.get("started_at")), old.answer.get("duration")
         if started_at and duration is not None and old.answer.get("status") in over:
             opened_at = started_at + timedelta(milliseconds=duration)
-        before = [{"status": old.answer.get("status")}, *old.answer.get("tests", [])]
-        after = [{"status": new.answer.get("status")}, *new.answer.get("tests", [])]
-        for position in range(max(len(before), len(after))):
-            was = before[position] if position < len(before) else {}
-            becomes = after[position] if position < len(after) else {}
+        for position, change, was, becomes in _changes(old.answer, new.answer):
             if was.get("status") == becomes.get("status"):
                 continue
-            is_decision = was.get("status") == "unresolved"
-            name = becomes.get("name") if position < len(after) else was.get("name")
+            is_decision = change == "changed" and was.get("status") == "unresolved"
             rows.append(
                 {
                     "run_id": run_id,
                     "revision": number,
                     "position": position,
-                    "test": name,
+                    "change": change,
+                    "test": (becomes or was).get("name") if position else None,
                     "from_status": was.get("status"),
                     "to_status": becomes.get("status"),
                     "last_seen_at": old.last_seen_at,
@@ -443,6 +439,36 @@ def status_changes(run_id: str, stretches: Sequence[Stretch]) -> list[Numbers]:
                 }
             )
     return rows
+
+
+def _changes(before: Answer, after: Answer) -> Iterator[tuple[int, str, Answer, Answer]]:
+    """Position, kind, and both states of the run and of each of its tests."""
+    yield 0, "changed", before, after
+    old, new = before.get("tests", []), after.get("tests", [])
+    partners = _partners(old, new)
+    for place, test in enumerate(new):
+        if place in partners:
+            yield place + 1, "changed", old[partners[place]], test
+        else:
+            yield place + 1, "added", {}, test
+    for place, test in enumerate(old):
+        if place not in partners.values():
+            yield place + 1, "left", test, {}
+
+
+def _partners(old: Sequence[Answer], new: Sequence[Answer]) -> dict[int, int]:
+    """By the place of a test its place before: the first free one by id, else by name and type."""
+    partners: dict[int, int] = {}
+    for names in (["id"], ["name", "type"]):
+        for place, test in enumerate(new):
+            wanted = [test.get(name) for name in names]
+            if place in partners or wanted in ([None], [""]):
+                continue
+            for before, each in enumerate(old):
+                if before not in partners.values() and [each.get(n) for n in names] == wanted:
+                    partners[place] = before
+                    break
+    return partners
 
 
 def _ms(until: datetime, since: datetime) -> int:

@@ -41,6 +41,7 @@ TABLE_DECLARATIONS = ETL / "db" / "schema.py"
 PURE = (
     "etl.answers",
     "etl.archive.history",
+    "etl.archive.pairing",
     "etl.derived.metrics",
     "etl.fetch.breaker",
     "etl.intake.formats",
