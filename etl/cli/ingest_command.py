@@ -138,6 +138,7 @@ def _combined(first: "Tally", then: "Tally") -> "Tally":
         new=first.new + then.new,
         changed=first.changed + then.changed,
         unchanged=first.unchanged + then.unchanged,
+        gone=first.gone + then.gone,
         waiting=then.waiting,
         failed=first.failed + first.rejected - first.to_retry + then.failed,
         rejected=then.rejected,

@@ -109,7 +109,8 @@ def _print_glance(summary: dict[str, Any], now: datetime, *, as_json: bool) -> N
             " ends, `result-archiver refresh` does now"
         )
     if summary["passes"]:
-        names = ["started_at", "new", "changed", "unchanged", "failed", "rejected", "exit_code"]
+        counts = ["new", "changed", "unchanged", "gone", "failed", "rejected"]
+        names = ["started_at", *counts, "exit_code"]
         display.say(f"\nlast passes (now {display.safe(now)} UTC)")
         display.table(names, [[row[name] for name in names] for row in summary["passes"]])
     if summary["failures"]:

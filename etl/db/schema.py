@@ -198,7 +198,7 @@ def among(column: ColumnElement[str], texts: Iterable[str]) -> ColumnElement[boo
     return _is_among(column, literal(list(texts), TextList))
 
 
-OUTCOMES = ("new", "changed", "unchanged", "waiting", "failed", "rejected")
+OUTCOMES = ("new", "changed", "unchanged", "gone", "waiting", "failed", "rejected")
 
 RATES = ("pass_rate", "pass_rate_strict", "decided_share", "pass_rate_low", "pass_rate_high")
 SERIES_CLASSES = (

@@ -27,8 +27,9 @@ def log_counts(tally: Tally) -> None:
 
 
 def _describe_counts(tally: Tally) -> str:
+    gone = f" {tally.gone} gone," if tally.gone else ""
     return (
-        f"{tally.new} new, {tally.changed} changed, {tally.unchanged} unchanged,"
+        f"{tally.new} new, {tally.changed} changed, {tally.unchanged} unchanged,{gone}"
         f" {tally.waiting} still going, {tally.failed} failed, {tally.rejected} rejected"
         f" ({tally.requests} request{'' if tally.requests == 1 else 's'})"
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from etl.answers.outcome import Answer, Deferred, Outcome, Postponed, Reject
+from etl.answers.outcome import Answer, Deferred, Missing, Outcome, Postponed, Reject
 from etl.archive.store import StoredAnswer
 from etl.db.schema import OUTCOMES
 from etl.errors import OutOfFilesError
@@ -29,6 +29,8 @@ class Tally:
     new: int = 0
     changed: int = 0
     unchanged: int = 0
+    gone: int = 0
+    """Archived runs that the API did not have."""
     waiting: int = 0
     failed: int = 0
     rejected: int = 0
@@ -50,7 +52,8 @@ class Tally:
     @property
     def done(self) -> int:
         """The number of runs that were fetched, with whatever result."""
-        return self.new + self.changed + self.unchanged + self.failed + self.rejected
+        archived = self.new + self.changed + self.unchanged + self.gone
+        return archived + self.failed + self.rejected
 
     def summary(self) -> dict[str, Any]:
         """Return the counts for programs."""
@@ -82,6 +85,8 @@ def kind_of(outcome: Outcome, saved: Mapping[str, StoredAnswer], recorded: Recor
         case Answer():
             save = saved[outcome.run_id]
             kind = "new" if save.is_new else "changed" if save.is_changed else "unchanged"
+        case Missing() if kind == "unchanged":
+            kind = "gone"
         case Reject() | Postponed(reject=Reject()):
             kind = "rejected"
         case Postponed():

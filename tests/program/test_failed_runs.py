@@ -1,6 +1,7 @@
 """A run that was given up stays visible until somebody deals with it, and the ways to do so."""
 
 import json
+import random
 import re
 import sqlite3
 from pathlib import Path
@@ -177,9 +178,34 @@ def test_a_410_is_gone_as_a_404_is(archiver: Program, api: FakeApi) -> None:
     shown = archiver.call("show", "deleted", "--json").json()
     assert shown["run"]["gone_at"] is not None
     assert shown["ledger"]["reason"] == "gone"
+    [last, *_] = archiver.call("passes", "--json").json()
+    assert (last["unchanged"], last["gone"], last["failed"]) == (0, 1, 0)
     api.answers["never"] = [Answer(b"", 410)]
     assert archiver.call("ingest", "never").exit_code == 1
     assert archiver.call("show", "never", "--json").json()["ledger"]["reason"] == "not_found"
+
+
+def test_the_archive_agrees_with_the_ledger_when_runs_go_and_come_back(
+    archiver: Program, api: FakeApi
+) -> None:
+    chance = random.Random(404)
+    run_ids = [f"run-{number}" for number in range(6)]
+    there = [result(status="unresolved"), result(status="passed"), result(duration=1)]
+    api.answers = {run_id: [there[0]] for run_id in run_ids}
+    archiver.call("ingest", *run_ids)
+    is_gone: set[str] = set()
+    for _ in range(6):
+        answers = {
+            run_id: chance.choice([*there, NOT_FOUND, Answer(b"", 410)]) for run_id in run_ids
+        }
+        api.answers = {run_id: [answer] for run_id, answer in answers.items()}
+        done = archiver.call("ingest", "--refresh", "--json", *run_ids).json()
+        is_gone = {run_id for run_id, answer in answers.items() if answer.status != 200}
+        assert done["gone"] == len(is_gone)
+        assert done["unchanged"] + done["changed"] == len(run_ids) - len(is_gone)
+        assert archiver.call("verify").exit_code == 0
+        shown = {each: archiver.call("show", each, "--json").json()["run"] for each in run_ids}
+        assert {each for each in run_ids if shown[each]["gone_at"]} == is_gone
 
 
 @SQLITE

@@ -391,7 +391,7 @@ def mixed(
 def test_bad_runs_do_not_stop_the_good_ones(mixed: Mixed) -> None:
     assert mixed.done.exit_code == 1
     assert mixed.done.json() == {
-        "new": 7, "changed": 0, "unchanged": 0, "waiting": 1, "failed": 2, "rejected": 1,
+        "new": 7, "changed": 0, "unchanged": 0, "gone": 0, "waiting": 1, "failed": 2, "rejected": 1,
         "requests": 13, "halted": None, "exit_code": 1, "pass_id": 1,
         "standing_failed": [
             {"source": "default", "reason": "denied", "runs": 1},
@@ -622,7 +622,7 @@ def test_wait_goes_on_until_the_run_is_over(api: FakeApi, tmp_path: Path, sqlite
     done = archiver.call("ingest", "--wait", "--json", "r-1")
     assert done.exit_code == 0
     assert done.json() == {
-        "new": 1, "changed": 1, "unchanged": 1, "waiting": 0, "failed": 0, "rejected": 0,
+        "new": 1, "changed": 1, "unchanged": 1, "gone": 0, "waiting": 0, "failed": 0, "rejected": 0,
         "requests": 3, "halted": None, "exit_code": 0, "pass_id": 3, "standing_failed": [],
     }  # fmt: skip
 
