@@ -6,7 +6,7 @@ revision at a time by these rules; `replay` and `verify` apply them to all.
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import pairwise
@@ -18,6 +18,7 @@ import msgspec
 from etl.answers.payload import OPEN_STATUS
 from etl.answers.rows import Row, Rows
 from etl.archive.pairing import ABSENT_TEST, TestContent, TestPair, pair_tests, read_tests
+from etl.archive.waits import trace_open, trace_open_runs
 from etl.derived.metrics import (
     MILLISECOND,
     Counts,
@@ -74,6 +75,7 @@ def derive_rows(
     """
     first, last = revisions[0], revisions[-1]
     pairs = list(pairwise(revisions))
+    answers = [(each.observed_at, each.rows) for each in revisions]
     ends = [*(new.observed_at for _, new in pairs), None]
     return {
         "runs": [build_run_row(fields, last, first.observed_at)],
@@ -99,14 +101,17 @@ def derive_rows(
                 fields.run_id,
                 revision,
                 superseded_at,
+                opened_at,
                 derive_outcome(fields.source, revision.rows, id_keyed),
             )
-            for revision, superseded_at in zip(revisions, ends, strict=True)
+            for revision, superseded_at, opened_at in zip(
+                revisions, ends, trace_open_runs(answers), strict=True
+            )
         ],
         "status_changes": [
             row
-            for old, new in pairs
-            for row in find_status_changes(fields.run_id, describe_previous(old), new)
+            for (old, new), since in zip(pairs, trace_open(answers), strict=False)
+            for row in find_status_changes(fields.run_id, describe_previous(old, since), new)
         ],
     }
 
@@ -208,6 +213,11 @@ def build_roster_row(rows: Rows, *, by_id: bool) -> tuple[str, str]:
     return hashlib.sha256(tests).hexdigest()[:32], tests.decode()
 
 
+def name_application(source: str, rows: Rows) -> Application:
+    """Return the application of an account's answer, as identities and reports name it."""
+    return build_plan(source, rows.run.application, rows.run.name).owner
+
+
 class RunOutcome(NamedTuple):
     """The results of an answer's tests: a letter for each (`strip`), and their counts.
 
@@ -241,9 +251,13 @@ def derive_outcome(source: str, rows: Rows, id_keyed: Collection[Application]) -
 
 
 def build_outcome_row(
-    run_id: str, revision: Revision, superseded_at: datetime | None, outcome: RunOutcome
+    run_id: str,
+    revision: Revision,
+    superseded_at: datetime | None,
+    opened_at: datetime | None,
+    outcome: RunOutcome,
 ) -> Row:
-    """Return the row of `outcomes`."""
+    """Return the row of `outcomes`; `opened_at` is None if no test is open."""
     run, tests, checks = revision.rows.run, outcome.tests, outcome.checks
     return (
         run_id,
@@ -257,6 +271,7 @@ def build_outcome_row(
         run.started_at,
         run.started_on,
         run.ended_at,
+        opened_at,
         run.duration_ms,
         *checks.in_column_order,
         compute_rates(checks).pass_rate,
@@ -267,32 +282,31 @@ def build_outcome_row(
 
 
 class PreviousState(NamedTuple):
-    """The state of a run before a change; `opened_at` is when it ended and awaited a decision."""
+    """The state of a run before a change.
+
+    `open_since` has the times when its open tests were first seen so, by position, where they
+    differ from `observed_at`; they count only if the run's end is unknown.
+    """
 
     status: str | None
-    opened_at: datetime
+    observed_at: datetime
     last_seen_at: datetime
+    ended_at: datetime | None
     tests: Sequence[TestContent]
+    open_since: Mapping[int, datetime]
 
 
-def describe_previous(revision: Revision) -> PreviousState:
+def describe_previous(revision: Revision, open_since: Mapping[int, datetime]) -> PreviousState:
     """Return the state of a run in a closed revision."""
+    run = revision.rows.run
     return PreviousState(
-        revision.rows.run.status,
-        revision.rows.run.ended_at or revision.observed_at,
+        run.status,
+        revision.observed_at,
         revision.last_seen_at or revision.observed_at,
+        run.ended_at,
         read_tests(revision.rows),
+        open_since,
     )
-
-
-class StatusChange(NamedTuple):
-    """A change of a run's or a test's status; a test that left has its position before."""
-
-    kind: str
-    position: int
-    test: str | None
-    from_status: str | None
-    to_status: str | None
 
 
 def find_status_changes(run_id: str, old: PreviousState, new: Revision) -> list[Row]:
@@ -301,32 +315,37 @@ def find_status_changes(run_id: str, old: PreviousState, new: Revision) -> list[
     An unresolved one was decided between `last_seen_at` and the moment when we saw the change
     (docs/REPORTS.md). A test that left or was added was not decided.
     """
-    shortest = max(old.last_seen_at - old.opened_at, timedelta(0)) // MILLISECOND
-    longest = max(new.observed_at - old.opened_at, timedelta(0)) // MILLISECOND
-    of_run = StatusChange(CHANGED, 0, None, old.status, new.rows.run.status)
-    pairs = pair_tests(old.tests, read_tests(new.rows))
-    changes = [of_run, *map(_describe_change, pairs)]
-    return [
-        (
-            run_id,
-            new.number,
-            *change,
-            old.last_seen_at,
-            new.observed_at,
-            *((old.opened_at, shortest, longest) if _is_decision(change) else (None,) * 3),
-        )
-        for change in sorted(changes, key=itemgetter(0, 1))
-        if change.from_status != change.to_status
-    ]
+    statuses = old.status, new.rows.run.status
+    of_run = TestPair(*[ABSENT_TEST._replace(status=status) for status in statuses])
+    pairs = [of_run, *pair_tests(old.tests, read_tests(new.rows))]
+    rows = [_build_change_row(run_id, old, new, pair) for pair in pairs if pair.has_new_status]
+    return sorted(rows, key=itemgetter(2, 3))
 
 
-def _describe_change(pair: TestPair) -> StatusChange:
-    """Return the change of a test, whose name is the newest."""
-    old, new = pair
-    test = new or old or ABSENT_TEST
-    kind = ADDED if old is None else LEFT if new is None else CHANGED
-    return StatusChange(kind, test.position, test.name, old and old.status, new and new.status)
+def _build_change_row(run_id: str, old: PreviousState, new: Revision, pair: TestPair) -> Row:
+    before, after = pair.old or ABSENT_TEST, pair.new or ABSENT_TEST
+    kind = ADDED if pair.old is None else LEFT if pair.new is None else CHANGED
+    test = before if kind == LEFT else after
+    is_decision = kind == CHANGED and before.status == OPEN_STATUS
+    return (
+        run_id,
+        new.number,
+        kind,
+        test.position,
+        test.name,
+        before.status,
+        after.status,
+        old.last_seen_at,
+        new.observed_at,
+        *(_measure_wait(old, before.position, new.observed_at) if is_decision else (None,) * 3),
+    )
 
 
-def _is_decision(change: StatusChange) -> bool:
-    return change.from_status == OPEN_STATUS and change.kind == CHANGED
+def _measure_wait(
+    old: PreviousState, position: int, decided_by: datetime
+) -> tuple[datetime, int, int]:
+    """Return since when a test waited, and the bounds of the time until its decision, in ms."""
+    opened_at = old.ended_at or old.open_since.get(position, old.observed_at)
+    bounds = (max(each - opened_at, timedelta(0)) for each in (old.last_seen_at, decided_by))
+    shortest, longest = (bound // MILLISECOND for bound in bounds)
+    return opened_at, shortest, longest

@@ -35,6 +35,11 @@ class TestPair(NamedTuple):
     old: TestContent | None
     new: TestContent | None
 
+    @property
+    def has_new_status(self) -> bool:
+        """Whether the status differs; a test without a status is like none."""
+        return (self.old or ABSENT_TEST).status != (self.new or ABSENT_TEST).status
+
 
 def read_tests(rows: Rows) -> list[TestContent]:
     """Return the tests of an answer, in its order."""

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from etl.answers.compression import decompress
 from etl.answers.normalize import normalize
 from etl.answers.payload import decode
-from etl.answers.rows import ECHO_WARNING, LeafWarning, Row
+from etl.answers.rows import ECHO_WARNING, LeafWarning, Row, Rows
 from etl.archive.differences import Difference, describe_unreadable, show_cell
 from etl.archive.history import (
     DERIVED_TABLES,
@@ -26,8 +26,8 @@ from etl.archive.history import (
     RunOutcome,
     derive_outcome,
     derive_rows,
+    name_application,
 )
-from etl.archive.store import name_application
 from etl.db import bulk
 from etl.db.database import reading
 from etl.db.schema import (
@@ -182,6 +182,15 @@ def _add_names(batch: PayloadBatch, outcome: RunOutcome) -> None:
     names = (outcome.variant, outcome.combination, outcome.roster)
     for table, row in zip(NAME_TABLES, names, strict=True):
         batch.names[table.name][row[:1]] = row
+
+
+def read_history(connection: Connection, run_id: str) -> list[tuple[datetime, Rows]]:
+    """Return the answers of a run, each with the time when it was first seen, in order.
+
+    Days are UTC. Empty if a payload of the run is damaged.
+    """
+    decoded = _decode_batch(connection, [run_id], UTC)
+    return [(each.observed_at, each.rows) for each in decoded.revisions.get(run_id, [])]
 
 
 def _read_ledger_fields(

@@ -15,6 +15,7 @@ from etl.answers.payload import decode
 from etl.archive import identity, store
 from etl.archive.archived_runs import ArchivedRun
 from etl.archive.differences import Difference
+from etl.archive.history import name_application
 from etl.archive.payload_batches import find_echo_warnings
 from etl.config.settings import Config, Polling
 from etl.db import bulk
@@ -185,7 +186,7 @@ def replay_rejects(
     for readable in find_readable(engine, zone, decoder):
         if _archive_reject(engine, readable, config, now):
             answer = readable.answer
-            applications.add(store.name_application(answer.source, answer.rows))
+            applications.add(name_application(answer.source, answer.rows))
             yield readable
     identity.measure_again(engine, applications, now, zone)
 

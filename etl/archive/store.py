@@ -6,12 +6,14 @@ stored one after another, in the order in which they were fetched.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Table, and_, delete, select
+from sqlalchemy import Connection, Table, and_, delete, exists, func, select
 
 from etl.answers.outcome import Answer
-from etl.answers.rows import COUNTERS, Row, Rows
+from etl.answers.payload import OPEN_STATUS
+from etl.answers.rows import COUNTERS, Row
 from etl.archive.archived_runs import ArchivedRun, read_archived
 from etl.archive.history import (
     LedgerFields,
@@ -25,9 +27,12 @@ from etl.archive.history import (
     derive_outcome,
     find_differing_tests,
     find_status_changes,
+    name_application,
 )
 from etl.archive.pairing import TestContent, read_tests
+from etl.archive.payload_batches import read_history
 from etl.archive.schema_drift import record_drift
+from etl.archive.waits import find_opened_at, trace_open
 from etl.config.settings import Rules
 from etl.db import bulk
 from etl.db.schema import (
@@ -171,6 +176,7 @@ def _close_revisions(
     run_ids = [known.run_id for known, _ in replaced]
     ends, last_seen, superseded, kept, status_rows = [], [], [], [], []
     old_tests = _read_current_tests(connection, run_ids)
+    open_since = _read_open_since(connection, replaced, old_tests)
     for known, opened in replaced:
         run_id = known.run_id
         seen_at = known.last_fetched_at or opened.observed_at
@@ -179,8 +185,9 @@ def _close_revisions(
         superseded.append((opened.observed_at, run_id, known.revision))
         old = old_tests.get(run_id, [])
         kept += find_differing_tests(run_id, known.revision, old, read_tests(opened.rows))
-        opened_at = known.ended_at or known.changed_at
-        previous = PreviousState(known.status, opened_at, seen_at, old)
+        previous = PreviousState(
+            known.status, known.changed_at, seen_at, known.ended_at, old, open_since.get(run_id, {})
+        )
         status_rows += find_status_changes(run_id, previous, opened)
     bulk.update(connection, revisions, ("last_seen_at", "superseded_at"), ends)
     bulk.update(connection, payloads, ("last_seen_at",), last_seen)
@@ -219,6 +226,51 @@ def _read_current_tests(
     return found
 
 
+def _read_open_since(
+    connection: Connection,
+    replaced: Sequence[tuple[ArchivedRun, Revision]],
+    old_tests: Mapping[str, Sequence[TestContent]],
+) -> dict[str, Mapping[int, datetime]]:
+    """Return when the open tests of runs were first seen open, by run ID and position.
+
+    Reads the earlier payloads, of runs without an end whose tests may have been open in them.
+    """
+    found: dict[str, Mapping[int, datetime]] = {}
+    for known, _ in replaced:
+        statuses = [known.status, *(test.status for test in old_tests.get(known.run_id, []))]
+        if known.ended_at is None and known.revision > 1 and OPEN_STATUS in statuses:
+            for since in trace_open(read_history(connection, known.run_id)):
+                found[known.run_id] = since
+    return found
+
+
+def _read_open_runs(connection: Connection, changes: Sequence[_Change]) -> dict[str, datetime]:
+    """Return since when runs have had an open test, of those changed ones whose end is unknown."""
+    run_ids = [
+        each.answer.run_id for each in changes if each.before and not each.answer.rows.run.ended_at
+    ]
+    if not run_ids:
+        return {}
+    earlier = outcomes.alias()
+    is_between = and_(
+        earlier.c.run_id == outcomes.c.run_id,
+        earlier.c.revision >= outcomes.c.revision,
+        earlier.c.tests_unresolved == 0,
+    )
+    first = func.min(outcomes.c.observed_at, type_=outcomes.c.observed_at.type)
+    query = select(outcomes.c.run_id, first).where(
+        among(outcomes.c.run_id, run_ids), ~exists().where(is_between)
+    )
+    return dict(connection.execute(query.group_by(outcomes.c.run_id)).all())
+
+
+def _find_opened_at(change: _Change, open_runs: Mapping[str, datetime]) -> datetime | None:
+    """Return since when a run waits for a decision by its new content, None if it does not."""
+    opened = change.opened
+    since = open_runs.get(change.answer.run_id)
+    return find_opened_at(opened.observed_at, opened.rows, since)
+
+
 def _mark_replaced(connection: Connection, changes: Sequence[_Change]) -> set[DirtyMark]:
     """Return the marks of the variants that runs are of before their changes."""
     opened = {change.answer.run_id: change.opened.number for change in changes}
@@ -236,6 +288,7 @@ def _insert_revisions(
     Adds the changed variants to `marks`, except those of plans whose first run it is: these are
     returned.
     """
+    open_runs = _read_open_runs(connection, changes)
     bulk.insert(connection, runs, [_build_run_row(each) for each in changes if not each.before])
     _update_runs(connection, [_build_run_row(each) for each in changes if each.before])
     answers = [change.answer for change in changes]
@@ -254,7 +307,13 @@ def _insert_revisions(
     first = _select_first(connection, stored)
     _insert_names(connection, [each.outcome for each in stored])
     outcome_rows = [
-        build_outcome_row(each.change.answer.run_id, each.change.opened, None, each.outcome)
+        build_outcome_row(
+            each.change.answer.run_id,
+            each.change.opened,
+            None,
+            _find_opened_at(each.change, open_runs),
+            each.outcome,
+        )
         for each in stored
     ]
     bulk.insert(connection, outcomes, outcome_rows)
@@ -325,19 +384,12 @@ def _build_run_row(change: _Change) -> Row:
     return build_run_row(fields, change.opened, archived_at)
 
 
-def name_application(source: str, rows: Rows) -> Application:
-    """Return the application of an account's answer, as identities and reports name it."""
-    return _name_plan(source, rows).owner
-
-
 def find_comparable(answers: Sequence[Answer]) -> set[Application]:
     """Return the applications of which `answers` has two runs of one plan."""
-    runs_of = Counter(_name_plan(each.source, each.rows) for each in answers)
+    runs_of = Counter(
+        build_plan(each.source, each.rows.run.application, each.rows.run.name) for each in answers
+    )
     return {plan.owner for plan, number in runs_of.items() if number > 1}
-
-
-def _name_plan(source: str, rows: Rows) -> Plan:
-    return build_plan(source, rows.run.application, rows.run.name)
 
 
 def _insert_names(connection: Connection, run_outcomes: Sequence[RunOutcome]) -> None:

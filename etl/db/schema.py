@@ -459,6 +459,7 @@ outcomes = Table(
     Column("started_at", Timestamp),
     Column("started_on", Day),
     Column("ended_at", Timestamp),
+    Column("opened_at", Timestamp),
     Column("duration_ms", BigInteger),
     *[Column(f"checks_{name}", BigInteger, nullable=False) for name in COUNTERS],
     Column("check_pass_rate", Double),

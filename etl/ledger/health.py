@@ -73,13 +73,12 @@ def record_health(connection: Connection, pass_id: int, now: datetime) -> None:
 
 def _measure_waiting(connection: Connection) -> dict[str, tuple[int, int, datetime]]:
     """Return by account the open runs and tests, and since when the oldest run waits."""
-    opened_at = func.coalesce(outcomes.c.ended_at, outcomes.c.observed_at)
     waiting = (
         select(
             plan_variants.c.source,
             func.count(),
             func.sum(outcomes.c.tests_unresolved),
-            func.min(opened_at, type_=outcomes.c.ended_at.type),
+            func.min(outcomes.c.opened_at, type_=outcomes.c.opened_at.type),
         )
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
         .where(IS_OPEN)

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from itertools import groupby
 from typing import NamedTuple
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from etl.db.schema import IS_OPEN, PLAN_NAMES, outcomes, plan_variants
 from etl.derived.metrics import MILLISECOND
@@ -46,7 +46,7 @@ def open_runs(connection: Connection, request: ReportRequest) -> Iterator[OpenRu
             outcomes.c.run_id,
             outcomes.c.status,
             outcomes.c.started_at,
-            func.coalesce(outcomes.c.ended_at, outcomes.c.observed_at),
+            outcomes.c.opened_at,
             outcomes.c.tests_unresolved,
             outcomes.c.outcomes,
             outcomes.c.roster_id,
@@ -136,7 +136,7 @@ REPORTS = (
             RUN_ID,
             Column("status", Type.TEXT, "The run's status"),
             Column("started_at", Type.MOMENT, "When it started"),
-            Column("opened_at", Type.MOMENT, "When it ended, or else was first seen like this"),
+            Column("opened_at", Type.MOMENT, "When it ended, or else was first seen open"),
             Column("age_ms", Type.MILLISECONDS, "How long it has waited"),
             Column("age", Type.TEXT, f"The same as one of: {', '.join(age[1] for age in AGES)}"),
             Column("tests", Type.INTEGER, "Its unresolved tests"),

@@ -103,6 +103,7 @@ def _create_facts() -> None:
         sa.Column("started_at", TIMESTAMP),
         sa.Column("started_on", DAY),
         sa.Column("ended_at", TIMESTAMP),
+        sa.Column("opened_at", TIMESTAMP),
         sa.Column("duration_ms", sa.BigInteger()),
         *_counts("checks_"),
         sa.Column("check_pass_rate", sa.Double()),

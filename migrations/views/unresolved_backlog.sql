@@ -5,7 +5,7 @@
 CREATE VIEW {reporting}unresolved_backlog AS
 SELECT outcomes.run_id, runs.source, plan_variants.application, plan_variants.plan, outcomes.status,
        outcomes.started_at, outcomes.started_on, runs.iso_date,
-       outcomes.ended_at AS opened_at, outcomes.observed_at,
+       outcomes.opened_at, outcomes.observed_at,
        tracked_runs.last_fetched_at AS last_seen_at, runs.test_count,
        outcomes.tests_unresolved, outcomes.tests_failed, outcomes.tests_passed,
        outcomes.pass_rate_low, outcomes.pass_rate_high, runs.environment_signature, runs.gone_at,

@@ -771,6 +771,26 @@ def test_without_an_end_a_run_is_open_since_it_was_seen_so(engine: Engine) -> No
     ]
 
 
+def test_a_run_without_an_end_waits_through_later_changes_of_other_things(engine: Engine) -> None:
+    """Seen open on day 1 and 2, with another test decided meanwhile, and decided on day 3."""
+    days = [moment(day) for day in (1, 2, 3)]
+    for at, letters in zip(
+        days, ({"a": "U", "b": "U"}, {"b": "P", "a": "U"}, {"a": "P"}), strict=True
+    ):
+        see(engine, at, {"run-1": a_run(noon(1), letters, duration=None)})
+    names = ("test", "opened_at", "resolution_min_ms", "resolution_max_ms")
+    assert the(named_rows(engine, status_changes), "change", *names) == [
+        ("changed", "a", days[0], 24 * 60 * MINUTE_MS, 48 * 60 * MINUTE_MS),
+        ("changed", "b", days[0], 0, 24 * 60 * MINUTE_MS),
+        ("left", "b", None, None, None),
+    ]
+    assert the(named_rows(engine, outcomes), "revision", "opened_at") == [
+        (1, days[0]),
+        (2, days[0]),
+        (3, None),
+    ]
+
+
 def test_tests_that_come_and_go_change_from_nothing_and_to_nothing(engine: Engine) -> None:
     for minutes, tests in enumerate([{"home": "PU"}, {"home": "P"}, {"home": "P", "cart": "FP"}]):
         see(engine, NOW + timedelta(minutes=minutes), {"run-1": a_run(noon(1), tests)})

@@ -18,6 +18,7 @@ from etl.db.database import connect, prepare, reading
 from etl.db.schema import (
     daily_results,
     durations,
+    outcomes,
     plan_summaries,
     series,
     status_changes,
@@ -221,6 +222,14 @@ moves = st.tuples(
 edits = st.lists(st.lists(moves, min_size=1, max_size=4), min_size=1, max_size=5)
 
 
+runs_without_end = st.fixed_dictionaries(
+    {
+        "status": st.sampled_from(["unresolved", "unresolved", "passed", "running"]),
+        "duration": st.sampled_from([None, None, 60_000]),
+    }
+)
+
+
 def edited(tests: Sequence[Row], steps: Sequence[tuple[str, int, Row]]) -> list[Row]:
     """Return the tests of the next answer."""
     after = [dict(test) for test in tests]
@@ -254,19 +263,25 @@ def test_a_test_is_followed_when_it_moves_or_is_renamed(engine: Engine) -> None:
         derandomize=not HISTORIES,
         suppress_health_check=list(HealthCheck),
     )
-    @given(st.lists(listed_tests, max_size=6), edits)
-    def check(tests: list[Row], later: Sequence[Any]) -> None:
+    @given(st.lists(listed_tests, max_size=6), edits, st.lists(runs_without_end, min_size=6))
+    def check(tests: list[Row], later: Sequence[Any], fields: Sequence[Row]) -> None:
         forget_all(engine)
         derive_with(engine, Reporting("Europe/Berlin"))
         model = Model()
         for number, steps in enumerate([[], *later]):
             tests = edited(tests, steps)
             at = FIRST_LOOK + timedelta(hours=7 * number)
-            seen = {"run": a_run(NEWEST.isoformat(), {}, tests=tests)}
+            seen = {"run": a_run(NEWEST.isoformat(), {}, tests=tests, **fields[number])}
             see(engine, at, seen)
             model.see(at, seen)
+        stretches = model.stretches["run"]
         found = comparable(named_rows(engine, status_changes))
-        assert found == comparable(restated.status_changes("run", model.stretches["run"]))
+        assert found == comparable(restated.status_changes("run", stretches))
+        opened_at = {row["revision"]: row["opened_at"] for row in named_rows(engine, outcomes)}
+        assert opened_at == {
+            number: restated.opened_at(stretches[:number])
+            for number in range(1, len(stretches) + 1)
+        }
         assert_kept_as_computed_anew(engine, Rules())
 
     check()

@@ -413,15 +413,14 @@ class Stretch:
 def status_changes(run_id: str, stretches: Sequence[Stretch]) -> list[Numbers]:
     rows = []
     for number, (old, new) in enumerate(pairwise(stretches), start=2):
-        over = {"passed", "failed", "aborted", "completed", "unresolved"}
-        opened_at = old.observed_at
-        started_at, duration = moment(old.answer.get("started_at")), old.answer.get("duration")
-        if started_at and duration is not None and old.answer.get("status") in over:
-            opened_at = started_at + timedelta(milliseconds=duration)
         for position, change, was, becomes in _changes(old.answer, new.answer):
             if was.get("status") == becomes.get("status"):
                 continue
             is_decision = change == "changed" and was.get("status") == "unresolved"
+            before = stretches[: number - 1]
+            opened_at = (
+                (ended_at(old.answer) or _first_seen_open(before, was)) if is_decision else None
+            )
             rows.append(
                 {
                     "run_id": run_id,
@@ -433,12 +432,42 @@ def status_changes(run_id: str, stretches: Sequence[Stretch]) -> list[Numbers]:
                     "to_status": becomes.get("status"),
                     "last_seen_at": old.last_seen_at,
                     "changed_by": new.observed_at,
-                    "opened_at": opened_at if is_decision else None,
-                    "resolution_min_ms": _ms(old.last_seen_at, opened_at) if is_decision else None,
-                    "resolution_max_ms": _ms(new.observed_at, opened_at) if is_decision else None,
+                    "opened_at": opened_at,
+                    "resolution_min_ms": _ms(old.last_seen_at, opened_at),
+                    "resolution_max_ms": _ms(new.observed_at, opened_at),
                 }
             )
     return rows
+
+
+def ended_at(answer: Answer) -> datetime | None:
+    started_at, duration = moment(answer.get("started_at")), answer.get("duration")
+    over = {"passed", "failed", "aborted", "completed", "unresolved"}
+    if started_at is None or duration is None or answer.get("status") not in over:
+        return None
+    return started_at + timedelta(milliseconds=duration)
+
+
+def _first_seen_open(stretches: Sequence[Stretch], part: Answer) -> datetime:
+    """When a test of the last stretch, or its run, was first seen as open as it still is there."""
+    since = stretches[-1].observed_at
+    for older, newer in reversed(list(pairwise(stretches))):
+        [part] = [
+            was for _, _, was, is_now in _changes(older.answer, newer.answer) if is_now is part
+        ]
+        if part.get("status") != "unresolved":
+            break
+        since = older.observed_at
+    return since
+
+
+def opened_at(stretches: Sequence[Stretch]) -> datetime | None:
+    """Since when a run waits, by its last stretch: its end, or when it was first seen open."""
+    since = None
+    for stretch in stretches:
+        is_open = any(test.get("status") == "unresolved" for test in stretch.answer["tests"])
+        since = (since or stretch.observed_at) if is_open else None
+    return since and (ended_at(stretches[-1].answer) or since)
 
 
 def _changes(before: Answer, after: Answer) -> Iterator[tuple[int, str, Answer, Answer]]:
@@ -471,5 +500,5 @@ def _partners(old: Sequence[Answer], new: Sequence[Answer]) -> dict[int, int]:
     return partners
 
 
-def _ms(until: datetime, since: datetime) -> int:
-    return max(0, round((until - since).total_seconds() * 1000))
+def _ms(until: datetime, since: datetime | None) -> int | None:
+    return None if since is None else max(0, round((until - since).total_seconds() * 1000))
