@@ -54,7 +54,13 @@ def _print_failed(runs: "list[FailedRun]", now: datetime, *, as_json: bool) -> N
         display.as_json({"failed": [each._asdict() for each in runs]})
         return
     rows = [
-        (each.run_id, each.source, each.reason, f"{(now - each.since).days} d", each.last_error)
+        (
+            each.run_id,
+            each.source,
+            each.reason,
+            f"{max((now - each.since).days, 0)} d",
+            each.last_error,
+        )
         for each in runs
     ]
     display.table(["run id", "source", "reason", "age", "message"], rows)

@@ -560,7 +560,7 @@ series = Table(
     Column("decided", BigInteger, nullable=False),
     *[Column(name, BigInteger, nullable=False) for name in COUNTERS],
     *_rates(),
-    Column("flips", BigInteger, nullable=False),
+    Column("flips", BigInteger),
     Column("flip_rate", Double),
     Column("health", Double),
     *[Column(name, Boolean, nullable=False) for name in SERIES_CLASSES],

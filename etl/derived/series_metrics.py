@@ -13,21 +13,22 @@ from etl.derived.plans import NamedTest, PlanRun, Roster
 
 MIN_DECIDED = 5
 """The fewest decided results in a window that can make a failure new, or a test always failing."""
-MAX_WINDOW = 1000
-"""The longest window, however few of its results are decided."""
+UNDECIDED_SHARE = 3
+"""The most undecided results that a window shows, for each decided one that it can have."""
 
 
 class Series(NamedTuple):
     """The last results of one test of a variant.
 
     Counts and flips are those of the window: the last `Rules.window_results` decided results and
-    the results between them. `recent` has the window's letters, oldest first.
+    the results between them, the newest if there are many. `recent` has the window's letters,
+    oldest first. `flips` is None if nothing is decided.
     """
 
     test_key: str
     test: NamedTest
     counts: Counts
-    flips: int
+    flips: int | None
     flip_rate: float | None
     health: float | None
     is_flaky: bool
@@ -52,7 +53,7 @@ class WindowVerdict(NamedTuple):
     """The judgement of a window of results, independent of their runs."""
 
     counts: Counts
-    flips: int
+    flips: int | None
     flip_rate: float | None
     health: float | None
     is_flaky: bool
@@ -60,6 +61,11 @@ class WindowVerdict(NamedTuple):
     is_new_failure: bool
     is_always_failing: bool
     is_recovered: bool
+
+
+def require_decided(rules: Rules) -> int:
+    """Return the fewest decided results that allow a class: all of a window that is shorter."""
+    return min(MIN_DECIDED, rules.window_results)
 
 
 @lru_cache(maxsize=4096)  # most windows are alike: all passed
@@ -71,14 +77,14 @@ def judge_window(recent: str, rules: Rules) -> WindowVerdict:
     flip_rate = flips / (len(decided) - 1) if len(decided) > 1 else None
     last, before = [*reversed(decided), "", ""][:2]
     is_regression = (before, last) == ("P", "F")
-    is_judged = len(decided) >= MIN_DECIDED
+    is_judged = len(decided) >= require_decided(rules)
     return WindowVerdict(
         counts,
-        flips,
+        flips if decided else None,
         flip_rate,
         health=None if flip_rate is None else counts.passed / len(decided) * (1 - flip_rate),
         is_flaky=flip_rate is not None
-        and len(decided) >= rules.flaky_min_results
+        and len(decided) >= min(rules.flaky_min_results, rules.window_results)
         and flips >= rules.flaky_min_flips
         and flip_rate >= rules.flaky_min_flip_rate,
         is_regression=is_regression,
@@ -119,11 +125,20 @@ class _SeriesTail:
 def _window_size(letters: str, results: int) -> int | None:
     """Return the length of the window in the newest `letters`, None if it needs older ones too."""
     decided = 0
-    for index, letter in enumerate(letters[:MAX_WINDOW], start=1):
+    for index, letter in enumerate(letters, start=1):
         decided += letter in DECIDED
-        if decided == results or index == MAX_WINDOW:
+        if decided == results:
             return index
     return None
+
+
+@lru_cache(maxsize=4096)
+def _find_window(letters: str, results: int) -> Sequence[int]:
+    """Return the places in `letters`, newest first, that the window shows."""
+    size = _window_size(letters, results) or len(letters)
+    undecided = [place for place in range(size) if letters[place] not in DECIDED]
+    hidden = set(undecided[UNDECIDED_SHARE * results :])
+    return [place for place in range(size) if place not in hidden] if hidden else range(size)
 
 
 def compute_series(
@@ -184,13 +199,14 @@ def _interleave(columns: Sequence[Sequence[str]]) -> str:
 
 
 def _build_series(key: str, tail: _SeriesTail, rules: Rules) -> Series:
-    recent = tail.letters[: _window_size(tail.letters, rules.window_results)][::-1]
+    window = _find_window(tail.letters, rules.window_results)
+    recent = "".join([tail.letters[place] for place in reversed(window)])
     verdict = judge_window(recent, rules)
     since_pass = tail.letters.partition("P")[0]
     first_failed = since_pass.rfind("F")
     newest = tail.run_at(0)
     streak_run = tail.run_at(first_failed) if first_failed >= 0 else None
-    flip_run = _find_last_flip(tail, len(recent)) if verdict.flips else None
+    flip_run = _find_last_flip(tail, window) if verdict.flips else None
     return Series(
         key,
         tail.test,
@@ -199,7 +215,7 @@ def _build_series(key: str, tail: _SeriesTail, rules: Rules) -> Series:
         verdict.flip_rate,
         verdict.health,
         verdict.is_flaky,
-        verdict.flips > 0 and _is_confirmed(tail, len(recent)),
+        bool(verdict.flips) and _is_confirmed(tail, window),
         verdict.is_regression,
         verdict.is_new_failure,
         verdict.is_always_failing,
@@ -213,24 +229,24 @@ def _build_series(key: str, tail: _SeriesTail, rules: Rules) -> Series:
         WORDS.get(recent[-1]),
         newest.run_id,
         newest.started_at,
-        tail.run_at(len(recent) - 1).started_at,
+        tail.run_at(window[-1]).started_at,
     )
 
 
-def _find_last_flip(tail: _SeriesTail, window: int) -> PlanRun | None:
+def _find_last_flip(tail: _SeriesTail, window: Sequence[int]) -> PlanRun | None:
     """Return the run of the newest decided result that differs from the decided one before it."""
-    decided = [place for place in range(window) if tail.letters[place] in DECIDED]
+    decided = [place for place in window if tail.letters[place] in DECIDED]
     for place, older in pairwise(decided):
         if tail.letters[place] != tail.letters[older]:
             return tail.run_at(place)
     return None
 
 
-def _is_confirmed(tail: _SeriesTail, window: int) -> bool:
+def _is_confirmed(tail: _SeriesTail, window: Sequence[int]) -> bool:
     """Return whether one commit both passed and failed, which no change of code explains."""
     seen: defaultdict[str, set[str]] = defaultdict(set)
-    for index, letter in enumerate(tail.letters[:window]):
-        commit = tail.run_at(index).commit
+    for place in window:
+        commit, letter = tail.run_at(place).commit, tail.letters[place]
         if commit is not None and letter in DECIDED:
             seen[commit].add(letter)
     return any(letters == DECIDED for letters in seen.values())

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from datetime import timedelta
 
 from sqlalchemy import Connection
 
@@ -9,12 +10,15 @@ from etl.answers.rows import COUNTERS
 from etl.derived.metrics import Counts, add_counts, compute_rates
 from etl.derived.period_metrics import Period
 from etl.derived.plans import Application
-from etl.derived.series_metrics import MIN_DECIDED
+from etl.derived.series_metrics import require_decided
 from etl.reports import series, trends
 from etl.reports.backlog import open_runs
 from etl.reports.columns import APPLICATION, COUNTS, RATES, SOURCE, UNKNOWN
 from etl.reports.model import EVERY_FILTER, Column, Definition, ReportData, ReportRequest, Row, Type
 from etl.reports.spans import describe_span, requested_or_recent
+
+SEEN_DAYS = 90
+"""A series counts as flaky if it was seen within this number of days."""
 
 
 def _overview(connection: Connection, request: ReportRequest) -> ReportData:
@@ -38,8 +42,9 @@ def _overview(connection: Connection, request: ReportRequest) -> ReportData:
         for application in applications
     )
     note = (
-        f"flaky and open count at any time; a test is judged with {MIN_DECIDED} decided results"
-        f" or more among its last {request.rules.window_results}"
+        f"flaky counts tests of the last {SEEN_DAYS} days, open at any time; a test is judged"
+        f" with {require_decided(request.rules)} decided results or more among its last"
+        f" {request.rules.window_results}"
     )
     return ReportData(rows, describe_span("runs", window, request.zone), (note,))
 
@@ -58,13 +63,18 @@ def _summed(periods: Sequence[Period]) -> Row:
 def _series(
     connection: Connection, request: ReportRequest
 ) -> tuple[Counter[Application], Counter[Application]]:
-    """Return by application how many series have enough decided results, and are flaky."""
+    """Return by application how many series have enough decided results, and are flaky.
+
+    Leaves out series whose last run is older than `SEEN_DAYS`.
+    """
     judged: Counter[Application] = Counter()
     flaky: Counter[Application] = Counter()
+    seen_since = request.now - timedelta(days=SEEN_DAYS)
+    seen_place, enough = series.PLACES["last_started_at"], require_decided(request.rules)
     for row in series.rows(connection, request):
-        application = Application(*row[:2])
-        judged[application] += row[series.PLACES["decided"]] >= MIN_DECIDED
-        flaky[application] += row[series.PLACES["is_flaky"]]
+        application, is_seen = Application(*row[:2]), row[seen_place] >= seen_since
+        judged[application] += is_seen and row[series.PLACES["decided"]] >= enough
+        flaky[application] += is_seen and row[series.PLACES["is_flaky"]]
     return judged, flaky
 
 

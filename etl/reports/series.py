@@ -78,7 +78,7 @@ PLACES = {column.name: place for place, column in enumerate(_COLUMNS)}
 _CLASS = Column(
     "class",
     Type.TEXT,
-    "new_failure, regression, failing (for longer), always_failing, recovered",
+    "new_failure, regression, failing (twice or more), always_failing, recovered",
 )
 
 
@@ -110,7 +110,7 @@ def classify_failure(row: Row) -> str | None:
         return "always_failing"
     if row[PLACES["is_regression"]]:
         return "regression"
-    if row[PLACES["fail_streak"]]:
+    if row[PLACES["fail_streak"]] > 1:
         return "failing"
     return "recovered" if row[PLACES["is_recovered"]] else None
 

@@ -97,7 +97,7 @@ def _ledger_metrics(connection: Connection, now: datetime) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "result_archiver_oldest_due_age_seconds",
         "Age of the longest-overdue run, in seconds.",
-        value=(now - oldest).total_seconds() if oldest else 0,
+        value=max((now - oldest).total_seconds(), 0) if oldest else 0,
     )
 
 

@@ -181,7 +181,7 @@ def _create_aggregates() -> None:
         sa.Column("decided", sa.BigInteger(), nullable=False),
         *_counts(),
         *_rates(),
-        sa.Column("flips", sa.BigInteger(), nullable=False),
+        sa.Column("flips", sa.BigInteger()),
         sa.Column("flip_rate", sa.Double()),
         sa.Column("health", sa.Double()),
         sa.Column("is_flaky", sa.Boolean(), nullable=False),

@@ -34,6 +34,7 @@ from tests.support.histories import (
     SAFARI,
     a_run,
     count_all,
+    derive_with,
     keep,
     label,
     named_rows,
@@ -82,7 +83,7 @@ class Case(NamedTuple):
     strict_and_low: float | None
     high: float | None
     decided_share: float | None
-    flips: int
+    flips: int | None
     flip_rate: float | None
     health: float | None
     streak: int
@@ -108,7 +109,7 @@ CASES = {
     ),
     "nothing decided": Case(
         "UUAN", "UUAN", (0, 0, 1, 2, 1), None, 0, 2 / 3, 0,
-        0, None, None, 0, None, "pending", "",
+        None, None, None, 0, None, "pending", "",
     ),
     # Flaky, or nearly so.
     "flaky by the fewest results": Case(
@@ -210,11 +211,11 @@ CASES = {
     ),
     "unknown word alone": Case(
         "?", "?", (0, 0, 0, 0, 0), None, None, None, None,
-        0, None, None, 0, None, None, "",
+        None, None, None, 0, None, None, "",
     ),
     "pending alone": Case(
         "N", "N", (0, 0, 0, 0, 1), None, None, None, 0,
-        0, None, None, 0, None, "pending", "",
+        None, None, None, 0, None, "pending", "",
     ),
     "gone from the plan": Case(
         "PF..........", "PF", (1, 1, 0, 0, 0), 0.5, 0.5, 0.5, 1,
@@ -372,29 +373,55 @@ def test_runs_that_nobody_knows_the_start_of_are_in_no_series_and_no_day(
         assert named_rows(engine, table) == []
 
 
-def test_a_window_ends_after_a_thousand_results_but_a_streak_does_not(engine: Engine) -> None:
+def test_a_window_shows_three_undecided_results_for_each_decided_one(engine: Engine) -> None:
     """Of `open`, nothing is ever decided; `down` has never passed since its first run."""
     runs = {
         f"run-{number:04}": a_run(
             (moment(1) + timedelta(minutes=number)).isoformat(),
-            {"open": "U", "down": "P" if number == 0 else "F"},
+            {
+                "open": "U",
+                "down": "P" if number == 0 else "F",
+                "rare": "F" if number in {0, 100} else "U",
+            },
         )
         for number in range(1003)
     }
     see(engine, NOW, runs)
     rows = {row["test"]: row for row in named_rows(engine, series)}
-    window = [
-        (each["decided"], each["unresolved"], each["window_starts_at"]) for each in rows.values()
-    ]
-    assert dict(zip(rows, window, strict=True)) == {
-        "open": (0, 1000, moment(1) + timedelta(minutes=3)),
-        "down": (10, 0, moment(1) + timedelta(minutes=993)),
+    names = ("decided", "unresolved", "recent", "window_starts_at")
+    assert {test: tuple(row[name] for name in names) for test, row in rows.items()} == {
+        "open": (0, 30, "U" * 30, moment(1) + timedelta(minutes=973)),
+        "down": (10, 0, "F" * 10, moment(1) + timedelta(minutes=993)),
+        "rare": (2, 30, "FF" + "U" * 30, moment(1)),
     }
-    assert rows["open"]["recent"] == "U" * 1000
     assert (rows["down"]["fail_streak"], rows["down"]["streak_since"]) == (
         1002,
         moment(1) + timedelta(minutes=1),
     )
+
+
+@pytest.mark.parametrize(
+    ("window_results", "history", "classes"),
+    [
+        (3, "PPPF", "regression new_failure"),
+        (3, "PF", "regression"),
+        (3, "PFFF", "always_failing"),
+        (3, "PFF", ""),
+        (4, "PFPF", "flaky regression"),
+    ],
+)
+def test_a_window_below_five_is_judged_when_it_is_full(
+    engine: Engine, window_results: int, history: str, classes: str
+) -> None:
+    rules = Rules(window_results=window_results)
+    derive_with(engine, Reporting("Europe/Berlin", *rules))
+    for day, letter in enumerate(history, start=1):
+        see(engine, NOW, {f"run-{day}": a_run(noon(day), {"home": letter})}, rules=rules)
+    [row] = named_rows(engine, series)
+    assert " ".join(name for name in CLASSES if row[f"is_{name}"]) == classes
+    derive_with(engine, Reporting("Europe/Berlin"))
+    with writing(engine) as connection:
+        refresh.refresh_plans(connection, [Plan("default", "shop", "nightly")], Rules())
 
 
 def test_the_settings_decide_how_long_the_window_is_and_what_is_flaky(engine: Engine) -> None:

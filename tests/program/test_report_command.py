@@ -112,6 +112,29 @@ def test_each_application_is_counted_in_the_overview(archiver: Program) -> None:
     assert [shop[name] for name in ("open_runs", "open_tests")] == [1, 1]
 
 
+def test_tests_that_were_not_seen_for_90_days_are_not_counted_as_flaky(
+    engine: Engine, archiver: Program
+) -> None:
+    for number, letter in enumerate("PFPFP"):
+        started_at = (START + number * HOUR).isoformat()
+        see(engine, START + 5 * HOUR, {f"old-{number}": a_run(started_at, {"basket": letter})})
+    names = ("application", "judged_series", "flaky_series", "flaky_rate")
+    for day, counted in (("2024-06-02", [1, 1, 1]), ("2024-06-03", [0, 0, None])):
+        rows = found(archiver, "overview", f"--as-of={day}", "--application=shop")
+        assert [[row[name] for name in names] for row in rows] == [["shop", *counted]]
+    assert [row["test"] for row in found(archiver, "flaky")] == ["basket"]
+
+
+def test_a_test_is_failing_when_it_failed_twice_in_a_row(engine: Engine, archiver: Program) -> None:
+    for number, letters in enumerate(({"once": "A", "twice": "F"}, {"once": "F", "twice": "F"})):
+        started_at = (START + number * HOUR).isoformat()
+        see(engine, START + 5 * HOUR, {f"new-{number}": a_run(started_at, letters)})
+    rows = found(archiver, "failures", "--from=2024-03-04", "--to=2024-03-05")
+    assert {row["test"]: row["class"] for row in rows if row["test"] in {"once", "twice"}} == {
+        "twice": "failing"
+    }
+
+
 def test_failures_have_their_class_and_their_streak(archiver: Program) -> None:
     rows = found(archiver, "failures")
     names = ("class", "test", "fail_streak", "streak_since", "recent")

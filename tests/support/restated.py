@@ -20,7 +20,6 @@ Answer = Mapping[str, Any]
 """What stands under `result`."""
 
 LETTERS = {"passed": "P", "failed": "F", "aborted": "A", "unresolved": "U", "pending": "N"}
-LONGEST = 1000
 END = ("started_at", "run_id", "status", "pass_rate")
 VARIANT = ("source", "application", "plan", "environment_signature")
 
@@ -159,7 +158,8 @@ def one_series(results: Sequence[Result], rules: Rules) -> Numbers:
         window = results[decided_places[-rules.window_results] :]
     else:
         window = results
-    window = window[-LONGEST:]
+    undecided = [each for each in window if not each.test.is_decided][-3 * rules.window_results :]
+    window = [each for each in window if each.test.is_decided or each in undecided]
     decided = [each for each in window if each.test.is_decided]
     words = [each.test.status for each in decided]
     n = len(words)
@@ -167,16 +167,17 @@ def one_series(results: Sequence[Result], rules: Rules) -> Numbers:
     flip_rate = flips / (n - 1) if n >= 2 else None
     is_regression = words[-2:] == ["passed", "failed"]
     counts = counted(each.test for each in window)
+    enough = min(5, rules.window_results)
     return {
         "decided": n,
         **counts,
         **rates(counts),
-        "flips": flips,
+        "flips": flips if n else None,
         "flip_rate": flip_rate,
         "health": None if flip_rate is None else (counts["passed"] / n) * (1 - flip_rate),
         "is_flaky": (
             flip_rate is not None
-            and n >= rules.flaky_min_results
+            and n >= min(rules.flaky_min_results, rules.window_results)
             and flips >= rules.flaky_min_flips
             and flip_rate >= rules.flaky_min_flip_rate
         ),
@@ -187,8 +188,8 @@ def one_series(results: Sequence[Result], rules: Rules) -> Numbers:
             for other in decided
         ),
         "is_regression": is_regression,
-        "is_new_failure": is_regression and words.count("failed") == 1 and n >= 5,
-        "is_always_failing": n >= 5 and "passed" not in words,
+        "is_new_failure": is_regression and words.count("failed") == 1 and n >= enough,
+        "is_always_failing": n >= enough and "passed" not in words,
         "is_recovered": words[-2:] == ["failed", "passed"],
         **_streak(results),
         **_last_flip(decided),

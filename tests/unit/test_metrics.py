@@ -24,7 +24,7 @@ from etl.derived.period_metrics import (
     week_start,
 )
 from etl.derived.plans import IdentityRule, NamedTest, PlanRun, build_plan, build_roster
-from etl.derived.series_metrics import MAX_WINDOW, compute_series
+from etl.derived.series_metrics import compute_series
 
 START = datetime(2024, 3, 1, 12, tzinfo=UTC)
 HOME = NamedTest("home", "e2e")
@@ -120,9 +120,12 @@ def test_only_what_is_wanted_is_read_and_only_as_far_as_it_matters() -> None:
     assert compute_series(reading(), Rules(), {"another key"}) == []
 
 
-def test_a_window_ends_after_so_many_results_though_nothing_is_decided() -> None:
-    [found] = compute_series(newest_first("P" + "U" * MAX_WINDOW), Rules())
-    assert found.recent == "U" * MAX_WINDOW
+def test_a_window_shows_the_newest_undecided_results() -> None:
+    [found] = compute_series(newest_first("P" + "A" * 500 + "U" * 9), Rules(window_results=4))
+    assert found.recent == "PAAA" + "U" * 9
+    assert (found.flips, found.window_starts_at) == (0, START)
+    [found] = compute_series(newest_first("U" * 500), Rules(window_results=4))
+    assert (found.recent, found.flips) == ("U" * 12, None)
 
 
 @pytest.mark.parametrize("failures", [1, 9, 10, 11, 500])
