@@ -420,8 +420,7 @@ def test_a_window_below_five_is_judged_when_it_is_full(
     [row] = named_rows(engine, series)
     assert " ".join(name for name in CLASSES if row[f"is_{name}"]) == classes
     derive_with(engine, Reporting("Europe/Berlin"))
-    with writing(engine) as connection:
-        refresh.refresh_plans(connection, [Plan("default", "shop", "nightly")], Rules())
+    see(engine, NOW, {"run-9": a_run(noon(9), {"home": "P"})})
 
 
 def test_the_settings_decide_how_long_the_window_is_and_what_is_flaky(engine: Engine) -> None:
