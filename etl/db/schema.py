@@ -353,6 +353,8 @@ runs = Table(
     CheckConstraint("revision >= 1", name="revision"),
 )
 Index("ix_runs_started_at", runs.c.started_at)
+Index("ix_runs_started_on", runs.c.started_on)
+Index("ix_runs_iso_date", runs.c.iso_date)
 Index("ix_runs_row_changed_at", runs.c.row_changed_at)
 
 environments = Table(
@@ -580,6 +582,8 @@ series = Table(
     sqlite_with_rowid=False,
 )
 
+Index("ix_series_series_id", series.c.series_id)
+
 # The series of each test in the rosters of current outcomes, so that a view can name it.
 roster_series = Table(
     "roster_series",
@@ -674,6 +678,8 @@ daily_results = _results("daily_results", "day")
 weekly_results = _results("weekly_results", "week_starts_on")
 Index("ix_daily_results_day", daily_results.c.day)
 Index("ix_weekly_results_week_starts_on", weekly_results.c.week_starts_on)
+Index("ix_daily_results_iso_date", daily_results.c.iso_date)
+Index("ix_weekly_results_iso_date", weekly_results.c.iso_date)
 
 dates = Table(
     "dates",

@@ -183,6 +183,8 @@ def upgrade() -> None:
     )
     op.create_index("ix_runs_row_changed_at", "runs", ["row_changed_at"], unique=False)
     op.create_index("ix_runs_started_at", "runs", ["started_at"], unique=False)
+    op.create_index("ix_runs_started_on", "runs", ["started_on"], unique=False)
+    op.create_index("ix_runs_iso_date", "runs", ["iso_date"], unique=False)
     op.create_table(
         "counts",
         sa.Column("run_id", KEY, nullable=False),

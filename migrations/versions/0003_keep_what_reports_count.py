@@ -208,6 +208,7 @@ def _create_aggregates() -> None:
         sa.PrimaryKeyConstraint("variant_id", "series_id", name="pk_series"),
         sqlite_with_rowid=False,
     )
+    op.create_index("ix_series_series_id", "series", ["series_id"], unique=False)
     op.create_table(
         "roster_series",
         sa.Column("variant_id", KEY, nullable=False),
@@ -303,6 +304,7 @@ def _create_aggregates() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("ix_daily_results_day", "daily_results", ["day"], unique=False)
+    op.create_index("ix_daily_results_iso_date", "daily_results", ["iso_date"], unique=False)
     op.create_table(
         "weekly_results",
         sa.Column("plan_id", KEY, nullable=False),
@@ -324,6 +326,7 @@ def _create_aggregates() -> None:
     op.create_index(
         "ix_weekly_results_week_starts_on", "weekly_results", ["week_starts_on"], unique=False
     )
+    op.create_index("ix_weekly_results_iso_date", "weekly_results", ["iso_date"], unique=False)
 
 
 def _create_rest() -> None:

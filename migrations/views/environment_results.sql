@@ -27,5 +27,6 @@ SELECT runs.run_id, environments.position,
   LEFT JOIN labels AS builds ON builds.run_id = runs.run_id AND builds.name = 'build'
  CROSS JOIN environments
   JOIN outcomes ON outcomes.run_id = runs.run_id AND outcomes.revision = runs.revision
+       AND outcomes.superseded_at IS NULL
   JOIN plan_variants ON plan_variants.variant_id = outcomes.variant_id
  WHERE environments.run_id = runs.run_id

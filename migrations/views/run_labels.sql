@@ -9,4 +9,5 @@ SELECT labels.run_id, labels.name, labels.value,
   FROM labels
   JOIN runs ON runs.run_id = labels.run_id
   JOIN outcomes ON outcomes.run_id = runs.run_id AND outcomes.revision = runs.revision
+       AND outcomes.superseded_at IS NULL
   JOIN plan_variants ON plan_variants.variant_id = outcomes.variant_id

@@ -25,5 +25,6 @@ SELECT runs.run_id, runs.source, plan_variants.application, plan_variants.plan, 
   LEFT JOIN labels AS builds ON builds.run_id = runs.run_id AND builds.name = 'build'
  CROSS JOIN counts
   JOIN outcomes ON outcomes.run_id = runs.run_id AND outcomes.revision = runs.revision
+       AND outcomes.superseded_at IS NULL
   JOIN plan_variants ON plan_variants.variant_id = outcomes.variant_id
  WHERE counts.run_id = runs.run_id AND counts.test_position = 0

@@ -17,7 +17,6 @@ SELECT runs.run_id, tests.position, runs.source, plan_variants.application, plan
   FROM runs
   LEFT JOIN labels AS branches ON branches.run_id = runs.run_id AND branches.name = 'branch'
   LEFT JOIN labels AS commits ON commits.run_id = runs.run_id AND commits.name = 'commit'
-  LEFT JOIN labels AS builds ON builds.run_id = runs.run_id AND builds.name = 'build'
  CROSS JOIN tests
   JOIN counts ON counts.run_id = tests.run_id AND counts.test_position = tests.position
   JOIN outcomes ON outcomes.run_id = runs.run_id AND outcomes.revision = runs.revision
@@ -26,4 +25,6 @@ SELECT runs.run_id, tests.position, runs.source, plan_variants.application, plan
   LEFT JOIN roster_series ON roster_series.variant_id = outcomes.variant_id
        AND roster_series.roster_id = outcomes.roster_id
        AND roster_series.position = tests.position
+  -- Last: beyond 8 tables, PostgreSQL joins in this order, and nobody begins with a build.
+  LEFT JOIN labels AS builds ON builds.run_id = runs.run_id AND builds.name = 'build'
  WHERE tests.run_id = runs.run_id

@@ -48,11 +48,10 @@ def archive(role: str, postgresql_url: str) -> Iterator[Engine]:
 def granted(archive: Engine, role: str, postgresql: Server) -> Engine:
     """The archive, with the role let in: an administrator did what only one may."""
     with postgresql.administer(archive.url.database or "") as admin:
-        for setting in ("TimeZone = 'UTC'", "default_transaction_read_only = 'on'"):
-            alter = sql.SQL("ALTER ROLE {} IN DATABASE {} SET " + setting)
-            admin.execute(
-                alter.format(sql.Identifier(role), sql.Identifier(archive.url.database or ""))
-            )
+        names = sql.Identifier(role), sql.Identifier(archive.url.database or "")
+        for name, value in reader.SETTINGS.items():
+            alter = f"ALTER ROLE {{}} IN DATABASE {{}} SET {name} = '{value}'"
+            admin.execute(sql.SQL(alter).format(*names))
     reader.grant_views(archive, role)
     return archive
 
