@@ -32,13 +32,14 @@ class _Grant(NamedTuple):
     statement: str
 
 
-def _build_setting_grant(name: str, value: str) -> _Grant:
+def _build_setting_grant(name: str, value: str, stored: str) -> _Grant:
+    """Return the grant of a setting: its value in a statement, and as an expression."""
     return _Grant(
         "EXISTS (SELECT FROM pg_db_role_setting"
         " JOIN pg_roles ON pg_roles.oid = setrole AND rolname = :role"
         " JOIN pg_database ON pg_database.oid = setdatabase AND datname = current_database()"
-        f" WHERE '{name}={value}' = ANY (setconfig))",
-        f"ALTER ROLE {{role}} IN DATABASE {{database}} SET {name} = '{value}'",
+        f" WHERE '{name}=' || {stored} = ANY (setconfig))",
+        f"ALTER ROLE {{role}} IN DATABASE {{database}} SET {name} = {value}",
     )
 
 
@@ -65,7 +66,9 @@ GRANTS = (
         "ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA {schema}"
         " GRANT SELECT ON TABLES TO {role}",
     ),
-    *(_build_setting_grant(name, value) for name, value in SETTINGS.items()),
+    *(_build_setting_grant(name, f"'{value}'", f"'{value}'") for name, value in SETTINGS.items()),
+    # So that the views have the same names as on SQLite.
+    _build_setting_grant("search_path", "{schema}", "quote_ident(:schema)"),
 )
 
 

@@ -6,8 +6,8 @@
 CREATE VIEW {reporting}resolutions AS
 SELECT status_changes.run_id, status_changes.revision, status_changes.position,
        plan_variants.source, plan_variants.application, plan_variants.plan, status_changes.test,
-       status_changes.from_status, status_changes.to_status, status_changes.opened_at,
-       status_changes.last_seen_at, status_changes.changed_by,
+       status_changes.from_status, status_changes.to_status, status_changes.changed_by,
+       status_changes.opened_at, status_changes.last_seen_at,
        status_changes.resolution_min_ms, status_changes.resolution_max_ms,
        plan_variants.plan_id, plan_variants.variant_id
   FROM status_changes

@@ -49,7 +49,7 @@ def granted(archive: Engine, role: str, postgresql: Server) -> Engine:
     """The archive, with the role let in: an administrator did what only one may."""
     with postgresql.administer(archive.url.database or "") as admin:
         names = sql.Identifier(role), sql.Identifier(archive.url.database or "")
-        for name, value in reader.SETTINGS.items():
+        for name, value in (reader.SETTINGS | {"search_path": "reporting"}).items():
             alter = f"ALTER ROLE {{}} IN DATABASE {{}} SET {name} = '{value}'"
             admin.execute(sql.SQL(alter).format(*names))
     reader.grant_views(archive, role)
@@ -80,6 +80,35 @@ def test_the_reader_reads_every_view(granted: Engine, role: str) -> None:
     assert rows["data_dictionary"] > 200
 
 
+def test_the_query_of_the_readme_works_word_for_word(granted: Engine, role: str) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    [query] = [part for part in readme.split("```sql\n")[1:] if "FROM daily_trend" in part]
+    tests = a_test("cart", "passed"), a_test("login", "failed")
+    look(granted, "run-2", MONDAY, *tests, started_at="2026-03-04T09:00:00Z")
+    with logged_in(granted, role) as connection:
+        rows = connection.execute(query.split("```")[0]).fetchall()
+    assert rows == [("Shop", 1, 1, 0.5)]
+
+
+def test_the_reader_learns_the_rules_behind_the_figures(granted: Engine, role: str) -> None:
+    """The time zone of days, the windows and limits, and the versions: a row each."""
+    with logged_in(granted, role) as connection:
+        query = "SELECT name, value FROM archive_settings"
+        settings = {str(name): str(value) for name, value in connection.execute(query)}
+    assert settings.pop("archive_id")
+    assert settings == {
+        "database.reporting_schema": "reporting",
+        "metric_version": database.METRIC_VERSION,
+        "reporting.flaky_min_flip_rate": "0.3",
+        "reporting.flaky_min_flips": "2",
+        "reporting.flaky_min_results": "5",
+        "reporting.time_zone": "UTC",
+        "reporting.window_days": "30",
+        "reporting.window_results": "10",
+        "schema_version": "0004",
+    }
+
+
 def test_no_table_can_be_read(granted: Engine, role: str) -> None:
     with logged_in(granted, role) as connection:
         for table in (*metadata.tables, "result_archiver_version"):
@@ -88,19 +117,19 @@ def test_no_table_can_be_read(granted: Engine, role: str) -> None:
 
 
 CHANGES = (
-    "INSERT INTO labels VALUES ('run-1', 'branch', 'main')",
+    "INSERT INTO public.labels VALUES ('run-1', 'branch', 'main')",
     "UPDATE reporting.calendar SET is_weekend = true",
     "DELETE FROM reporting.calendar",
-    "TRUNCATE runs",
+    "TRUNCATE public.runs",
     "CREATE TABLE public.notes (id bigint)",
     "CREATE TABLE reporting.notes (id bigint)",
     "CREATE VIEW reporting.notes AS SELECT 1",
     "CREATE SCHEMA notes",
     "DROP VIEW reporting.calendar",
-    "ALTER TABLE runs ADD COLUMN note text",
+    "ALTER TABLE public.runs ADD COLUMN note text",
     "COMMENT ON VIEW reporting.calendar IS 'mine'",
-    "SELECT nextval('ingests_id_seq')",
-    "SELECT setval('ingests_id_seq', 1)",
+    "SELECT nextval('public.ingests_id_seq')",
+    "SELECT setval('public.ingests_id_seq', 1)",
     "SELECT pg_read_file('postgresql.conf')",
     "SELECT pg_reload_conf()",
     "SELECT lo_import('/etc/hostname')",

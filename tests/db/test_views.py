@@ -75,6 +75,35 @@ def test_the_columns_are_the_same_on_both_databases_and_have_types(
             assert kind in KINDS[declared], f"{view}.{name} is {declared} and {kind}"
 
 
+FIRST_TIMES = {
+    "archive_health": "measured_at",
+    "calendar": "day",
+    "daily_trend": "day",
+    "environment_results": "started_at",
+    "plans": "last_started_at",
+    "resolutions": "changed_by",
+    "run_durations": "last_started_at",
+    "run_labels": "started_at",
+    "run_results": "started_at",
+    "series_health": "last_started_at",
+    "status_history": "changed_by",
+    "test_results": "started_at",
+    "unresolved_backlog": "started_at",
+    "weekly_trend": "week_starts_on",
+}
+"""The time by which each view is charted."""
+
+
+def test_the_first_time_of_a_view_is_the_one_to_chart_by(sqlite_url: str) -> None:
+    """Superset and others take it for the time of a new dataset."""
+    columns = sqlite_columns(sqlite_url)
+    first = {
+        view: next(name for name, declared in columns[view] if declared == "DATETIME")
+        for view in FIRST_TIMES
+    }
+    assert first == FIRST_TIMES
+
+
 # --- described ------------------------------------------------------------------------------
 
 
