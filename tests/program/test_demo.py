@@ -1,14 +1,19 @@
 """The demo: a first look at the whole job, which has to end well every time."""
 
+import shlex
+import signal
 import sqlite3
+import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from sqlalchemy import URL
 
+from etl.cli.session import Wiring
 from etl.db import database
 from etl.db.database import connect
 from etl.export import publish
@@ -16,8 +21,8 @@ from etl.export.own_files import DEMO_ARCHIVE, read_application_id
 from etl.ledger import tracking
 from etl.ledger.tracking import Entry
 from tests.db.test_views import MONDAY
-from tests.support.dump import LEDGER, Row, dump
-from tests.support.program import Done, bare_program
+from tests.support.dump import Row, dump
+from tests.support.program import PATIENCE_S, Done, Program, bare_program
 
 FILLED = (
     "runs", "environments", "tests", "counts", "labels", "revisions", "payloads", "tracked_runs",
@@ -32,11 +37,22 @@ class Demo(NamedTuple):
     tables: dict[str, list[Row]]
 
 
+BEGAN_AT = datetime.now(UTC)
+
+
 @pytest.fixture(scope="module")
-def demos(tmp_path_factory: pytest.TempPathFactory) -> list[Demo]:
-    """The demo twice, in a folder and an environment without any setting."""
-    archiver = bare_program(tmp_path_factory.mktemp("demo"))
-    return [Demo(archiver.run("demo"), tables(archiver.folder / "demo.db")) for _ in range(2)]
+def archiver(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """The program in a folder and an environment without any setting."""
+    return bare_program(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="module")
+def demos(archiver: Program) -> list[Demo]:
+    """The demo now, and once more in forty days."""
+    later = archiver.wired(Wiring(lambda: BEGAN_AT + timedelta(days=40)))
+    return [
+        Demo(run("demo"), tables(archiver.folder / "demo.db")) for run in (archiver.run, later.call)
+    ]
 
 
 def an_archive(file: Path) -> None:
@@ -79,8 +95,12 @@ def test_it_ends_well_each_time(demos: list[Demo]) -> None:
 
 def test_it_says_what_it_archived(demos: list[Demo]) -> None:
     first, *_ = demos[0].done.stdout.splitlines()
-    runs = len(demos[0].tables["runs"])
-    assert first == f"{runs} runs archived, 0 changed, 0 asked again and unchanged, 0 failed"
+    runs, passes = (len(demos[0].tables[table]) for table in ("runs", "ingests"))
+    changes = sum(row["revision"] > 1 for row in demos[0].tables["revisions"])
+    assert first == (
+        f"{runs} runs archived, and {changes} changes of them, by {passes} passes within a month"
+    )
+    assert (runs, passes) == (288, 61)
 
 
 @pytest.mark.parametrize("table", FILLED)
@@ -88,13 +108,37 @@ def test_its_file_has_rows_in_each_table(demos: list[Demo], table: str) -> None:
     assert demos[0].tables[table] != []
 
 
-def test_the_second_time_changes_nothing_but_the_ledger(demos: list[Demo]) -> None:
-    before, after = ({**demo.tables, **dict.fromkeys(LEDGER)} for demo in demos)
+def test_its_month_ends_today(demos: list[Demo]) -> None:
+    last_pass = max(row["started_at"] for row in demos[0].tables["ingests"])
+    last_run = max(row["started_at"] for row in demos[0].tables["runs"] if row["started_at"])
+    now = datetime.now(UTC)
+    assert BEGAN_AT - timedelta(minutes=1) <= last_pass <= now
+    assert last_pass - timedelta(hours=1) <= last_run <= now
+
+
+def test_every_run_is_seen_by_two_passes(demos: list[Demo]) -> None:
+    *_, before_last, _ = sorted(row["started_at"] for row in demos[0].tables["ingests"])
+    rows = demos[0].tables["tracked_runs"]
+    assert {row["fetches"] > 1 for row in rows if row["first_tracked_at"] <= before_last} == {True}
+
+
+def test_decisions_have_bounds(demos: list[Demo]) -> None:
+    bounds = [
+        (row["resolution_min_ms"], row["resolution_max_ms"])
+        for row in demos[0].tables["status_changes"]
+        if row["opened_at"]
+    ]
+    assert len(bounds) > 10
+    assert all(least < most for least, most in bounds)
+
+
+def test_the_second_time_changes_nothing(demos: list[Demo]) -> None:
+    before, after = (demo.tables for demo in demos)
     assert after == before
 
 
-def test_it_shows_the_same_reports_each_time(demos: list[Demo]) -> None:
-    first, second = (demo.done.stdout.partition("\n")[2] for demo in demos)
+def test_it_prints_the_same_each_time(demos: list[Demo]) -> None:
+    first, second = (demo.done.stdout for demo in demos)
     assert "Applications at a glance" in first
     assert second == first
 
@@ -105,16 +149,68 @@ def test_it_says_on_stderr_only_what_it_is_doing(demos: list[Demo]) -> None:
     }
 
 
+def test_it_fits_one_screen(demos: list[Demo]) -> None:
+    assert len(demos[0].done.stdout.splitlines()) <= 40
+
+
+def test_each_command_that_it_ends_with_works(archiver: Program, demos: list[Demo]) -> None:
+    _, _, steps = demos[0].done.stdout.partition("What to try next:\n")
+    export, *commands = [shlex.split(line, comments=True) for line in steps.splitlines()]
+    name, _, url = export[1].partition("=")
+    reader = archiver.given(**{name: url})
+    answers = {command[1]: reader.call(*command[1:]) for command in commands}
+    assert {done.exit_code for done in answers.values()} == {0}
+    assert [command[:3] for command in commands[:2]] == [
+        ["result-archiver", "report", "unresolved"],
+        ["result-archiver", "report", "resolution"],
+    ]
+    as_of, bounds = (reader.call(*command[1:], "--json").json() for command in commands[:2])
+    now = reader.call("report", "unresolved", "--json").json()
+    assert as_of["rows"] not in ([], now["rows"])
+    assert any(row["p50_min_ms"] for row in bounds["rows"])
+    assert (archiver.folder / "page.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_demo_that_was_killed_goes_on(tmp_path: Path) -> None:
+    archiver = bare_program(tmp_path)
+    with archiver.started("demo") as process:
+        wait_for_passes(tmp_path / "demo.db", 10)
+        process.kill()
+    assert archiver.run("demo").exit_code == 0
+    found = tables(tmp_path / "demo.db")
+    assert len(found["runs"]) == 288
+    assert {row["lease_owner"] for row in found["tracked_runs"]} == {None}
+    assert sum(row["finished_at"] is not None for row in found["ingests"]) == 61
+
+
+def test_an_interrupted_demo_says_how_to_go_on(tmp_path: Path) -> None:
+    archiver = bare_program(tmp_path)
+    with archiver.started("demo") as process:
+        wait_for_passes(tmp_path / "demo.db", 10)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.splitlines()[-1] == "the month ends early; go on: demo --file demo.db"
+    assert archiver.run("demo").exit_code == 0
+    assert len(tables(tmp_path / "demo.db")["runs"]) == 288
+
+
+def wait_for_passes(file: Path, count: int) -> None:
+    patience_until = time.monotonic() + PATIENCE_S
+    while True:
+        with (
+            suppress(sqlite3.Error),
+            closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection,
+        ):
+            if connection.execute("SELECT count(*) FROM ingests").fetchone()[0] >= count:
+                return
+        assert time.monotonic() < patience_until
+        time.sleep(0.01)
+
+
 def test_its_tables_fit_80_columns(demos: list[Demo]) -> None:
     report, _, _ = demos[0].done.stdout.partition("What to try next:")
     assert max(map(len, report.splitlines())) <= 80
-
-
-def test_a_run_id_that_it_shows_can_be_copied(demos: list[Demo]) -> None:
-    archived = {row["run_id"] for row in demos[0].tables["runs"]}
-    _, _, unresolved = demos[0].done.stdout.partition("Waiting for a person")
-    shown = {line.split()[-1] for line in unresolved.splitlines() if line.strip()}
-    assert len(shown & archived) == 5
 
 
 @pytest.mark.parametrize("make", [an_archive, a_published_copy, a_database, a_note])

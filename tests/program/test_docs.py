@@ -1,18 +1,21 @@
 """The documents are true: outputs, tables, columns and links exist as shown."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from etl.cli.session import Wiring
 from etl.db.schema import metadata
-from tests.support.program import program
+from tests.support.program import bare_program
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_readme_shows_the_beginning_of_what_the_demo_prints(tmp_path: Path) -> None:
-    done = program(tmp_path, "sqlite:///unused.db", "http://127.0.0.1:1").run("demo")
+    day = datetime(2026, 11, 2, 9, 0, tzinfo=UTC)
+    done = bare_program(tmp_path).wired(Wiring(lambda: day)).call("demo")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = readme.partition("```text\n")[2].partition("```")[0]
     assert 10 <= len(shown.splitlines()) <= 40

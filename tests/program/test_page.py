@@ -15,6 +15,7 @@ import time_machine
 from playwright.sync_api import Browser, Page
 
 from etl import __version__
+from etl.cli.session import Wiring
 from etl.reports.catalog import REPORTS
 from etl.reports.page.sections import MOST_PERIODS, PAGE, SECTIONS
 from tests.support import fake_api
@@ -65,7 +66,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Program:
     """The program with the demo's archive."""
     folder = tmp_path_factory.mktemp("demo")
     archiver = bare_program(folder)
-    assert archiver.call("demo").exit_code == 0
+    assert archiver.wired(Wiring(lambda: TODAY)).call("demo").exit_code == 0
     return archiver.given(RESULT_ARCHIVER__DATABASE__URL=f"sqlite:///{folder}/demo.db")
 
 
