@@ -8,14 +8,27 @@ Where another program or archive has one of our names, nothing is changed.
 """
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from alembic import context
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, delete, insert, inspect, text
+from sqlalchemy import (
+    Boolean,
+    Connection,
+    Date,
+    DateTime,
+    Float,
+    Integer,
+    delete,
+    insert,
+    inspect,
+    text,
+)
 from sqlalchemy.engine.reflection import ObjectKind
+from sqlalchemy.types import TypeEngine
 
 from etl.config import loading
 from etl.config.settings import StoredSettings
@@ -91,24 +104,80 @@ def _create_views(connection: Connection, in_schema: str | None) -> None:
 
 
 def _describe(connection: Connection, in_schema: str | None) -> None:
-    """Write down what each view and column means; a test sees to it that none is left out."""
+    """Write down each view and column; a test sees to it that none is left out."""
     table = schema.data_dictionary
     files = sorted(FOLDER.glob("views/**/*.sql"))
-    rows = [(file.stem, "", _first_lines(file)) for file in files]
+    views = {file.stem: _first_lines(file) for file in files}
     found = inspect(connection).get_multi_columns(
-        schema=in_schema, filter_names=[name for name, _, _ in rows], kind=ObjectKind.ANY
+        schema=in_schema, filter_names=list(views), kind=ObjectKind.ANY
     )
-    meanings = tomllib.loads((FOLDER / "dictionary.toml").read_text(encoding="utf-8"))
-    for (_, name), columns in found.items():
-        known = meanings["shared"] | meanings.get(name, {})
-        rows += [(name, each["name"], known.get(each["name"], "")) for each in columns]
+    dictionary = Dictionary.read(FOLDER / "dictionary.toml")
+    rows: list[tuple[str | None, ...]] = [
+        (view, "", meaning, None, None, None) for view, meaning in views.items()
+    ]
+    for (_, view), columns in found.items():
+        rows += [(view, *dictionary.describe(view, each["name"], each["type"])) for each in columns]
     connection.execute(delete(table))
     names = [column.name for column in table.columns]
-    described = [dict(zip(names, row, strict=True)) for row in rows if row[-1]]
+    described = [dict(zip(names, row, strict=True)) for row in rows if row[2]]
     connection.execute(insert(table), described)
     if in_schema:
         quoted = ownership.quote_name(connection, in_schema)
         connection.execute(text(COMMENT_ON_ALL.replace("{schema}", quoted)))
+
+
+class Dictionary(NamedTuple):
+    """dictionary.toml: the meaning of columns, and their kind and unit where no rule tells."""
+
+    meanings: Mapping[str, dict[str, str]]
+    kinds: Mapping[str, str]
+    units: Mapping[str, str]
+
+    @classmethod
+    def read(cls, file: Path) -> "Dictionary":
+        """Read the file."""
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        kinds, units = (
+            {name: word for word, names in content.pop(part).items() for name in names}
+            for part in ("kinds", "units")
+        )
+        return cls(content, kinds, units)
+
+    def describe(self, view: str, name: str, declared: TypeEngine[Any]) -> tuple[str | None, ...]:
+        """Return a column's name, meaning, type, kind and unit."""
+        meaning = (self.meanings["shared"] | self.meanings.get(view, {})).get(name, "")
+        type_name, kind = _read_type(name, declared)
+        kind = _look_up(self.kinds, view, name) or kind
+        unit = _look_up(self.units, view, name) or _default_unit(name, type_name, kind)
+        return name, meaning, type_name, kind, unit
+
+
+def _look_up(words: Mapping[str, str], view: str, name: str) -> str | None:
+    return words.get(f"{view}.{name}") or words.get(name)
+
+
+def _read_type(name: str, declared: TypeEngine[Any]) -> tuple[str, str]:
+    """Return a column's type on PostgreSQL, and the kind that follows from it."""
+    match declared:
+        case Date() | DateTime():  # SQLite declares both alike
+            is_day = name in schema.DAYS
+            return ("date" if is_day else "timestamp with time zone"), "time"
+        case Boolean():
+            return "boolean", "flag"
+        case Integer():
+            return "bigint", "count"
+        case Float():
+            return "double precision", "rate"
+        case _:
+            return "text", "dimension"
+
+
+def _default_unit(name: str, type_name: str, kind: str) -> str | None:
+    if kind == "time":
+        return "day" if type_name == "date" else "UTC"
+    if name.endswith("_ms"):
+        return "milliseconds"
+    return "share" if kind == "rate" else None
 
 
 def _first_lines(view: Path) -> str:

@@ -743,6 +743,9 @@ data_dictionary = Table(
     Column("object_name", Key, primary_key=True),
     Column("column_name", Key, primary_key=True),
     Column("description", Text, nullable=False),
+    Column("type", Text),
+    Column("kind", Text),
+    Column("unit", Text),
     sqlite_with_rowid=False,
 )
 
@@ -791,3 +794,11 @@ health = Table(
     Column("last_success_at", Timestamp),
     sqlite_with_rowid=False,
 )
+
+DAYS = frozenset(
+    each.name
+    for table in metadata.sorted_tables
+    for each in table.columns
+    if isinstance(each.type, Day)
+)
+"""The names of columns with days. On SQLite they are declared like moments."""

@@ -68,13 +68,6 @@ TABLES = (
 ROWS_AT_ONCE = 5000
 """The number of rows in memory."""
 
-_DAYS = frozenset(
-    each.name
-    for known in schema.metadata.sorted_tables
-    for each in known.columns
-    if isinstance(each.type, schema.Day)
-)
-
 
 class ExportTable(NamedTuple):
     """A view or table, and the names of the columns that its rows are ordered by."""
@@ -139,7 +132,7 @@ def _view(connection: Connection, name: str) -> FromClause:
 def _typed(name: str, kind: TypeEngine[Any]) -> ColumnClause[Any]:
     """Return a column of a view; SQLite declares days and moments alike."""
     if isinstance(kind, Date | DateTime):
-        return column(name, schema.Day() if name in _DAYS else schema.Timestamp())
+        return column(name, schema.Day() if name in schema.DAYS else schema.Timestamp())
     return column(name, kind)
 
 

@@ -364,6 +364,9 @@ def _create_rest() -> None:
         sa.Column("object_name", KEY, nullable=False),
         sa.Column("column_name", KEY, nullable=False),
         sa.Column("description", sa.Text(), nullable=False),
+        sa.Column("type", sa.Text()),
+        sa.Column("kind", sa.Text()),
+        sa.Column("unit", sa.Text()),
         sa.PrimaryKeyConstraint("object_name", "column_name", name="pk_data_dictionary"),
         sqlite_with_rowid=False,
     )

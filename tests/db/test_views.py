@@ -2,6 +2,7 @@
 
 import tomllib
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, inspect, text
@@ -15,7 +16,7 @@ from tests.support.views_page import PAGE, page
 FOLDER = database.migrations_folder()
 VIEWS = {path.stem: path for path in FOLDER.glob("views/**/*.sql")}
 
-KINDS = {
+TYPES = {
     "TEXT": {"text"},
     "BIGINT": {"bigint"},
     "INTEGER": {"bigint"},
@@ -72,7 +73,7 @@ def test_the_columns_are_the_same_on_both_databases_and_have_types(
     for view, columns in on_sqlite.items():
         assert [name for name, _ in columns] == [name for name, _ in on_postgresql[view]]
         for (name, declared), (_, kind) in zip(columns, on_postgresql[view], strict=True):
-            assert kind in KINDS[declared], f"{view}.{name} is {declared} and {kind}"
+            assert kind in TYPES[declared], f"{view}.{name} is {declared} and {kind}"
 
 
 FIRST_TIMES = {
@@ -132,10 +133,72 @@ def test_every_view_and_column_is_described_and_nothing_else(engine: Engine) -> 
 def test_every_description_is_of_a_column_that_is_there(engine: Engine) -> None:
     meanings = tomllib.loads((FOLDER / "dictionary.toml").read_text(encoding="utf-8"))
     shared = meanings.pop("shared")
+    named = [names for part in ("kinds", "units") for names in meanings.pop(part).values()]
     with reading(engine) as connection:
         known = described(connection).keys()
     assert shared.keys() <= {column for _, column in known}
     assert {(view, column) for view, columns in meanings.items() for column in columns} <= known
+    every_name = {name for view, column in known for name in (column, f"{view}.{column}")}
+    assert {name for names in named for name in names} <= every_name
+
+
+KINDS = {"key", "dimension", "time", "count", "rate", "flag", "text"}
+UNITS = {
+    "runs", "tests", "checks", "results", "environments", "fields", "pixels", "milliseconds",
+    "share", "UTC", "day",
+}  # fmt: skip
+
+
+def test_every_column_has_the_type_that_postgresql_gives_it(
+    sqlite_url: str, postgresql_url: str
+) -> None:
+    expected = {
+        (view, name, kind)
+        for view, columns in postgresql_columns(postgresql_url).items()
+        for name, kind in columns
+    }
+    for url in (sqlite_url, postgresql_url):
+        columns = dictionary_columns(url)
+        assert {(each["object_name"], each["column_name"], each["type"]) for each in columns} == (
+            expected
+        )
+
+
+def test_every_column_has_a_kind_and_every_number_a_unit(sqlite_url: str) -> None:
+    columns = dictionary_columns(sqlite_url)
+    assert {each["kind"] for each in columns} == KINDS
+    assert {each["unit"] for each in columns} == {*UNITS, None}
+    for each in columns:
+        name, kind = each["column_name"], each["kind"]
+        is_key = not KEYS.isdisjoint({name, f"{each['object_name']}.{name}"}) or (
+            name.endswith(("_id", "_key")) and name != "commit_id"
+        )
+        assert (kind == "key") == is_key, name
+        assert (kind == "time") == (each["type"] in {"date", "timestamp with time zone"}), name
+        assert (kind == "flag") == (each["type"] == "boolean") == name.startswith("is_"), name
+        assert each["unit"] or kind not in {"count", "rate", "time"}, name
+        assert (kind == "rate") == (each["unit"] == "share" or "p50" in name or "p95" in name), name
+
+
+def test_both_databases_have_the_same_dictionary(sqlite_url: str, postgresql_url: str) -> None:
+    assert dictionary_columns(sqlite_url) == dictionary_columns(postgresql_url)
+
+
+KEYS = {
+    "position", "revision", "environment_signature", "object_name", "column_name",
+    "archive_settings.name",
+}  # fmt: skip
+
+
+def dictionary_columns(url: str) -> list[dict[str, Any]]:
+    """Return the rows of a new archive's dictionary that are of columns."""
+    engine = connect(url)
+    prepare(engine)
+    with reading(engine) as connection:
+        rows = select_all(connection, "data_dictionary")
+    engine.dispose()
+    columns = [row for row in rows if row["column_name"]]
+    return sorted(columns, key=lambda row: (row["object_name"], row["column_name"]))
 
 
 def test_postgresql_has_the_descriptions_as_comments(postgresql_url: str) -> None:

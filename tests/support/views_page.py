@@ -18,7 +18,9 @@ INTRODUCTION = """\
 BI tools and your own queries read these views; [BI.md](BI.md) explains how to connect the tools.
 Names and meanings stay the same from version to version and on both databases. On PostgreSQL the
 views are in the schema `reporting` (setting `database.reporting_schema`), with the texts below as
-comments. On both databases `SELECT * FROM data_dictionary` returns the texts.
+comments. On both databases `SELECT * FROM data_dictionary` returns the texts. Types are those of
+PostgreSQL. A column's kind tells its use: a `key` joins rows, a `dimension` groups them, a `count`
+can be summed, a `rate` must be neither summed nor averaged.
 [REPORTS.md](REPORTS.md) gives the formulas and their reasons.
 
 `make views` writes this page from `migrations/views/` and `migrations/dictionary.toml`.
@@ -38,14 +40,26 @@ def page() -> str:
 
 
 def _section(connection: Connection, view: str) -> str:
-    query = select(data_dictionary.c.column_name, data_dictionary.c.description)
-    of_view = data_dictionary.c.object_name == view
-    meanings: dict[str, str] = dict(connection.execute(query.where(of_view)).all())
+    dictionary = data_dictionary.c
+    query = select(
+        dictionary.column_name,
+        dictionary.description,
+        dictionary.type,
+        dictionary.kind,
+        dictionary.unit,
+    )
+    of_view = query.where(dictionary.object_name == view)
+    described = {name: values for name, *values in connection.execute(of_view)}
     columns = [column["name"] for column in inspect(connection).get_columns(view)]
-    rows = [f"| {name} | {meanings.get(name, '')} |" for name in columns]
-    description = meanings.get("", "")
-    text = description[:1].upper() + description[1:]
-    return "\n".join([f"## {view}", text, "", "| column | meaning |", "|---|---|", *rows, ""])
+    rows = [_row(name, *described[name]) for name in columns]
+    [text, *_] = described[""]
+    head = "| column | type | kind | unit | meaning |"
+    section = [f"## {view}", text[:1].upper() + text[1:], "", head, "|---|---|---|---|---|"]
+    return "\n".join([*section, *rows, ""])
+
+
+def _row(name: str, meaning: str, type_name: str, kind: str, unit: str | None) -> str:
+    return f"| {name} | {type_name} | {kind} | {unit or ''} | {meaning} |"
 
 
 if __name__ == "__main__":
