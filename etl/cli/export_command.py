@@ -12,6 +12,8 @@ from etl.errors import UsageError
 
 if TYPE_CHECKING:
     from etl.cli.session import Session
+    from etl.db.opening import Archive
+    from etl.export.tables import FileForm
 
 
 @click.command(epilog="Example: result-archiver export --csv results")
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
     "--csv", type=options.FILE, metavar="FOLDER", help="A CSV file for each view and table."
 )
 @click.option("--jsonl", type=options.FILE, metavar="FOLDER", help="The same in JSON Lines.")
+@click.option(
+    "--parquet",
+    type=options.FILE,
+    metavar="FOLDER",
+    help="The same in Parquet, with types and descriptions; needs the extra `lake`.",
+)
 @options.raw
 @options.as_json
 @options.pass_session
@@ -29,6 +37,7 @@ def export(
     sqlite: Path | None,
     csv: Path | None,
     jsonl: Path | None,
+    parquet: Path | None,
     raw: bool,
     as_json: bool,
 ) -> int:
@@ -36,8 +45,12 @@ def export(
 
     All files are of one moment, and are written together or not at all.
     """
-    if [sqlite, csv, jsonl].count(None) != 2:
-        raise UsageError("export: give one of --sqlite FILE, --csv FOLDER or --jsonl FOLDER")
+    folders = {"csv": csv, "jsonl": jsonl, "parquet": parquet}
+    given = [(form, folder) for form, folder in folders.items() if folder]
+    if len(given) + (sqlite is not None) != 1:
+        raise UsageError(
+            "export: give one of --sqlite FILE, --csv FOLDER, --jsonl FOLDER or --parquet FOLDER"
+        )
     if sqlite:
         size = _write_copy(session, sqlite)
         if as_json:
@@ -45,7 +58,8 @@ def export(
         else:
             display.note(f"{sqlite}: a copy to publish, {size / 1e6:.1f} MB")
         return 0
-    counts = _write_files(session, csv, jsonl, raw=raw)
+    [(form, folder)] = given
+    counts = _write_files(session, form, folder, raw=raw)
     if as_json:
         display.as_json([{"file": str(file), "rows": rows} for file, rows in counts.items()])
     else:
@@ -63,16 +77,34 @@ def _write_copy(session: "Session", target: Path) -> int:
     return target.stat().st_size
 
 
-def _write_files(
-    session: "Session", csv: Path | None, jsonl: Path | None, *, raw: bool
-) -> dict[Path, int]:
+def _write_files(session: "Session", form: str, folder: Path, *, raw: bool) -> dict[Path, int]:
     """Return how many rows each file has."""
     from etl.export import tables
 
-    form, folder = ("csv", csv) if csv else ("jsonl", jsonl or Path())
-    write = partial(tables.write_csv, raw=raw) if csv else tables.write_json_lines
     with session.open_to_read() as archive:
         try:
-            return dict(tables.write(archive.engine, folder, form, write))
+            return dict(tables.write(archive.engine, folder, _find_form(form, archive, raw=raw)))
         except OSError as error:
             raise UsageError(f"--{form} {folder}: cannot be written: {error.strerror}") from None
+
+
+def _find_form(form: str, archive: "Archive", *, raw: bool) -> "FileForm":
+    """Return how files of a form are written. Raises UsageError without the extra for Parquet."""
+    from etl.export.tables import FileForm, write_csv, write_json_lines
+
+    if form == "csv":
+        return FileForm(form, partial(write_csv, raw=raw))
+    if form == "jsonl":
+        return FileForm(form, write_json_lines)
+    try:
+        from etl.export import parquet
+    except ModuleNotFoundError as error:
+        if error.name != "pyarrow":
+            raise
+        raise UsageError(
+            "--parquet: pyarrow is not installed", "pip install 'result-archiver[lake]'"
+        ) from None
+    with archive.reading() as connection:
+        descriptions = parquet.read_descriptions(connection)
+    write = partial(parquet.write_parquet, descriptions)
+    return FileForm(form, write, parquet.is_parquet_of, parquet.ROWS_IN_A_GROUP)

@@ -6,7 +6,7 @@ ledger are not exported.
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -82,12 +82,22 @@ Write = Callable[[Path, FromClause, Parts], int]
 """Writes a file of rows that have these columns, part by part; returns how many there are."""
 
 
-def write(
-    engine: Engine, folder: Path, suffix: str, write_file: Write, rows_at_once: int = ROWS_AT_ONCE
-) -> Mapping[Path, int]:
+class FileForm(NamedTuple):
+    """A form of files: the end of their names, how they are written, and known as ours.
+
+    At most `rows_at_once` rows are in memory.
+    """
+
+    suffix: str
+    write: Write
+    is_export_of: Callable[[Collection[str], Path], bool] = is_export_of
+    rows_at_once: int = ROWS_AT_ONCE
+
+
+def write(engine: Engine, folder: Path, form: FileForm) -> Mapping[Path, int]:
     """Write one state of the archive into `folder`: all files, or none.
 
-    Earlier exports are replaced. At most `rows_at_once` rows are in memory.
+    Earlier exports are replaced.
 
     Returns:
         The files, each named after its view or table, with the number of their rows.
@@ -101,14 +111,15 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     with snapshot(engine) as connection:
         exported = _list_exported(connection)
-        targets = {folder / f"{each.name}.{suffix}": each for each in exported}
+        targets = {folder / f"{each.name}.{form.suffix}": each for each in exported}
         checks = {
-            target: partial(is_export_of, each.rows.c.keys()) for target, each in targets.items()
+            target: partial(form.is_export_of, each.rows.c.keys())
+            for target, each in targets.items()
         }
         try:
             with write_whole(checks) as drafts:
                 counts = [
-                    write_file(draft, each.rows, _read(connection, each, rows_at_once))
+                    form.write(draft, each.rows, _read(connection, each, form.rows_at_once))
                     for draft, each in zip(drafts, exported, strict=True)
                 ]
         except ForeignFileError as error:

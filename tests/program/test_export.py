@@ -15,6 +15,7 @@ from sqlalchemy import Engine, text
 from etl.db.database import connect, prepare, writing
 from etl.errors import DatabaseError
 from etl.export import tables
+from etl.export.tables import FileForm
 from etl.ledger import tracking
 from etl.ledger.tracking import Entry
 from tests.db.test_views import MONDAY, VIEWS
@@ -148,7 +149,7 @@ def test_all_files_are_of_one_moment(archive: Engine, tmp_path: Path, database_u
             look(archive, run_id, MONDAY, a_test("cart", "passed"))
         return written
 
-    files = tables.write(archive, tmp_path / "results", "jsonl", write)
+    files = tables.write(archive, tmp_path / "results", FileForm("jsonl", write))
     rows = {file.stem: count for file, count in files.items()}
     assert (rows["run_results"], rows["runs"]) == (2, 2)
 
@@ -162,7 +163,7 @@ def test_many_rows_are_read_part_by_part(archive: Engine, tmp_path: Path) -> Non
         sizes.append(found)
         return sum(found)
 
-    files = tables.write(archive, tmp_path / "results", "any", write, rows_at_once=3)
+    files = tables.write(archive, tmp_path / "results", FileForm("any", write, rows_at_once=3))
     assert files[tmp_path / "results" / "test_results.any"] == 4
     assert [3, 1] in sizes
     assert max(map(max, filter(None, sizes))) == 3
@@ -294,13 +295,16 @@ def test_an_export_of_an_older_version_is_replaced(
 # --- what is wrong --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", ["", "--csv a --jsonl b", "--csv a --sqlite b.db", "--raw"])
+@pytest.mark.parametrize("arguments", ["", "--csv a --parquet b", "--csv a --sqlite b.db", "--raw"])
 def test_one_target_has_to_be_named(archiver: Program, arguments: str) -> None:
     done = archiver.call("export", *arguments.split())
     assert done == (
         2,
         "",
-        "error: export: give one of --sqlite FILE, --csv FOLDER or --jsonl FOLDER\n",
+        (
+            "error: export: give one of --sqlite FILE, --csv FOLDER, --jsonl FOLDER or"
+            " --parquet FOLDER\n"
+        ),
     )
     assert not (archiver.folder / "a").exists()
 
