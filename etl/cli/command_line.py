@@ -43,6 +43,7 @@ COMMANDS = {
     "replay": ("rebuild_commands", "Rebuild all derived tables from the payloads, offline."),
     "verify": ("rebuild_commands", "Check tables and history against the payloads, row by row."),
     "export": ("export_command", "Write the archive to files for other programs, without tokens."),
+    "bi": ("bi_command", "Write dashboards and queries for a BI tool (docs/BI.md)."),
     "sandbox": ("sandbox_command", "Serve the API on loopback, with made-up runs."),
     "db": ("db_commands", "Create, upgrade or downgrade the tables; give a BI tool access."),
     "alias": ("alias_commands", "Join the history of a renamed test, or separate it again."),

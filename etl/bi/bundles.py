@@ -1,0 +1,56 @@
+"""The files for each BI tool, written whole or not at all, never over a file that is not ours."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from etl.bi import for_datasette, for_grafana, for_powerbi, for_sql, for_superset
+from etl.bi.view_columns import MADE_BY, BiSource
+from etl.errors import UsageError
+from etl.files import ForeignFileError, write_whole
+
+SEARCHED_BYTES = 65_536
+
+MARK = MADE_BY.encode()
+
+Files = Mapping[str, bytes]
+"""Contents by path within a folder; a single file has the path ""."""
+
+MAKERS: Mapping[str, Callable[[BiSource], Files]] = {
+    "superset": for_superset.make,
+    "grafana": for_grafana.make,
+    "datasette": for_datasette.make,
+    "sql": for_sql.make,
+    "powerbi": for_powerbi.make,
+}
+
+
+def write_bundle(tool: str, source: BiSource, output: Path) -> list[Path]:
+    """Write the files for a tool to `output`, and return their paths.
+
+    Raises:
+        UsageError: there is no such tool, a file cannot be written, or one that exists is not ours.
+    """
+    if tool not in MAKERS:
+        raise UsageError(f"bi {tool}: there is no such tool; there are {', '.join(MAKERS)}")
+    made = MAKERS[tool](source)
+    files = {output / path if path else output: content for path, content in made.items()}
+    try:
+        for folder in {file.parent for file in files if file != output}:
+            folder.mkdir(parents=True, exist_ok=True)
+        with write_whole(dict.fromkeys(files, is_ours)) as drafts:
+            for draft, content in zip(drafts, files.values(), strict=True):
+                draft.write_bytes(content)
+    except ForeignFileError as error:
+        raise UsageError(f"--output {error}") from None
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from None
+    return list(files)
+
+
+def is_ours(file: Path) -> bool:
+    """Tell whether `bi` wrote the file."""
+    with file.open("rb") as opened:
+        start = opened.read(SEARCHED_BYTES)
+        opened.seek(max(0, file.stat().st_size - SEARCHED_BYTES))
+        end = opened.read()
+    return start.startswith(for_powerbi.CONNECTION) or any(MARK in each for each in (start, end))

@@ -1,0 +1,71 @@
+"""The charts and measures of charts.toml."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct, convert
+
+CATALOG = Path(__file__).with_name("charts.toml")
+
+
+class Measure(Struct, frozen=True, forbid_unknown_fields=True):
+    """A figure over rows of a view; charts.toml explains the fields."""
+
+    title: str
+    views: Sequence[str]
+    unit: str = ""
+    rows: bool = False
+    sum: Sequence[str] = ()
+    over: Sequence[str] = ()
+    mean: str = ""
+    newest: str = ""
+    per: int = 1
+
+
+class Expression(Struct, frozen=True, forbid_unknown_fields=True):
+    """A column that depends on the time of the query, in the SQL of each database."""
+
+    title: str
+    views: Sequence[str]
+    postgresql: str
+    sqlite: str
+
+    def in_dialect(self, dialect: str) -> str:
+        """Return its SQL on a database."""
+        return (self.postgresql if dialect == "postgresql" else self.sqlite).strip()
+
+
+class Chart(Struct, frozen=True, forbid_unknown_fields=True):
+    """A chart; charts.toml explains the fields."""
+
+    title: str
+    description: str
+    view: str
+    drawing: Literal["lines", "stacked", "bars", "table"]
+    order: Sequence[str]
+    when: str = ""
+    time: str = ""
+    groups: Sequence[str] = ()
+    measures: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    where: str = ""
+
+    @property
+    def dimensions(self) -> list[str]:
+        """The columns that rows are grouped by."""
+        return [*filter(None, [self.time]), *self.groups]
+
+
+class Catalog(Struct, frozen=True, forbid_unknown_fields=True):
+    """All of charts.toml."""
+
+    measures: Mapping[str, Measure]
+    expressions: Mapping[str, Expression]
+    charts: Mapping[str, Chart]
+
+
+def read_catalog() -> Catalog:
+    """Read charts.toml."""
+    return convert(tomllib.loads(CATALOG.read_text(encoding="utf-8")), Catalog)
