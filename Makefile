@@ -3,8 +3,9 @@
 BIN := .venv/bin
 SETUP := .venv/set-up
 BENCH_SETUP := .venv-bench/set-up
+SUPERSET_SETUP := .venv-superset/set-up
 
-.PHONY: help demo test soak chaos fuzz month polling bench bench-claims bench-growth views picture check lock clean quick
+.PHONY: help demo test soak chaos superset fuzz month polling bench bench-claims bench-growth views picture check lock clean quick
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -28,6 +29,10 @@ soak: $(SETUP) ## run the service for ten minutes with outages, and 2,000 passes
 chaos: $(SETUP) ## kill processes, cut networks, fill disks and break the API (15 minutes)
 	.ci/setup postgresql
 	$(BIN)/pytest -m chaos -s
+
+superset: $(SETUP) $(SUPERSET_SETUP) ## import the bundle of `bi superset` into Superset, and compare its data (10 minutes)
+	.ci/setup postgresql
+	$(BIN)/pytest -m superset
 
 fuzz: $(SETUP) ## decode malformed answers for ten minutes
 	FUZZ_SECONDS=600 $(BIN)/pytest tests/unit/test_fuzz.py -s
@@ -73,7 +78,7 @@ lock: $(SETUP) ## write the lock files from pyproject.toml
 	$(LOCK) --output-file requirements-bench.lock --constraints requirements.lock --group bench
 
 clean: ## remove the files that other targets made
-	rm -rf .venv .venv-bench build dist demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench .venv-superset build dist demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find etl migrations tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(SETUP): requirements-dev.lock pyproject.toml .ci/setup
@@ -82,4 +87,8 @@ $(SETUP): requirements-dev.lock pyproject.toml .ci/setup
 
 $(BENCH_SETUP): requirements-bench.lock .ci/setup
 	.ci/setup bench
+	@touch $@
+
+$(SUPERSET_SETUP): .ci/setup
+	.ci/setup superset
 	@touch $@

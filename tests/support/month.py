@@ -49,8 +49,9 @@ class Look:
 class Month:
     """An archive of the demo's month."""
 
-    def __init__(self, engine: Engine, ask: Ask, zone: str) -> None:
+    def __init__(self, engine: Engine, ask: Ask, zone: str, reader: str = "") -> None:
         self.engine = engine
+        self.reader = reader
         self.ask = ask
         self.dialect = engine.dialect.name
         self.zone = ZoneInfo(zone)
@@ -199,7 +200,7 @@ def month_on_postgresql(server: Server, zone: str) -> Iterator[Month]:
                 names = [column.name for column in cursor.description or ()]
                 return [dict(zip(names, row, strict=True)) for row in cursor]
 
-            yield Month(engine, ask, zone)
+            yield Month(engine, ask, zone, role)
         engine.dispose()
 
 

@@ -1,0 +1,53 @@
+"""Run by Superset's own Python: import a bundle twice, and print the data of its charts as JSON.
+
+python superset_client.py BUNDLE DASHBOARD_SLUG
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from superset.app import create_app
+
+USER = {"username": "admin", "password": "admin", "provider": "db"}
+
+
+def main(bundle: str, slug: str) -> None:
+    """Print the rows of each chart, without a filter and of one application."""
+    superset = Path(sys.executable).with_name("superset")
+    for _ in range(2):
+        subprocess.run(
+            [superset, "import-dashboards", "--path", bundle, "--username", "admin"], check=True
+        )
+    client = create_app().test_client()
+    token = client.post("/api/v1/security/login", json=USER).get_json()["access_token"]
+    headers = {"Authorization": f"Bearer {token}"}
+    answer = client.get(f"/api/v1/dashboard/{slug}/charts", headers=headers)
+    charts = answer.get_json()["result"]
+    found = {chart["slice_name"]: read_chart(client, headers, chart["id"]) for chart in charts}
+    print(json.dumps(found))  # noqa: T201  the answer of this program
+
+
+def read_chart(client: Any, headers: dict[str, str], chart_id: int) -> list[list[dict[str, Any]]]:
+    """Return a chart's rows by its own query, and by one with a filter of the dashboard."""
+    saved = client.get(f"/api/v1/chart/{chart_id}/data/", headers=headers)
+    chart = client.get(f"/api/v1/chart/{chart_id}", headers=headers).get_json()["result"]
+    context = json.loads(chart["query_context"])
+    for query in context["queries"]:
+        query["filters"].append({"col": "application", "op": "IN", "val": ["Storefront"]})
+    filtered = client.post("/api/v1/chart/data", headers=headers, json=context)
+    return [rows_of(each) for each in (saved, filtered)]
+
+
+def rows_of(answer: Any) -> list[dict[str, Any]]:
+    """Return the rows of an answer; fail with its text if it is none."""
+    if answer.status_code != 200:
+        sys.exit(answer.get_data(as_text=True))
+    rows: list[dict[str, Any]] = answer.get_json()["result"][0]["data"]
+    return rows
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
