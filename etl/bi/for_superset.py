@@ -95,8 +95,11 @@ def _dataset(source: BiSource, name: str, view: DescribedView) -> Content:
         if name in each.views
     ]
     columns = [_column(key, each, source) for key, each in view.columns.items()]
+    # Names of datasets are unique in a Superset whose own database is SQLite.
+    query = f"SELECT * FROM {source.quoted_view(name)}"  # noqa: S608  our names
     return {
-        "table_name": name,
+        "table_name": source.name(name),
+        "sql": query if source.prefix else None,
         "main_dttm_col": next((each for each in TIMES if each in view.columns), None),
         "description": view.description,
         "schema": source.schema,

@@ -54,6 +54,10 @@ class BiSource(NamedTuple):
     url: URL
     prefix: str
 
+    def quoted_view(self, name: str) -> str:
+        """Return a view's name in the SQL of this database."""
+        return f"{self.quoted_schema}.{name}" if self.dialect == "postgresql" else name
+
     def name(self, text: str) -> str:
         """Return a name or slug that is unique in the tool."""
         return f"{self.prefix}-{text}" if self.prefix else text

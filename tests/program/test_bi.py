@@ -26,7 +26,7 @@ SUPERSET_KEYS = {
     },
     "datasets": {
         "table_name", "main_dttm_col", "description", "schema", "filter_select_enabled", "uuid",
-        "metrics", "columns", "version", "database_uuid",
+        "metrics", "columns", "version", "database_uuid", "sql",
     },
     "charts": {
         "slice_name", "description", "viz_type", "params", "query_context", "uuid", "version",
@@ -215,6 +215,11 @@ def test_uuids_and_slugs_are_fixed_but_for_the_prefix(archiver: Program) -> None
     board = "dashboards/result-archiver"
     assert (one[board]["slug"], other[board]["slug"]) == ("test-results", "mobile-test-results")
     assert other[board]["dashboard_title"] == "mobile: Test results"
+    names, others = (
+        {content["table_name"] for content in files.values() if "table_name" in content}
+        for files in (one, other)
+    )
+    assert others == {f"mobile-{name}" for name in names}
 
 
 def test_the_database_is_as_the_tool_reaches_it(archiver: Program) -> None:
