@@ -17,6 +17,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import psycopg
+from msgspec.structs import replace
 from psycopg import sql
 from sqlalchemy import Engine, Table, select
 
@@ -116,7 +117,7 @@ class Month:
         for run in self.runs:
             answer = self.looks[run.run_id][-1].answer
             for position, test in enumerate(run.tests):
-                by_id = rules[run.application] == "id"
+                by_id = rules.get(run.application) == "id"
                 key = answer["tests"][position]["id"] if by_id else (test.name, test.type)
                 if run.started_at:
                     result = restated.Result(run, position, test)
@@ -168,7 +169,8 @@ def fill(url: str, zone: str) -> None:
         open_or_create(url, settings) as archive,
         demo_archive.serving(now) as (sandbox, config),
     ):
-        assert demo_archive.ingest_month(archive, config, sandbox) == 0
+        in_zone = replace(config, reporting=settings.reporting)
+        assert demo_archive.ingest_month(archive, in_zone, sandbox) == 0
 
 
 @contextmanager
@@ -196,7 +198,7 @@ def month_on_postgresql(server: Server, zone: str) -> Iterator[Month]:
         with granted_role(server, engine) as role, logged_in(engine, role) as connection:
 
             def ask(query: str) -> list[Row]:
-                cursor = connection.execute(query.replace("%", "%%").encode())
+                cursor = connection.execute(query.encode())
                 names = [column.name for column in cursor.description or ()]
                 return [dict(zip(names, row, strict=True)) for row in cursor]
 
@@ -231,6 +233,7 @@ def logged_in(engine: Engine, role: str) -> Iterator[psycopg.Connection]:
         )
     ) as connection:
         connection.autocommit = True
+        connection.execute("SET search_path TO reporting")
         yield connection
 
 
