@@ -37,6 +37,7 @@ _OF_SQLITE = {
 _OF_STATES = {
     "22021": (Fault.ENCODING, ENCODING_REMEDY),
     "22P05": (Fault.ENCODING, ENCODING_REMEDY),
+    "25P03": (Fault.UNAVAILABLE, ""),
     "25006": (Fault.NO_RIGHTS, "the server is read-only; name the primary in database.url"),
     "42501": (
         Fault.NO_RIGHTS,

@@ -774,7 +774,33 @@ ingests = Table(
     *[Column(name, BigInteger, nullable=False, server_default="0") for name in OUTCOMES],
     Column("requests", BigInteger, nullable=False, server_default="0"),
     Column("exit_code", BigInteger),
-    Column("wait_until", Timestamp),
+)
+
+source_limits = Table(
+    "source_limits",
+    metadata,
+    Column("source", Key, primary_key=True),
+    Column("next_slot_at", Timestamp, nullable=False),
+    Column("asked_until", Timestamp),
+    Column("halt", Text),
+    Column("halt_reason", Text),
+    Column("halted_at", Timestamp),
+    # This pass and those before it send nothing more.
+    Column("halted_pass", BigInteger),
+    Column("answered_at", Timestamp),
+    Column("prober", Text),
+    sqlite_with_rowid=False,
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("worker", Key, primary_key=True),
+    Column("source", Key, primary_key=True),
+    Column("pass_id", BigInteger, nullable=False),
+    Column("seen_at", Timestamp, nullable=False),
+    Column("connections", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 health = Table(

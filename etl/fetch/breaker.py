@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from etl.answers.outcome import Target, TransientError
-from etl.fetch.rate_limit import RateLimit, RequestLimits
+from etl.fetch.permits import Halt, PermitAsk, Permits
+from etl.fetch.rate_limit import Budget, RateLimit, RequestLimits
 
 FAILED_PROBES = 5
 """The API is down after this number of probes in a row without an answer."""
@@ -28,24 +29,11 @@ MOST_CONTROLS = 20
 """The most requests for the control in one pass."""
 MOST_HELD_BACK = 1000
 """Failing runs are judged at the end of the pass, or when this number is held back."""
+ANSWER_COUNTS_S = 2.0
+"""A result of another worker shows an API alive for this long."""
 DENIED_AT_FIRST = 5
 """After this number of 403 before any other answer it is the key that is refused."""
 DENIED_REMEDY = "track each run with its read token, or use a key that may read"
-
-
-class Halt(Enum):
-    """Why a pass stops before its work is done; the rest stays due."""
-
-    DOWN = "down"
-    """The API does not answer, or answers something else than results."""
-    BUSY = "busy"
-    """The API asks for a longer wait than `api.max_wait_s`."""
-    REFUSED = "refused"
-    """The API refuses the key."""
-    NO_RESOURCES = "no_resources"
-    """This machine lacks file descriptors; nothing is known of the API."""
-    INTERRUPTED = "interrupted"
-    """A person or the system stopped the pass."""
 
 
 class Signal(Enum):
@@ -91,13 +79,20 @@ class Breaker:
     """
 
     def __init__(
-        self, limits: RequestLimits, rate: RateLimit | None = None, control: Target | None = None
+        self, limits: RequestLimits, budget: Budget | None = None, control: Target | None = None
     ) -> None:
-        self.in_flight = 0
         self._halt: Halt | None = None
         self._halt_reason = ""
-        self._rate = rate or RateLimit(limits)
+        self._rate = RateLimit(limits, budget or Budget(limits))
         self._limits = limits
+        self._may_probe = False
+        self._is_asking = False
+        self._ask_not_before = 0.0
+        self._answered_at = 0.0
+        self._failed_at = 0.0
+        self._heard_until = 0.0
+        """The end of the wait that the API asked this worker for."""
+        self._is_report_due = False
         self._control = control
         self._controls_left = MOST_CONTROLS if control else 0
         self._control_row = 0
@@ -123,6 +118,11 @@ class Breaker:
         return self._halt_reason or self._rate.impatience
 
     @property
+    def in_flight(self) -> int:
+        """The number of requests under way."""
+        return self._rate.in_flight
+
+    @property
     def waiting(self) -> int:
         """The number of jobs that wait to be sent."""
         return len(self._ready)
@@ -130,7 +130,7 @@ class Breaker:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is under way, and nothing will be without more jobs."""
-        is_done = not self._ready or self.halt is not None or self._rate.is_spent
+        is_done = not self._ready or self.halt is not None or self._rate.budget.is_spent
         return self.in_flight == 0 and is_done
 
     def offer(self, targets: Iterable[Target]) -> None:
@@ -145,29 +145,92 @@ class Breaker:
         job.attempts += 1
         job.is_probe = self._is_probing
         job.error = None
-        self.in_flight += 1
-        self._rate.send(now)
+        self._rate.send()
         return job
 
     def wait_s(self, now: float) -> float | None:
         """Return in how many seconds `take` may succeed; None: not before a job comes back."""
-        if self.halt or not self._ready or self._rate.is_spent:
+        if self.halt or not self._ready or self._rate.budget.is_spent:
             return None
-        if not self._rate.has_room or (self._is_probing and self.in_flight):
+        is_closed = self._is_probing and (self.in_flight or not self._may_probe)
+        return None if is_closed or not self._rate.has_room else self._rate.wait_s(now)
+
+    def asks_in_s(self, now: float) -> float | None:
+        """Return in how many seconds `ask_permits` has something to say; None: not yet."""
+        if self._is_report_due:
+            return 0.0
+        is_over = self.halt or not self._ready or self._rate.budget.is_spent
+        is_closed = not self._rate.has_room or (self._is_probing and self.in_flight)
+        if is_over or is_closed or self._is_asking:
             return None
-        return self._rate.wait_s(now)
+        is_barred = self._is_probing and not self._may_probe
+        if not is_barred and not self._rate.is_low(now):
+            return None
+        return max(self._rate.pause_s(now), self._ask_not_before - now)
+
+    def ask_permits(self, source: str, now: float) -> PermitAsk | None:
+        """Return what has to be asked or reported now, if anything."""
+        if self.asks_in_s(now) != 0:
+            return None
+        is_report, self._is_report_due = self._is_report_due, False
+        self._is_asking = self._is_asking or not is_report
+        rate = self._rate
+        return PermitAsk(
+            source,
+            0 if is_report else min(rate.connections - rate.in_flight, len(self._ready)),
+            self._is_probing,
+            rate.connections,
+            rate.in_flight,
+            self._answered_at,
+            self._heard_until,
+            self._halt if self._halt in {Halt.REFUSED, Halt.DOWN} else None,
+            self._halt_reason,
+        )
+
+    def permit(self, permits: Permits, now: float) -> None:
+        """Take permits, and heed what other workers heard of the API."""
+        self._set_connections(permits.connections)
+        if permits.begins_at is not None:
+            self._may_probe = permits.may_probe
+            self._is_asking = False
+            if permits.length_s:
+                self._rate.permit(permits.begins_at, permits.length_s)
+            else:
+                self._ask_not_before = permits.begins_at
+        if permits.asked_until > now:
+            self._rate.obey_retry_after(permits.asked_until - now, now)
+        if permits.halt:
+            self.stop(permits.halt, permits.halt_reason)
+        if permits.answered_at > max(self._failed_at, now - ANSWER_COUNTS_S):
+            self._open_up()
+
+    def _set_connections(self, connections: int) -> None:
+        is_fewer = connections < self._rate.connections
+        self._rate.connections = connections
+        self._is_report_due |= is_fewer and self._rate.in_flight <= connections
 
     def record(self, job: Job, signal: Signal, error: TransientError | None, now: float) -> None:
         """Take a job back with the signal of its attempt; `error` comes with all but RESULT."""
-        self.in_flight -= 1
         self._rate.in_flight -= 1
+        # Other workers may use a connection that is beyond our share, once it is free.
+        self._is_report_due |= self._rate.in_flight == self._rate.connections
         job.error = error
+        was_halted = self.halt
+        self._judge(job, signal, now)
+        if self._is_probing and signal is not Signal.NO_REQUEST:
+            self._failed_at = now
+        if error and error.wait_s:
+            self._heard_until = max(self._heard_until, now + error.wait_s)
+        self._is_report_due |= self.halt is not was_halted or bool(error and error.wait_s)
+
+    def _judge(self, job: Job, signal: Signal, now: float) -> None:
+        """Decide what the signal of a job's attempt says of the API."""
         if job.is_control:
             self._is_control_out = False
             self._control_row = self._control_row + 1 if signal is Signal.RESULT else 0
         match signal:
             case Signal.RESULT:
-                self._close_circuit(job)
+                self._close_circuit(job, now)
             case Signal.NO_RESULT:
                 self._count_no_result(job)
             case Signal.TRANSIENT:
@@ -182,14 +245,19 @@ class Breaker:
             case Signal.NO_REQUEST:
                 self._finish_job(job)
 
-    def _close_circuit(self, job: Job) -> None:
+    def _close_circuit(self, job: Job, now: float) -> None:
         """Note an answer that shows the API alive and the key accepted."""
         self._results += 1
+        self._answered_at = now
+        self._finish_job(job)
+        self._open_up()
+
+    def _open_up(self) -> None:
+        """Use all connections: this worker, or another one, got a result."""
         self._has_heard = True
         self._is_probing = False
         self._failed_probes = []
         self._without_result = []
-        self._finish_job(job)
         self._decide_denied()
 
     def _count_no_result(self, job: Job) -> None:
@@ -265,7 +333,7 @@ class Breaker:
         Its answers tell failures of the runs from a failure of the API.
         """
         is_needed = bool(self._exhausted) and not self._is_api_well
-        is_open = self.is_idle and self.halt is None and not self._rate.is_spent
+        is_open = self.is_idle and self.halt is None and not self._rate.budget.is_spent
         return is_needed and is_open and self._queue_control()
 
     def _ask_before(self, row: int, longest: int) -> bool:

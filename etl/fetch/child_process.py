@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -15,6 +16,7 @@ from msgspec import DecodeError, msgpack
 from etl.answers.outcome import Target
 from etl.errors import ArchiverError, OutOfFilesError, is_out_of_files
 from etl.fetch.messages import Ask, Batch, Begin, Done, Targets
+from etl.fetch.permits import PermitAsk, Permits
 
 DATABASE_VARIABLES = {"RESULT_ARCHIVER__DATABASE__URL", "PGPASSWORD"}
 """Environment variables with the database's password, which the child must not have."""
@@ -44,18 +46,18 @@ class ChildProcess:
                     f"the process that fetches cannot be started: {error.strerror};"
                     " make room for it"
                 ) from None
-        self._decoder = msgpack.Decoder(Ask | Batch)
-        self._is_given_up = False
+        self._decoder = msgpack.Decoder(Ask | PermitAsk | Batch)
+        self._sending = threading.Lock()
         self._send(begin)
 
-    def receive(self) -> Ask | Batch:
+    def receive(self) -> Ask | PermitAsk | Batch:
         """Wait for a message, and return it.
 
         Raises:
             FetchingLostError: there will be no more.
         """
         try:
-            message: Ask | Batch = self._decoder.decode(self._connection.recv_bytes())
+            message: Ask | PermitAsk | Batch = self._decoder.decode(self._connection.recv_bytes())
         except (EOFError, OSError, DecodeError):
             self._process.kill()
             raise FetchingLostError(
@@ -67,6 +69,10 @@ class ChildProcess:
     def give(self, targets: Sequence[Target]) -> None:
         """Send the targets that were asked for."""
         self._send(Targets(list(targets)))
+
+    def permit(self, permits: Permits) -> None:
+        """Send permits."""
+        self._send(permits)
 
     def done(self) -> None:
         """Report a batch as committed."""
@@ -86,8 +92,8 @@ class ChildProcess:
         self._process.wait()
         self._connection.close()
 
-    def _send(self, message: Begin | Targets | Done) -> None:
-        with suppress(OSError):  # the child is gone: `receive` says so
+    def _send(self, message: Begin | Targets | Permits | Done) -> None:
+        with self._sending, suppress(OSError):  # the child is gone: `receive` says so
             self._connection.send_bytes(msgpack.encode(message))
 
 

@@ -18,6 +18,7 @@ from etl.answers.outcome import Outcome, Target
 from etl.config.settings import Config
 from etl.fetch.child_process import ChildProcess, FetchingLostError
 from etl.fetch.messages import Ask, Batch, Begin, End, unpack
+from etl.fetch.permits import PermitAsk, Permits
 
 CHILD_FROM_RUNS = 300
 """With fewer due runs, starting a child process takes longer than it saves."""
@@ -26,16 +27,20 @@ ROUTE_VARIABLES = {"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HTTPS_PROXY", "ALL_P
 
 Claim = Callable[[int, Sequence[str]], list[Target]]
 """Called with a count and the sources to leave out; returns [] when nothing is due."""
+AskPermits = Callable[[PermitAsk], None]
 
 
 class Peer(Protocol):
     """The fetching side of one pass: `FetchPool` or `ChildProcess`."""
 
-    def receive(self) -> Ask | Batch:
+    def receive(self) -> Ask | PermitAsk | Batch:
         """Wait for a message to the pass, and return it. The last one is a batch with its end."""
 
     def give(self, targets: Sequence[Target]) -> None:
         """Queue the targets that were asked for."""
+
+    def permit(self, permits: Permits) -> None:
+        """Take permits to send requests."""
 
     def done(self) -> None:
         """Count a batch as committed: the credit for another one."""
@@ -75,8 +80,10 @@ class Fetching:
         self._peer = peer
         self._grace: threading.Timer | None = None
 
-    def batches(self, claim: Claim) -> Iterator[FetchedBatch]:
+    def batches(self, claim: Claim, ask_permits: AskPermits) -> Iterator[FetchedBatch]:
         """Yield batches of outcomes until no target is left, or the fetching is stopped.
+
+        `ask_permits` is called with each demand for permits, and answers by `permit`, later.
 
         Raises:
             FetchingLostError: the child process is gone. Its earlier batches were yielded.
@@ -88,11 +95,18 @@ class Fetching:
             if isinstance(message, Ask):
                 self._peer.give(claim(message.count, message.without))
                 continue
+            if isinstance(message, PermitAsk):
+                ask_permits(message)
+                continue
             self.requests, self.end = message.requests, message.end
             if message.count:
                 yield FetchedBatch(message, self._peer.done)
 
-    def _receive(self) -> Ask | Batch | None:
+    def permit(self, permits: Permits) -> None:
+        """Pass permits on. Any thread may call it."""
+        self._peer.permit(permits)
+
+    def _receive(self) -> Ask | PermitAsk | Batch | None:
         try:
             return self._peer.receive()
         except FetchingLostError:

@@ -1,7 +1,8 @@
 """The messages between a pass and the threads or the process that fetches for it.
 
-A pull protocol: the fetching side asks for targets, the pass gives some or none; it gives a batch,
-the pass says when that is committed, which is the credit for the next one. Messages are msgpack
+A pull protocol: the fetching side asks for targets, the pass gives some or none; it asks for
+permits to send requests (`PermitAsk` and `Permits` of `breaker`); it gives a batch, the pass says
+when that is committed, which is the credit for the next one. Messages are msgpack
 with a type for each field: input is checked, and never executed. API keys are not among them: each
 process reads them from where they are kept.
 """
@@ -10,7 +11,7 @@ from msgspec import Raw, Struct, msgpack
 
 from etl.answers.outcome import Outcome, Target
 from etl.config.settings import Config
-from etl.fetch.breaker import Halt
+from etl.fetch.permits import Halt
 from etl.fetch.rate_limit import RequestLimits
 
 
@@ -25,9 +26,8 @@ class BatchSize(Struct, array_like=True, frozen=True):
 class Begin(Struct, array_like=True, frozen=True, tag=True):
     """Fetch for a pass of about `due` runs. `batches` may be fetched and not yet committed.
 
-    Targets are asked for when at most `low_mark` wait. `asked_wait_s` is the rest of the wait that
-    the API asked an earlier pass for. `controls` are archived runs, one a source, that tell an API
-    that is down from runs that fail.
+    Targets are asked for when at most `low_mark` of one of the `sources` wait. `controls` are
+    archived runs, one a source, that tell an API that is down from runs that fail.
     """
 
     config: Config
@@ -35,20 +35,20 @@ class Begin(Struct, array_like=True, frozen=True, tag=True):
     due: int
     batches: int
     low_mark: int = 500
-    asked_wait_s: float = 0
+    sources: int = 1
     controls: dict[str, Target] = {}
     size: BatchSize = BatchSize()
 
 
 class Ask(Struct, array_like=True, frozen=True, tag=True):
-    """Give up to `count` targets, `without` those of sources that are stopped."""
+    """Give up to `count` targets, `without` those of sources that need none."""
 
     count: int
     without: list[str]
 
 
 class Targets(Struct, array_like=True, frozen=True, tag=True):
-    """Fetch these; an empty list says that no more are due."""
+    """Fetch these; an empty list says that no more are due of the sources asked for."""
 
     targets: list[Target]
 
@@ -56,7 +56,6 @@ class Targets(Struct, array_like=True, frozen=True, tag=True):
 class End(Struct, array_like=True, frozen=True):
     """How the fetching ended: `halt` decides the pass's exit code."""
 
-    asked_wait_s: float
     halt: Halt | None
     halt_reason: str
 

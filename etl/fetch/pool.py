@@ -15,6 +15,7 @@ from etl.answers.outcome import Target
 from etl.fetch.breaker import Job
 from etl.fetch.fetcher import Attempt, pack_deferred, pack_outcome
 from etl.fetch.messages import Ask, Batch, Begin, End
+from etl.fetch.permits import PermitAsk, Permits
 from etl.fetch.rate_limit import Concurrency
 from etl.fetch.sources import Sources
 
@@ -36,40 +37,50 @@ class FetchPool:
         self._begin = begin
         self._fetcher = fetcher
         self._sources = Sources(begin.limits, begin.controls)
-        self._sources.rate.obey_retry_after(begin.asked_wait_s, time.monotonic())
         self._lock = threading.Lock()
         self._jobs = threading.Condition(self._lock)
         """Notified when a job may be ready, for the threads that fetch."""
         self._news = threading.Condition(self._lock)
         """Notified when `receive` may have something to return."""
-        self._concurrency = Concurrency(begin.limits.connections)
+        most = begin.limits.connections * begin.sources
+        self._concurrency = Concurrency(most)
         self._attempts: dict[Job, Attempt] = {}
         self._batch = _OpenBatch()
         self._uncommitted = 0
         self._is_asking = False
-        self._is_exhausted = False
+        self._asked_without: list[str] = []
+        self._left: set[str] | None = None
+        """The sources of which more runs may be due; None: any."""
         self._is_closed = False
         self._is_timed = False
         self._bug: Exception | None = None
-        for number in range(max(1, min(begin.limits.connections, begin.due))):
+        for number in range(max(1, min(most, begin.due))):
             # Daemons: a thread that hangs in a request must not keep the process alive.
             threading.Thread(target=self._fetch, name=f"fetch-{number}", daemon=True).start()
 
     # --- for the pass ---
 
-    def receive(self) -> Ask | Batch:
+    def receive(self) -> Ask | PermitAsk | Batch:
         """Wait for a message to the pass, and return it. The last one is a batch with its end."""
         with self._lock:
             while (message := self._next_message()) is None:
-                self._news.wait(self._late_in_s)
+                self._news.wait(self._news_in_s)
             return message
 
     def give(self, targets: Sequence[Target]) -> None:
         """Queue the targets that were asked for."""
         with self._lock:
             self._is_asking = False
-            self._is_exhausted = not targets
+            if not targets:
+                self._left = set(self._asked_without)
             self._sources.offer(targets)
+            self._jobs.notify()
+            self._news.notify()
+
+    def permit(self, permits: Permits) -> None:
+        """Take permits to send requests."""
+        with self._lock:
+            self._sources.permit(permits, time.monotonic())
             self._jobs.notify()
             self._news.notify()
 
@@ -98,34 +109,43 @@ class FetchPool:
         self.give_up()
         self._fetcher.close()
 
-    def _next_message(self) -> Ask | Batch | None:
+    def _next_message(self) -> Ask | PermitAsk | Batch | None:
         if self._bug is not None:
             raise self._bug
+        if self._permits_in_s == 0 and (ask := self._sources.ask_permits(time.monotonic())):
+            return ask
         if self._is_over:
             if self._is_closed or self._is_stopped or not self._sources.ask_controls():
                 return self._last_batch()
             self._jobs.notify()
         if self._is_batch_due:
             return self._take_batch()
-        if self._is_low and not self._is_asking and not self._is_exhausted:
+        if self._is_low and not self._is_asking:
             self._is_asking = True
-            return Ask(2 * self._begin.low_mark, self._sources.halted())
+            self._asked_without = self._sources.full(self._begin.low_mark)
+            return Ask(2 * self._begin.low_mark, self._asked_without)
         return None
 
     @property
     def _is_over(self) -> bool:
         if self._is_closed:
             return True
-        is_last = self._is_exhausted or self._is_stopped
-        return is_last and not self._is_asking and self._sources.is_idle
+        is_last = self._left is not None and self._left <= set(self._sources.halted())
+        return (is_last or self._is_stopped) and not self._is_asking and self._sources.is_idle
 
     @property
     def _is_stopped(self) -> bool:
-        return self._sources.is_interrupted or self._sources.rate.is_spent
+        return self._sources.is_interrupted or self._sources.budget.is_spent
 
     @property
     def _is_low(self) -> bool:
-        return not self._is_stopped and self._sources.waiting <= self._begin.low_mark
+        """Whether one of the sources of which more runs may be due has few waiting."""
+        if self._is_stopped:
+            return False
+        full, halted = set(self._sources.full(self._begin.low_mark)), self._sources.halted()
+        if self._left is not None:
+            return not self._left <= full
+        return len(full) < self._begin.sources or full <= set(halted)
 
     @property
     def _is_batch_due(self) -> bool:
@@ -141,11 +161,22 @@ class FetchPool:
             return None
         return self._batch.late_in_s(self._begin.size.wait_s)
 
+    @property
+    def _permits_in_s(self) -> float | None:
+        """In how many seconds permits are asked for; None: not before a change."""
+        return None if self._is_ahead else self._sources.asks_in_s(time.monotonic())
+
+    @property
+    def _news_in_s(self) -> float | None:
+        """In how many seconds there may be a message; None: not before a change."""
+        waits = [wait_s for wait_s in (self._late_in_s, self._permits_in_s) if wait_s is not None]
+        return min(waits, default=None)
+
     def _take_batch(self) -> Batch:
         taken, self._batch = self._batch, _OpenBatch()
         self._uncommitted += 1
         self._jobs.notify()  # several batches' worth of outcomes count as one from now on
-        return Batch(taken.pack(), len(taken.outcomes), self._sources.rate.sent)
+        return Batch(taken.pack(), len(taken.outcomes), self._sources.budget.sent)
 
     def _last_batch(self) -> Batch:
         """Return the rest. Runs that met a halt stay due, and say why."""
@@ -155,8 +186,7 @@ class FetchPool:
             attempt = self._attempts[job]
             self._batch.add(pack_deferred(job, attempt), attempt.size)
         batch = self._take_batch()
-        asked_wait_s = self._sources.rate.asked_wait_s(time.monotonic())
-        end = End(asked_wait_s, *self._sources.worst_halt())
+        end = End(*self._sources.worst_halt())
         return Batch(batch.packed, batch.count, batch.requests, end)
 
     @property
@@ -198,8 +228,9 @@ class FetchPool:
 
     @property
     def _has_news(self) -> bool:
-        is_asked = self._is_low and not self._is_asking and not self._is_exhausted
-        return is_asked or self._filled > 0 or self._sources.is_idle
+        is_asked = self._is_low and not self._is_asking
+        is_ready = is_asked or self._filled > 0 or self._sources.is_idle
+        return is_ready or self._permits_in_s is not None
 
     def _next_job(self) -> Job | None:
         while not self._is_closed:
@@ -209,8 +240,10 @@ class FetchPool:
             if self._is_ahead:
                 self._concurrency.pause()
             wait_s = self._wait_s(now)
-            if wait_s == 0:
-                job = self._sources.take(now)
+            job = self._sources.take(now) if wait_s == 0 else None
+            if self._permits_in_s is not None:
+                self._news.notify()
+            if job:
                 if self._wait_s(now) is not None:
                     self._jobs.notify()  # the next thread finds a job, now or soon
                 return job
@@ -219,7 +252,7 @@ class FetchPool:
 
     def _wait_s(self, now: float) -> float | None:
         """Return in how many seconds a job may be taken; None: not before a change."""
-        if self._is_ahead or self._sources.rate.in_flight >= self._concurrency.size:
+        if self._is_ahead or self._sources.in_flight >= self._concurrency.size:
             return None
         return self._sources.wait_s(now)
 

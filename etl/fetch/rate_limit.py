@@ -1,10 +1,13 @@
-"""The limits that all sources of a pass share: rate, connections, budget, and threads.
+"""The limits of requests in one process: rate, connections and waits of a source, budget, threads.
 
 Pure: times are arguments, in seconds of any steady clock.
 """
 
+from collections import deque
 from typing import NamedTuple
 
+PERMIT_LASTS_S = 0.1
+"""The tenth of a second by which requests may exceed the rate: see `RateLimit`."""
 ADAPT_EVERY_S = 0.05
 BUSY_ENOUGH = 0.95
 """With this share of a core in use, another thread would gain nothing."""
@@ -28,41 +31,80 @@ class RequestLimits(NamedTuple):
     pauses: Pauses = Pauses()
 
 
-class RateLimit:
-    """The limits that all sources of a pass share: one rate, one number of connections, one budget.
-
-    Times are seconds of any steady clock.
-    """
+class Budget:
+    """The requests that a pass may send, to all sources together."""
 
     def __init__(self, limits: RequestLimits) -> None:
-        self.in_flight = 0
         self.sent = 0
-        self.impatience = ""
-        """Why nothing more is sent: the API asks for a longer wait than allowed."""
-        self._limits = limits
-        self._not_before = 0.0
-        self._asked_until = 0.0
+        self._most = limits.max_requests
 
     @property
     def is_spent(self) -> bool:
         """Whether the pass has sent all requests that it may send."""
-        return 0 < self._limits.max_requests <= self.sent
+        return 0 < self._most <= self.sent
+
+
+class RateLimit:
+    """The limits of one source in this process: its permits, its connections, and its waits.
+
+    A permit is for one request, and is lost `PERMIT_LASTS_S` after its time. Without a rate,
+    permits are for a time, and for any number of requests.
+    """
+
+    def __init__(self, limits: RequestLimits, budget: Budget) -> None:
+        self.in_flight = 0
+        self.connections = limits.connections
+        self.budget = budget
+        self.impatience = ""
+        """Why nothing more is sent: the API asks for a longer wait than allowed."""
+        rate = limits.max_requests_per_second
+        self._spacing_s = 1 / rate if rate else 0.0
+        self._lasts_s = max(PERMIT_LASTS_S, self._spacing_s)
+        self._max_wait_s = limits.max_wait_s
+        self._not_before = 0.0
+        self._asked_until = 0.0
+        self._permits: deque[float] = deque()
+        self._portion = 0
+        self._open_from = self._open_until = 0.0
 
     @property
     def has_room(self) -> bool:
         """Whether one more request may be under way."""
-        return self.in_flight < self._limits.connections
+        return self.in_flight < self.connections
 
-    def wait_s(self, now: float) -> float:
-        """Return in how many seconds the next request may be sent."""
+    def permit(self, begins_at: float, length_s: float) -> None:
+        """Permit the requests of `length_s` seconds from `begins_at` on."""
+        self._open_from, self._open_until = begins_at, begins_at + length_s
+        if self._spacing_s:
+            self._portion = max(1, round(length_s / self._spacing_s))
+            self._permits.extend(begins_at + n * self._spacing_s for n in range(self._portion))
+
+    def wait_s(self, now: float) -> float | None:
+        """Return in how many seconds the next request may be sent; None: not before a permit."""
+        at = max(now, self._not_before)
+        if not self._spacing_s:
+            return max(at, self._open_from) - now if at < self._open_until else None
+        while self._permits and self._permits[0] + self._lasts_s < at:
+            self._permits.popleft()
+        return max(at, self._permits[0]) - now if self._permits else None
+
+    def is_low(self, now: float) -> bool:
+        """Return whether half of the permits are used or lost, once the pauses are over."""
+        self.wait_s(now)  # drops those that are lost
+        if self._spacing_s:
+            return len(self._permits) <= self._portion // 2
+        return max(now, self._not_before) > (self._open_from + self._open_until) / 2
+
+    def pause_s(self, now: float) -> float:
+        """Return in how many seconds the pauses are over."""
         return max(0.0, self._not_before - now)
 
-    def send(self, now: float) -> None:
+    def send(self) -> None:
         """Count a request that is sent."""
-        self.sent += 1
+        self.budget.sent += 1
         self.in_flight += 1
-        if rate := self._limits.max_requests_per_second:
-            self._not_before = max(now, self._not_before) + 1 / rate
+        if self._permits:
+            self._permits.popleft()
 
     def pause(self, until: float) -> None:
         """Send nothing before `until`."""
@@ -72,12 +114,8 @@ class RateLimit:
         """Send nothing for as long as the API asks to wait."""
         self._asked_until = max(self._asked_until, now + wait_s)
         self.pause(self._asked_until)
-        if wait_s > self._limits.max_wait_s:
+        if wait_s > self._max_wait_s:
             self.impatience = f"the API asks to wait {wait_s:.0f} s"
-
-    def asked_wait_s(self, now: float) -> float:
-        """Return the rest of the wait that the API asked for."""
-        return max(0.0, self._asked_until - now)
 
 
 class Concurrency:

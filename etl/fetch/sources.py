@@ -1,4 +1,4 @@
-"""The breakers of all sources of a pass, with the limits that they share.
+"""The breakers of all sources of a pass, with the budget that they share.
 
 Pure: time is an argument. One account's failure never stops another's.
 """
@@ -6,15 +6,16 @@ Pure: time is an argument. One account's failure never stops another's.
 from collections.abc import Mapping, Sequence
 
 from etl.answers.outcome import Target
-from etl.fetch.breaker import Breaker, Halt, Job
-from etl.fetch.rate_limit import RateLimit, RequestLimits
+from etl.fetch.breaker import Breaker, Job
+from etl.fetch.permits import Halt, PermitAsk, Permits
+from etl.fetch.rate_limit import Budget, RequestLimits
 
 
 class Sources:
-    """A breaker for each source, made for its first run; one rate limit."""
+    """A breaker for each source, made for its first run; one budget."""
 
     def __init__(self, limits: RequestLimits, controls: Mapping[str, Target]) -> None:
-        self.rate = RateLimit(limits)
+        self.budget = Budget(limits)
         self._limits = limits
         self._controls = controls
         self._by_name: dict[str, Breaker] = {}
@@ -25,17 +26,40 @@ class Sources:
         name = target.source
         if name not in self._by_name:
             control = self._controls.get(name)
-            self._by_name[name] = Breaker(self._limits, self.rate, control)
+            self._by_name[name] = Breaker(self._limits, self.budget, control)
         return self._by_name[name]
+
+    def full(self, low_mark: int) -> list[str]:
+        """Return the sources that need no more targets: stopped ones, and those with many."""
+        return [
+            name
+            for name, each in self._by_name.items()
+            if each.halt is not None or each.waiting > low_mark
+        ]
+
+    def asks_in_s(self, now: float) -> float | None:
+        """Return in how many seconds `ask_permits` has something to say; None: not yet."""
+        waits = (each.asks_in_s(now) for each in self._by_name.values())
+        return min((wait_s for wait_s in waits if wait_s is not None), default=None)
+
+    def ask_permits(self, now: float) -> PermitAsk | None:
+        """Return what a source has to ask or to report now, if one has."""
+        asks = (each.ask_permits(name, now) for name, each in self._by_name.items())
+        return next(filter(None, asks), None)
+
+    def permit(self, permits: Permits, now: float) -> None:
+        """Give permits to their source."""
+        if permits.source in self._by_name:
+            self._by_name[permits.source].permit(permits, now)
 
     def halted(self) -> list[str]:
         """Return the sources that are stopped."""
         return [name for name, each in self._by_name.items() if each.halt is not None]
 
     @property
-    def waiting(self) -> int:
-        """The number of jobs that wait to be sent, without those of stopped sources."""
-        return sum(each.waiting for each in self._by_name.values() if each.halt is None)
+    def in_flight(self) -> int:
+        """The number of requests under way."""
+        return sum(each.in_flight for each in self._by_name.values())
 
     @property
     def is_idle(self) -> bool:
@@ -48,8 +72,12 @@ class Sources:
             self.of(target).offer([target])
 
     def take(self, now: float) -> Job | None:
-        """Return a job of any source that may be sent now."""
-        return next(filter(None, (each.take(now) for each in self._by_name.values())), None)
+        """Return a job that may be sent now, of each source in its turn."""
+        for name, breaker in list(self._by_name.items()):
+            if job := breaker.take(now):
+                self._by_name[name] = self._by_name.pop(name)
+                return job
+        return None
 
     def wait_s(self, now: float) -> float | None:
         """Return in how many seconds `take` may succeed; None: not before a job comes back."""

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from msgspec.structs import replace
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select
 
 from etl.db import archive_settings, database
 from etl.db.database import writing
@@ -19,7 +19,7 @@ from etl.ingest.context import IngestContext
 from etl.ingest.tally import Tally
 from etl.intake import lists
 from etl.intake.lists import Given
-from etl.ledger import leases, standings, tracking
+from etl.ledger import leases, source_limits, standings, tracking
 from etl.ledger.leases import Lease
 from etl.ledger.tracking import Entry, Tracked
 from etl.secrets.keys import DEFAULT_SOURCE
@@ -205,4 +205,4 @@ def _heed_clock_set_back(connection: Connection, lease: Lease) -> None:
     if last_began_at is not None and last_began_at - lease.since > CLOCK_ERROR:
         log.warning("the last pass was in the future: what waits is due", at=last_began_at)
         leases.end_waits(connection, lease)
-        connection.execute(update(ingests).values(wait_until=None))
+        source_limits.end_waits(connection)

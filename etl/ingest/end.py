@@ -1,7 +1,6 @@
 """The end of a pass: refresh derived tables, close its row in `ingests`, measure health."""
 
 from contextlib import suppress
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -38,8 +37,6 @@ def _close_pass(ingest: IngestContext, opened: OpenPass) -> None:
     tally, now = opened.tally, ingest.now()
     values: dict[str, Any] = {name: getattr(tally, name) for name in OUTCOMES}
     values |= {"finished_at": now, "requests": tally.requests, "exit_code": tally.exit_code}
-    if tally.asked_wait_s:
-        values["wait_until"] = now + timedelta(seconds=tally.asked_wait_s)
     of_pass = update(ingests).where(ingests.c.id == tally.pass_id)
     with writing(ingest.engine) as connection:
         ended = connection.execute(of_pass.values(values).returning(ingests.c.id))

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from etl.fetch.breaker import Halt
+from etl.fetch.permits import Halt
 from etl.ingest.tally import Tally
 from etl.ledger.standings import FailedCount
 from etl.telemetry.log import get_logger

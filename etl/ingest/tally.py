@@ -9,7 +9,7 @@ from etl.answers.outcome import Answer, Deferred, Missing, Outcome, Postponed, R
 from etl.archive.store import StoredAnswer
 from etl.db.schema import OUTCOMES
 from etl.errors import OutOfFilesError
-from etl.fetch.breaker import Halt
+from etl.fetch.permits import Halt
 from etl.ledger.lifecycle import State
 from etl.ledger.standings import FailedCount
 from etl.ledger.verdicts import Recorded
@@ -41,8 +41,6 @@ class Tally:
     requests: int = 0
     halt: Halt | None = None
     halt_reason: str = ""
-    asked_wait_s: float = 0
-    """The rest of the wait that the API asked for."""
     exit_code: int = 0
     pass_id: int | None = None
     """Its row in `ingests`, which logs name too."""

@@ -1,32 +1,38 @@
 """The work of a pass: claim due runs, fetch them, commit them, until nothing is due."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 from msgspec.structs import replace
-from sqlalchemy import func, select
 
-from etl.config.settings import Database, Telemetry
+from etl.answers.outcome import Target
+from etl.config.settings import Api, Database, Telemetry
 from etl.db import database
 from etl.db.database import reading
-from etl.db.schema import ingests
-from etl.fetch.breaker import Halt
 from etl.fetch.door import Fetching, open_fetching
 from etl.fetch.messages import Begin
+from etl.fetch.permits import Halt
 from etl.fetch.rate_limit import RequestLimits
 from etl.ingest.begin import OpenPass
 from etl.ingest.commits import BatchStore, Commits
 from etl.ingest.context import IngestContext, PassHooks
 from etl.ingest.held_runs import HeldRuns
 from etl.ingest.patience import Patience
+from etl.ingest.permit_taker import PermitTaker
 from etl.ingest.tally import Tally
 from etl.ledger import standings
+from etl.ledger.source_limits import Worker
 from etl.secrets.keys import require_keys
 from etl.telemetry.log import get_logger
 
 log = get_logger()
 
-CLAIM_AT_LEAST = 1000
+MOST_WAITING = 500
+"""More runs of a source are claimed when this number waits to be fetched, or fewer are left:"""
+SHARE_WAITING = 16
+"""this part of the due runs, so that several workers end at about the same time;"""
+WAITING_S = 15.0
+"""the requests of this time, so that a worker that dies holds few runs."""
 GRACE_S = 6.0
 """Runs under way may take this long to come back after a signal."""
 
@@ -68,27 +74,42 @@ def _fetch_due(
     begin: Begin, ingest: IngestContext, held: HeldRuns, tally: Tally, hooks: PassHooks
 ) -> None:
     patience = Patience(ingest.patience_s)
+    worker = Worker(held.owner, tally.pass_id or 0)
+    permits = PermitTaker(ingest.engine, worker, begin.limits, patience)
     with (
         held.heartbeat(),
         Commits(ingest, BatchStore(ingest, held), tally, patience) as commits,
         open_fetching(begin, ingest.now, ingest.way) as fetching,
         hooks.interrupt.calling(partial(_stop, fetching, patience)),
+        permits.serving(fetching.permit, partial(fetching.stop, 0.0)),
     ):
-        for batch in fetching.batches(lambda *wanted: commits.run(partial(held.claim, *wanted))):
+        for batch in fetching.batches(partial(_claim, commits, held), permits.ask):
             commits.submit(batch)
             hooks.progress(tally.done, begin.due)
+    if permits.error is not None:
+        raise permits.error
     hooks.progress(tally.done, begin.due)
     tally.requests = fetching.requests
     if end := fetching.end:
-        tally.asked_wait_s, tally.halt = end.asked_wait_s, end.halt
-        tally.halt_reason = end.halt_reason
+        tally.halt, tally.halt_reason = end.halt, end.halt_reason
     if hooks.interrupt.signal is not None:
         tally.halt, tally.halt_reason = Halt.INTERRUPTED, hooks.interrupt.name
+
+
+def _claim(commits: Commits, held: HeldRuns, limit: int, without: Collection[str]) -> list[Target]:
+    return commits.run(partial(held.claim, limit, without))
 
 
 def _stop(fetching: Fetching, patience: Patience) -> None:
     patience.end()
     fetching.stop(GRACE_S)
+
+
+def _low_mark(due: int, api: Api) -> int:
+    """Return the number of waiting runs at which a worker claims twice as many more."""
+    rate = api.max_requests_per_second
+    most = min(MOST_WAITING, int(rate * WAITING_S)) if rate else MOST_WAITING
+    return max(2 * api.connections, min(most, due // SHARE_WAITING))
 
 
 def _begin(ingest: IngestContext, due: Mapping[str, int]) -> Begin:
@@ -103,20 +124,18 @@ def _begin(ingest: IngestContext, due: Mapping[str, int]) -> Begin:
         ingest.pauses,
     )
     with reading(ingest.engine) as connection:
-        asked_until = connection.scalar(select(func.max(ingests.c.wait_until)))
         controls = {
             source: control
             for source in due
             if (control := standings.control_of(connection, source))
         }
-    asked_wait_s = (asked_until - ingest.now()).total_seconds() if asked_until else 0
     return Begin(
         # The database and telemetry settings stay here: their URLs may have passwords.
         replace(config, database=Database(), telemetry=Telemetry()),
         limits,
         sum(due.values()),
         batches=1 + database.writers(ingest.engine),
-        low_mark=max(CLAIM_AT_LEAST, 4 * api.connections) // 2,
-        asked_wait_s=max(0.0, asked_wait_s),
+        low_mark=_low_mark(sum(due.values()), api),
+        sources=len(due),
         controls=controls,
     )

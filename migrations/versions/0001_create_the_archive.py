@@ -34,6 +34,8 @@ TABLES = (
     "payloads",
     "labels",
     "tracked_runs",
+    "workers",
+    "source_limits",
     "ingests",
     "drift",
     "archive_settings",
@@ -79,8 +81,31 @@ def upgrade() -> None:
         sa.Column("rejected", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("requests", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("exit_code", sa.BigInteger(), nullable=True),
-        sa.Column("wait_until", TIMESTAMP, nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_ingests"),
+    )
+    op.create_table(
+        "source_limits",
+        sa.Column("source", KEY, nullable=False),
+        sa.Column("next_slot_at", TIMESTAMP, nullable=False),
+        sa.Column("asked_until", TIMESTAMP, nullable=True),
+        sa.Column("halt", sa.Text(), nullable=True),
+        sa.Column("halt_reason", sa.Text(), nullable=True),
+        sa.Column("halted_at", TIMESTAMP, nullable=True),
+        sa.Column("halted_pass", sa.BigInteger(), nullable=True),
+        sa.Column("answered_at", TIMESTAMP, nullable=True),
+        sa.Column("prober", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("source", name="pk_source_limits"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "workers",
+        sa.Column("worker", KEY, nullable=False),
+        sa.Column("source", KEY, nullable=False),
+        sa.Column("pass_id", sa.BigInteger(), nullable=False),
+        sa.Column("seen_at", TIMESTAMP, nullable=False),
+        sa.Column("connections", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("worker", "source", name="pk_workers"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "tracked_runs",

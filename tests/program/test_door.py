@@ -10,14 +10,16 @@ import pytest
 from etl import clock
 from etl.answers.outcome import Answer, Deferred, Outcome, Target, Unchanged
 from etl.config.settings import Api, Config, Security, Source
-from etl.fetch.breaker import Halt
-from etl.fetch.door import Fetching, Way, in_child, in_threads, open_fetching
+from etl.fetch.door import AskPermits, Fetching, Way, in_child, in_threads, open_fetching
 from etl.fetch.messages import BatchSize, Begin
+from etl.fetch.permits import Halt
 from etl.fetch.rate_limit import Pauses, RequestLimits
 from etl.secrets.keys import DEFAULT_SOURCE
 from tests.support.fake_api import Answer as Reply
 from tests.support.fake_api import FakeApi, result
+from tests.support.permits import LoneWorker, given_by
 
+LIMITS = RequestLimits(4, 0, 3, 300, pauses=Pauses(0.001, 0.002))
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
 
 
@@ -39,8 +41,7 @@ def begin(api: FakeApi, tmp_path: Path) -> Begin:
         api=Api(api.url, max_requests_per_second=0),
         security=Security(str(tmp_path / "token.key")),
     )
-    limits = RequestLimits(4, 0, 3, 300, pauses=Pauses(0.001, 0.002))
-    return Begin(config, limits, 400, batches=2, low_mark=50, size=BatchSize(runs=100, wait_s=0.05))
+    return Begin(config, LIMITS, 400, batches=2, low_mark=50, size=BatchSize(runs=100, wait_s=0.05))
 
 
 def targets(number: int, source: str = DEFAULT_SOURCE) -> list[Target]:
@@ -64,8 +65,12 @@ def giving(
     return claim
 
 
+def permitting(fetching: Fetching) -> AskPermits:
+    return given_by(LoneWorker(LIMITS), fetching)
+
+
 def outcomes_of(fetching: Fetching, wanted: Sequence[Target]) -> Iterator[Outcome]:
-    for batch in fetching.batches(giving(wanted)):
+    for batch in fetching.batches(giving(wanted), permitting(fetching)):
         yield from batch.outcomes()
         batch.done()
 
@@ -102,7 +107,7 @@ def test_no_more_is_fetched_while_no_batch_is_committed(
 ) -> None:
     api.other = result()
     with open_fetching(begin, clock.now, way) as fetching:
-        batches = fetching.batches(giving(targets(400)))
+        batches = fetching.batches(giving(targets(400)), permitting(fetching))
         held = [next(batches), next(batches)]
         time.sleep(0.3)
         before = api.requests.total()
@@ -120,7 +125,11 @@ def test_a_refused_key_stops_its_source_alone(api: FakeApi, begin: Begin, way: W
     asked: list[Sequence[str]] = []
     with open_fetching(begin, clock.now, way) as fetching:
         claim = giving([*targets(200), *targets(3, "other")], asked)
-        got = [each for batch in fetching.batches(claim) for each in batch.outcomes()]
+        got = [
+            each
+            for batch in fetching.batches(claim, permitting(fetching))
+            for each in batch.outcomes()
+        ]
     assert fetching.end is not None
     assert fetching.end.halt is Halt.REFUSED
     assert "refused the API key (401)" in fetching.end.halt_reason
@@ -132,7 +141,7 @@ def test_a_refused_key_stops_its_source_alone(api: FakeApi, begin: Begin, way: W
 def test_a_stop_lets_requests_under_way_come_back(api: FakeApi, begin: Begin, way: Way) -> None:
     api.other = result()._replace(delay_s=0.2)
     with open_fetching(begin, clock.now, way) as fetching:
-        batches = fetching.batches(giving(targets(400)))
+        batches = fetching.batches(giving(targets(400)), permitting(fetching))
         first = next(batches)
         fetching.stop(grace_s=10)
         got = [*first.outcomes(), *(each for batch in batches for each in batch.outcomes())]
@@ -145,7 +154,7 @@ def test_a_stop_waits_no_longer_than_its_grace(api: FakeApi, begin: Begin, way: 
     api.answers["default-0"] = [result()]
     api.other = result()._replace(delay_s=20)
     with open_fetching(begin, clock.now, way) as fetching:
-        batches = fetching.batches(giving(targets(400)))
+        batches = fetching.batches(giving(targets(400)), permitting(fetching))
         next(batches)
         began = time.monotonic()
         fetching.stop(grace_s=0.2)

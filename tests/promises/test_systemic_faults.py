@@ -137,6 +137,7 @@ def empty(engine: Engine) -> None:
         connection.execute(text("DELETE FROM health"))
         connection.execute(text("DELETE FROM tracked_runs"))
         connection.execute(text("DELETE FROM ingests"))
+        connection.execute(text("DELETE FROM source_limits"))
 
 
 def content(engine: Engine) -> dict[str, list[Row]]:

@@ -23,6 +23,15 @@ class Answer(NamedTuple):
     delay_s: float = 0
 
 
+class Served(NamedTuple):
+    """A request in the API's log: when it came (`time.monotonic`), on which port, its answer."""
+
+    at: float
+    run_id: str
+    client: int
+    status: int
+
+
 NOT_FOUND = Answer(b'{"error": "no such run"}', 404)
 
 
@@ -42,7 +51,25 @@ class FakeApi(ThreadingHTTPServer):
         self.answers: dict[str, list[Answer]] = {}
         self.other = NOT_FOUND
         self.requests: Counter[str] = Counter()
+        self.log: list[Served] = []
+        self.most_at_once = 0
+        self._at_once = 0
+        self._counting = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    @contextlib.contextmanager
+    def logged(self, run_id: str, client: int) -> Iterator[Answer]:
+        """Give the answer of a request, and log it."""
+        with self._counting:
+            answer = self.next_answer(run_id)
+            self.log.append(Served(time.monotonic(), run_id, client, answer.status))
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            yield answer
+        finally:
+            with self._counting:
+                self._at_once -= 1
 
     def next_answer(self, run_id: str) -> Answer:
         """Count the request, and return what it is to be answered."""
@@ -58,8 +85,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         run_id = unquote(urlsplit(self.path).path.removeprefix("/api/result/"))
-        answer = self.server.next_answer(run_id)
-        time.sleep(answer.delay_s)
+        with self.server.logged(run_id, self.client_address[1]) as answer:
+            time.sleep(answer.delay_s)
+            self._send(answer)
+
+    def _send(self, answer: Answer) -> None:
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)

@@ -26,9 +26,9 @@ from etl.answers.outcome import (
 from etl.answers.payload import decode
 from etl.answers.rows import Rows
 from etl.config.settings import Config, Source
-from etl.fetch.breaker import Halt
 from etl.fetch.fetcher import pack
 from etl.fetch.messages import Ask, Batch, Begin, Done, End, Targets, unpack
+from etl.fetch.permits import Halt
 from etl.fetch.rate_limit import RequestLimits
 from tests.support.fake_api import SAMPLE
 
@@ -113,7 +113,7 @@ TARGET = Target("r-1", "eu", "encrypted", None)
         Ask(1000, ["eu"]),
         Targets([TARGET]),
         Done(),
-        Batch(Raw(msgpack.encode([])), 0, 7, End(3.5, Halt.DOWN, "down")),
+        Batch(Raw(msgpack.encode([])), 0, 7, End(Halt.DOWN, "down")),
     ],
     ids=lambda message: type(message).__name__,
 )

@@ -1,6 +1,6 @@
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -11,12 +11,23 @@ from etl.config.settings import Config
 from etl.fetch.breaker import Signal
 from etl.fetch.fetcher import Attempt, pack
 from etl.fetch.messages import Ask, Batch, BatchSize, Begin, unpack
+from etl.fetch.permits import Permits
 from etl.fetch.pool import FetchPool
 from etl.fetch.rate_limit import RequestLimits
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
 SIZE = BatchSize(runs=250, size_bytes=1000, wait_s=3600)
 AT_ONCE = BatchSize(runs=250, size_bytes=1000, wait_s=0)
+
+
+class PermittedPool(FetchPool):
+    """A pool that gets the permits for its targets with them."""
+
+    def give(self, targets: Sequence[Target]) -> None:
+        super().give(targets)
+        if targets:
+            connections = self._begin.limits.connections
+            self.permit(Permits("default", time.monotonic(), 100, connections, may_probe=True))
 
 
 def targets(number: int) -> list[Target]:
@@ -67,7 +78,7 @@ def fetching(
     begin = Begin(Config(sources={}), limits, 100, batches=2, low_mark=low_mark, size=size)
     fetcher = FakeFetcher(fetch)
     before = set(threading.enumerate())
-    pool = FetchPool(begin, fetcher)
+    pool = PermittedPool(begin, fetcher)
     try:
         yield pool, fetcher
     finally:
