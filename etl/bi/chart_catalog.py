@@ -37,7 +37,7 @@ class Expression(Struct, frozen=True, forbid_unknown_fields=True):
         return (self.postgresql if dialect == "postgresql" else self.sqlite).strip()
 
 
-class Chart(Struct, frozen=True, forbid_unknown_fields=True):
+class BoardChart(Struct, frozen=True, forbid_unknown_fields=True):
     """A chart; charts.toml explains the fields."""
 
     title: str
@@ -63,7 +63,7 @@ class Catalog(Struct, frozen=True, forbid_unknown_fields=True):
 
     measures: Mapping[str, Measure]
     expressions: Mapping[str, Expression]
-    charts: Mapping[str, Chart]
+    charts: Mapping[str, BoardChart]
 
 
 def read_catalog() -> Catalog:

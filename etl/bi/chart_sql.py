@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from etl.bi.chart_catalog import Catalog, Chart, Measure
+from etl.bi.chart_catalog import BoardChart, Catalog, Measure
 
 
 def measure_sql(measure: Measure) -> str:
@@ -25,7 +25,11 @@ def _add(columns: Sequence[str]) -> str:
 
 
 def chart_sql(
-    catalog: Catalog, chart: Chart, dialect: str, schema: str | None, filters: Iterable[str] = ()
+    catalog: Catalog,
+    chart: BoardChart,
+    dialect: str,
+    schema: str | None,
+    filters: Iterable[str] = (),
 ) -> str:
     """Return the query of a chart; `filters` are further conditions."""
     selected = [*chart.columns, *_dimensions(catalog, chart, dialect)]
@@ -41,7 +45,7 @@ def chart_sql(
     return "\n".join(lines)
 
 
-def _dimensions(catalog: Catalog, chart: Chart, dialect: str) -> Iterable[str]:
+def _dimensions(catalog: Catalog, chart: BoardChart, dialect: str) -> Iterable[str]:
     for name in chart.dimensions:
         expression = catalog.expressions.get(name)
         yield f"{expression.in_dialect(dialect)} AS {name}" if expression else name

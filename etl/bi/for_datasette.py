@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from etl.bi.chart_catalog import Chart
+from etl.bi.chart_catalog import BoardChart
 from etl.bi.chart_sql import chart_sql
 from etl.bi.view_columns import MADE_BY, BiSource
 from etl.errors import UsageError
@@ -45,7 +45,7 @@ def make(source: BiSource) -> Mapping[str, bytes]:
     return {"": f"{json.dumps(metadata, indent=2)}\n".encode()}
 
 
-def _query(source: BiSource, chart: Chart) -> Content:
+def _query(source: BiSource, chart: BoardChart) -> Content:
     """Return a query with a form field for each filter; an empty one leaves all rows."""
     filters = [f"(:{name} = '' OR {name} = :{name})" for name in source.views[chart.view].filters]
     if chart.when:
@@ -77,7 +77,7 @@ def _board(source: BiSource, database: str) -> Content:
     }
 
 
-def _drawing(source: BiSource, chart: Chart, database: str) -> Content:
+def _drawing(source: BiSource, chart: BoardChart, database: str) -> Content:
     """Return a chart of the board, whose filters are left out where they are not set."""
     filters = [f"[[ {name} = :{name} AND ]]" for name in source.views[chart.view].filters]
     if chart.when:
@@ -96,7 +96,7 @@ def _drawing(source: BiSource, chart: Chart, database: str) -> Content:
     return drawing | {"library": "vega-lite", "display": _vega_lite(source, chart)}
 
 
-def _vega_lite(source: BiSource, chart: Chart) -> Content:
+def _vega_lite(source: BiSource, chart: BoardChart) -> Content:
     [x, *groups] = chart.dimensions
     titles = {name: source.catalog.measures[name].title for name in chart.measures}
     encoding: Content = {

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from etl.bi.chart_catalog import Chart
+from etl.bi.chart_catalog import BoardChart
 from etl.bi.chart_sql import chart_sql
 from etl.bi.view_columns import MADE_BY, BiSource
 
@@ -58,7 +58,7 @@ def _list_variables(source: BiSource) -> Iterator[Content]:
         }
 
 
-def panel_sql(source: BiSource, chart: Chart) -> str:
+def panel_sql(source: BiSource, chart: BoardChart) -> str:
     """Return the query of a panel, with Grafana's macros and variables."""
     filters = [f"$__timeFilter({chart.when})"] if chart.when else []
     filters += [
@@ -71,7 +71,7 @@ def panel_sql(source: BiSource, chart: Chart) -> str:
     return query
 
 
-def _panel(source: BiSource, number: int, chart: Chart) -> Content:
+def _panel(source: BiSource, number: int, chart: BoardChart) -> Content:
     row, column = divmod(number, PANELS_IN_A_ROW)
     is_stacked = chart.drawing == "stacked"
     units = {name: source.catalog.measures[name].unit for name in chart.measures}

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping
 
-from etl.bi.chart_catalog import Chart
+from etl.bi.chart_catalog import BoardChart
 from etl.bi.chart_sql import chart_sql
 from etl.bi.view_columns import MADE_BY, BiSource
 
@@ -23,6 +23,6 @@ def make(source: BiSource) -> Mapping[str, bytes]:
     }
 
 
-def _head(chart: Chart) -> str:
+def _head(chart: BoardChart) -> str:
     lines = [*textwrap.wrap(f"{chart.title}. {chart.description}", WIDTH), NOTE]
     return "\n".join(f"-- {line}" for line in lines)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID, uuid5
 
-from etl.bi.chart_catalog import Chart, Measure
+from etl.bi.chart_catalog import BoardChart, Measure
 from etl.bi.chart_sql import measure_sql
 from etl.bi.view_columns import MADE_BY, BiSource, DescribedView, ViewColumn
 
@@ -137,7 +137,7 @@ def _metric(name: str, measure: Measure) -> Content:
     }
 
 
-def _chart(source: BiSource, name: str, chart: Chart) -> Content:
+def _chart(source: BiSource, name: str, chart: BoardChart) -> Content:
     query = _query(chart)
     params = _params(chart)
     context = {
@@ -160,7 +160,7 @@ def _chart(source: BiSource, name: str, chart: Chart) -> Content:
     }
 
 
-def _query(chart: Chart) -> Content:
+def _query(chart: BoardChart) -> Content:
     """Return what the chart asks the database."""
     by_time = [{"col": chart.when, "op": "TEMPORAL_RANGE", "val": "No filter"}]
     order = [[name.removeprefix("-"), not name.startswith("-")] for name in chart.order]
@@ -176,7 +176,7 @@ def _query(chart: Chart) -> Content:
     }
 
 
-def _params(chart: Chart) -> Content:
+def _params(chart: BoardChart) -> Content:
     """Return the chart's settings, as its form has them."""
     common = {
         "viz_type": DRAWINGS[chart.drawing],
@@ -210,7 +210,7 @@ def _params(chart: Chart) -> Content:
     }
 
 
-def _list_filters(chart: Chart) -> Iterator[Content]:
+def _list_filters(chart: BoardChart) -> Iterator[Content]:
     if chart.when:
         yield {
             "clause": "WHERE",
