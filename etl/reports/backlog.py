@@ -1,11 +1,11 @@
 """`unresolved` and `backlog`: tests that wait for a person, and their age."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime, timedelta
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, case, func, select
 
 from etl.db.schema import IS_OPEN, PLAN_NAMES, outcomes, plan_variants
 from etl.derived.metrics import MILLISECOND
@@ -39,7 +39,6 @@ class OpenRun(NamedTuple):
 
 def open_runs(connection: Connection, request: ReportRequest) -> Iterator[OpenRun]:
     """Yield the runs that have an unresolved test."""
-    is_open = IS_OPEN if request.as_of is None else outcomes.c.tests_unresolved > 0
     statement = (
         select(
             *PLAN_NAMES,
@@ -52,7 +51,7 @@ def open_runs(connection: Connection, request: ReportRequest) -> Iterator[OpenRu
             outcomes.c.roster_id,
         )
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
-        .where(is_open, *request_conditions(request))
+        .where(_is_open(request), *request_conditions(request))
         .execution_options(yield_per=PAGE_ROWS)
     )
     loader = RosterLoader(connection, request)
@@ -106,22 +105,67 @@ def _unresolved(connection: Connection, request: ReportRequest) -> ReportData:
     return ReportData(rows, describe_requested(request))
 
 
-def _backlog(connection: Connection, request: ReportRequest) -> ReportData:
+class OpenSum(NamedTuple):
+    """The runs of a plan that wait for a person, and their unresolved tests, in all and by age."""
+
+    plan: Plan
+    runs: int
+    tests: int
+    tests_by_age: tuple[int, ...]
+    oldest_opened_at: datetime
+
+
+def sum_open(connection: Connection, request: ReportRequest) -> Iterator[OpenSum]:
+    """Yield the sums of each plan. The database adds them up, unless one test is asked for."""
+    if request.filters.test is None:
+        yield from _select_sums(connection, request)
+        return
     by_plan = sorted(open_runs(connection, request), key=lambda run: run.plan)
+    for plan, group in groupby(by_plan, key=lambda run: run.plan):
+        runs = list(group)
+        tests = [0] * len(AGES)
+        for run in runs:
+            tests[age_place(run, request.now)] += run.tests
+        oldest_opened_at = min(run.opened_at for run in runs)
+        yield OpenSum(plan, len(runs), sum(tests), tuple(tests), oldest_opened_at)
+
+
+def _select_sums(connection: Connection, request: ReportRequest) -> Iterator[OpenSum]:
+    tests, opened_at = outcomes.c.tests_unresolved, outcomes.c.opened_at
+    younger = [
+        func.coalesce(func.sum(case((opened_at > request.now - age, tests), else_=0)), 0)
+        for _, _, age in AGES[:-1]
+    ]
+    statement = (
+        select(*PLAN_NAMES, func.count(), func.min(opened_at), *younger, func.sum(tests))
+        .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
+        .where(_is_open(request), *request_conditions(request))
+        .group_by(*PLAN_NAMES)
+        .order_by(*PLAN_NAMES)
+    )
+    for source, application, plan, runs, oldest, *sums in connection.execute(statement):
+        younger_tests = [0, *map(int, sums)]
+        by_age = tuple(more - fewer for fewer, more in pairwise(younger_tests))
+        yield OpenSum(Plan(source, application, plan), runs, sum(by_age), by_age, oldest)
+
+
+def _is_open(request: ReportRequest) -> ColumnElement[bool]:
+    return IS_OPEN if request.as_of is None else outcomes.c.tests_unresolved > 0
+
+
+def _backlog(connection: Connection, request: ReportRequest) -> ReportData:
     rows = (
-        (*plan, *_summed(list(runs), request.now))
-        for plan, runs in groupby(by_plan, key=lambda run: run.plan)
+        (
+            *each.plan,
+            each.runs,
+            each.tests,
+            *each.tests_by_age,
+            each.oldest_opened_at,
+            max(request.now - each.oldest_opened_at, timedelta(0)) // MILLISECOND,
+        )
+        for each in sum_open(connection, request)
     )
     return ReportData(rows, describe_requested(request))
-
-
-def _summed(runs: Sequence[OpenRun], now: datetime) -> Row:
-    """Return runs, tests, tests by age, and since when and how long the oldest run waits."""
-    tests = [0] * len(AGES)
-    for run in runs:
-        tests[age_place(run, now)] += run.tests
-    oldest = min(runs, key=lambda run: run.opened_at)
-    return (len(runs), sum(tests), *tests, oldest.opened_at, age_ms(oldest, now))
 
 
 REPORTS = (

@@ -12,7 +12,7 @@ from etl.derived.period_metrics import Period
 from etl.derived.plans import Application
 from etl.derived.series_metrics import require_decided
 from etl.reports import series, trends
-from etl.reports.backlog import open_runs
+from etl.reports.backlog import sum_open
 from etl.reports.columns import APPLICATION, COUNTS, RATES, SOURCE, UNKNOWN
 from etl.reports.model import EVERY_FILTER, Column, Definition, ReportData, ReportRequest, Row, Type
 from etl.reports.spans import describe_span, requested_or_recent
@@ -84,9 +84,9 @@ def _open(
     """Return by application how many runs and tests wait for a person."""
     runs: Counter[Application] = Counter()
     tests: Counter[Application] = Counter()
-    for run in open_runs(connection, request):
-        runs[run.plan.owner] += 1
-        tests[run.plan.owner] += run.tests
+    for each in sum_open(connection, request):
+        runs[each.plan.owner] += each.runs
+        tests[each.plan.owner] += each.tests
     return runs, tests
 
 
