@@ -142,7 +142,8 @@ def _read_ends(connection: Connection, plan_ids: Sequence[str]) -> dict[str, _En
         if any_run:
             chosen[plan_id].update(filter(None, run_ids))
     columns = [outcomes.c[name] for name in _EndRun._fields]
-    wanted = select(*columns).where(IS_CURRENT, among(outcomes.c.run_id, chain(*chosen.values())))
+    # Not `among`: a damaged ID is no text.
+    wanted = select(*columns).where(IS_CURRENT, outcomes.c.run_id.in_(chain(*chosen.values())))
     runs = {row.run_id: _EndRun(*row) for row in connection.execute(wanted)}
     ends = {}
     for plan_id, its_runs in chosen.items():

@@ -53,6 +53,7 @@ from etl.db.schema import (
     metadata,
     outcomes,
     payloads,
+    plan_summaries,
     rejects,
     revisions,
     runs,
@@ -896,7 +897,8 @@ def test_verify_names_a_plan_whose_id_is_no_text(
 ) -> None:
     """SQLite takes anything for a text; replay makes good what follows from payloads."""
     before = everything(sqlite_archive)
-    sqlite_vandal.run(f"UPDATE {table.name} SET plan_id = x'01'")
+    which = f"SELECT min(plan_id) FROM {table.name}" if table is plan_summaries else "plan_id"
+    sqlite_vandal.run(f"UPDATE {table.name} SET plan_id = x'01' WHERE plan_id = ({which})")
     assert table.name in {found.table for found in wrong(sqlite_archive)}
     replayed(sqlite_archive)
     assert everything(sqlite_archive) == before
