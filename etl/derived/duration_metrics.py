@@ -8,7 +8,7 @@ from etl.config.settings import Rules
 from etl.derived.metrics import percentile
 from etl.derived.plans import PlanRun
 
-MEASURED_STATUSES = frozenset({"passed", "failed", "unresolved"})
+MEASURED_STATUSES = frozenset({"passed", "failed", "unresolved", "completed"})
 """Runs with these statuses ended by themselves; other durations mean nothing."""
 RECENT_SPAN = timedelta(days=7)
 BASELINE_SPAN = timedelta(days=28)

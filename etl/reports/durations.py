@@ -28,7 +28,7 @@ _COLUMNS = (
     APPLICATION,
     PLAN,
     ENVIRONMENTS,
-    Column("measured", Type.INTEGER, "Runs in the window that passed, failed or are unresolved"),
+    Column("measured", Type.INTEGER, "Runs in the window that ended by themselves, not aborted"),
     Column("p50_ms", Type.MILLISECONDS, "Half of them took no longer (nearest rank)"),
     Column("p95_ms", Type.MILLISECONDS, "95 % of them took no longer (nearest rank)"),
     Column("p50_per_test_ms", Type.MILLISECONDS, "The same, of duration / number of tests"),

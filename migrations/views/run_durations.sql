@@ -1,7 +1,7 @@
 -- run_durations: one row per plan under one set of environments: its run times. Read by: lists of
--- slow plans. Durations are milliseconds. Percentiles are by nearest rank, of runs that passed,
--- failed or are unresolved, counted back from the last of these. Times are UTC. Other runs, and
--- runs without started_at, are omitted.
+-- slow plans. Durations are milliseconds. Percentiles are by nearest rank, of runs that ended by
+-- themselves (passed, failed, unresolved, completed), counted back from the last of these. Times are
+-- UTC. Other runs, and runs without started_at, are omitted.
 CREATE VIEW {reporting}run_durations AS
 SELECT plan_variants.source, plan_variants.application, plan_variants.plan,
        plan_variants.environment_signature,

@@ -276,7 +276,7 @@ def one_plan(runs: Sequence[Run], flaky: Sequence[Numbers], rules: Rules) -> Num
         for run in started
         if run.started_at
         and run.duration_ms is not None
-        and run.status in {"passed", "failed", "unresolved"}
+        and run.status in {"passed", "failed", "unresolved", "completed"}
         and newest.started_at - run.started_at < timedelta(rules.window_days)
     ]
     return row | {
@@ -299,7 +299,7 @@ def durations(runs: Iterable[Run], rules: Rules) -> list[Numbers]:
         for run in runs
         if run.started_at is not None
         and run.duration_ms is not None
-        and run.status in {"passed", "failed", "unresolved"}
+        and run.status in {"passed", "failed", "unresolved", "completed"}
     ]
     keys = {run.variant for run in measured}
     return [

@@ -215,7 +215,7 @@ def test_only_runs_that_were_over_by_themselves_are_measured() -> None:
     runs = [a_run(number, "PP")._replace(status=word) for number, word in enumerate(words)][::-1]
     found = compute_durations(runs, Rules())
     assert found
-    assert (found.measured, found.last_run_id, found.p50_per_test_ms) == (3, "run-002", 500)
+    assert (found.measured, found.last_run_id, found.p50_per_test_ms) == (4, "run-005", 500)
     assert compute_durations([run._replace(duration_ms=None) for run in runs], Rules()) is None
 
 
