@@ -49,10 +49,13 @@ VIEWS = {
     "run_durations": ("variant_id",),
     "run_labels": ("run_id", "name"),
     "run_results": ("run_id",),
+    "run_revisions": ("run_id", "revision"),
+    "schema_drift": ("path", "json_type"),
     "series_health": ("variant_id", "series_id"),
     "status_history": ("run_id", "revision", "position"),
     "test_results": ("run_id", "position"),
     "unresolved_backlog": ("run_id",),
+    "value_warnings": ("run_id", "revision", "path"),
     "weekly_trend": ("plan_id", "week_starts_on"),
 }
 """The views that are exported, with the columns that tell a row from all others."""

@@ -4,7 +4,8 @@
 -- omitted. It joins series_health by series_id: a test has a series there if its run has a start.
 CREATE VIEW {reporting}test_results AS
 SELECT runs.run_id, tests.position, runs.source, plan_variants.application, plan_variants.plan,
-       tests.name AS test, tests.type, tests.status, tests.test_id, tests.results_url,
+       tests.name AS test, tests.type, tests.status, tests.test_id, tests.sitemap,
+       tests.results_url,
        runs.started_at, runs.started_on, runs.iso_date,
        runs.environment_count, runs.environment_signature, runs.status AS run_status,
        counts.failed AS checks_failed, counts.passed AS checks_passed,

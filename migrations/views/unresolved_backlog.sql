@@ -9,9 +9,14 @@ SELECT outcomes.run_id, runs.source, plan_variants.application, plan_variants.pl
        tracked_runs.last_fetched_at AS last_seen_at, runs.test_count,
        outcomes.tests_unresolved, outcomes.tests_failed, outcomes.tests_passed,
        outcomes.pass_rate_low, outcomes.pass_rate_high, runs.environment_signature, runs.gone_at,
+       tests.results_url, tests.name AS test,
        plan_variants.plan_id, plan_variants.variant_id
   FROM outcomes
   JOIN runs ON runs.run_id = outcomes.run_id
   JOIN tracked_runs ON tracked_runs.run_id = outcomes.run_id
   JOIN plan_variants ON plan_variants.variant_id = outcomes.variant_id
+  LEFT JOIN tests ON tests.run_id = outcomes.run_id
+       AND tests.position = (SELECT min(waiting.position) FROM tests AS waiting
+                              WHERE waiting.run_id = outcomes.run_id
+                                AND waiting.status = 'unresolved')
  WHERE outcomes.superseded_at IS NULL AND outcomes.tests_unresolved > 0

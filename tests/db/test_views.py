@@ -496,3 +496,54 @@ def test_a_set_of_environments_is_one_row_that_runs_join(watched: Engine) -> Non
         ("run-2", both, 2, "Linux", None, "", "800x600"),
         ("run-3", "", 0, None, None, None, None),
     ]
+
+
+def test_a_run_has_a_row_for_each_content_it_had(watched: Engine) -> None:
+    """What the archive knew at a moment: one row of each run."""
+    with reading(watched) as connection:
+        query = text(
+            f"SELECT revision, status, tests_unresolved, tests_failed, plan"
+            f" FROM {prefix(connection)}run_revisions WHERE observed_at <= :moment"
+            " AND (superseded_at IS NULL OR superseded_at > :moment)"
+        )
+        found = [
+            tuple(connection.execute(query, {"moment": as_read(after(minutes), connection)}).one())
+            for minutes in (5, 30)
+        ]
+    assert found == [(1, "unresolved", 4, 0, "Nightly"), (2, "unresolved", 1, 1, "Nightly")]
+
+
+def test_an_unresolved_run_has_a_link_to_the_first_open_test(engine: Engine) -> None:
+    link = {"testResultsUrl": "https://example.com/results/2"}
+    tests = a_test("cart", "passed"), a_test("login", "unresolved") | link
+    look(engine, "run-1", after(0), *tests, a_test("pay", "unresolved"))
+    with reading(engine) as connection:
+        [row] = select_all(connection, "unresolved_backlog")
+        sitemaps = [each["sitemap"] for each in select_all(connection, "test_results")]
+    assert only(row, "test results_url") == {
+        "test": "login",
+        "results_url": "https://example.com/results/2",
+    }
+    assert sitemaps == [None] * 3
+
+
+def test_operators_see_what_could_not_be_read_and_what_is_new(engine: Engine) -> None:
+    odd = a_test("cart", "passed") | {"owner": "web"}
+    look(engine, "run-1", after(0), odd, duration="soon")
+    with reading(engine) as connection:
+        [warning] = select_all(connection, "value_warnings")
+        drift = {row["path"]: row for row in select_all(connection, "schema_drift")}
+        at = as_read(after(0), connection)
+    assert only(warning, "run_id source path value observed_at superseded_at") == {
+        "run_id": "run-1",
+        "source": "default",
+        "path": "result.duration",
+        "value": '"soon"',
+        "observed_at": at,
+        "superseded_at": None,
+    }
+    assert only(drift["result.tests[].owner"], "source first_run_id first_seen_at") == {
+        "source": "default",
+        "first_run_id": "run-1",
+        "first_seen_at": at,
+    }
