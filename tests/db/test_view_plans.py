@@ -31,7 +31,10 @@ OF_RUNS = {
     "run_id = 'run-1'": "pk_runs",
 }
 OF_BRANCHES = {"branch = 'main' AND iso_date = '2024-03-01'": "ix_runs_iso_date"}
-OF_PLANS = {"plan_id = 'plan-1'": "ix_plan_variants_plan_id"}
+OF_PLANS = {
+    "plan_id = 'plan-1'": "ix_plan_variants_plan_id",
+    "variant_id = 'variant-1'": "pk_plan_variants",
+}
 OF_CHANGES = {
     DAY.format("changed_by", "changed_by"): "ix_status_changes_changed_by",
     "run_id = 'run-1'": "pk_status_changes",
@@ -41,7 +44,7 @@ FILTERS: dict[str, dict[str, str]] = {
     "test_results": OF_RUNS
     | OF_BRANCHES
     | OF_PLANS
-    | {"series_id = 'series-1'": "ix_roster_series_series_id"},
+    | {"variant_id = 'variant-1' AND series_id = 'series-1'": "pk_plan_variants"},
     "environment_results": OF_RUNS | OF_BRANCHES | OF_PLANS,
     "run_labels": OF_RUNS | {"name = 'branch' AND value = 'topic-2'": "ix_labels_name_value"},
     "daily_trend": {
