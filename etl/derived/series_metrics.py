@@ -65,7 +65,12 @@ class WindowVerdict(NamedTuple):
 
 def require_decided(rules: Rules) -> int:
     """Return the fewest decided results that allow a class: all of a window that is shorter."""
-    return min(MIN_DECIDED, rules.window_results)
+    return _shorten(MIN_DECIDED, rules)
+
+
+def _shorten(least: int, rules: Rules) -> int:
+    """Return a minimum of decided results; a window below `MIN_DECIDED` only has to be full."""
+    return min(least, rules.window_results) if rules.window_results < MIN_DECIDED else least
 
 
 @lru_cache(maxsize=4096)  # most windows are alike: all passed
@@ -84,7 +89,7 @@ def judge_window(recent: str, rules: Rules) -> WindowVerdict:
         flip_rate,
         health=None if flip_rate is None else counts.passed / len(decided) * (1 - flip_rate),
         is_flaky=flip_rate is not None
-        and len(decided) >= min(rules.flaky_min_results, rules.window_results)
+        and len(decided) >= _shorten(rules.flaky_min_results, rules)
         and flips >= rules.flaky_min_flips
         and flip_rate >= rules.flaky_min_flip_rate,
         is_regression=is_regression,

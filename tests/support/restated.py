@@ -167,7 +167,7 @@ def one_series(results: Sequence[Result], rules: Rules) -> Numbers:
     flip_rate = flips / (n - 1) if n >= 2 else None
     is_regression = words[-2:] == ["passed", "failed"]
     counts = counted(each.test for each in window)
-    enough = min(5, rules.window_results)
+    enough, flaky_min = min(5, rules.window_results), rules.flaky_min_results
     return {
         "decided": n,
         **counts,
@@ -177,7 +177,7 @@ def one_series(results: Sequence[Result], rules: Rules) -> Numbers:
         "health": None if flip_rate is None else (counts["passed"] / n) * (1 - flip_rate),
         "is_flaky": (
             flip_rate is not None
-            and n >= min(rules.flaky_min_results, rules.window_results)
+            and n >= (flaky_min if rules.window_results >= 5 else min(flaky_min, enough))
             and flips >= rules.flaky_min_flips
             and flip_rate >= rules.flaky_min_flip_rate
         ),
