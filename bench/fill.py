@@ -20,7 +20,7 @@ from bench.content import Offer, run_id
 from etl.config.settings import DEFAULT_RULES
 from etl.db.database import reading, writing
 from etl.derived import aggregates
-from etl.derived.identity_rules import read_id_keyed
+from etl.derived.identity_rules import read_ids_until
 
 SEEN_AFTER = timedelta(hours=2)
 
@@ -40,13 +40,13 @@ def fill(engine: Engine, offer: Offer) -> None:
 
 def _add(engine: Engine, offer: Offer, indexes: Sequence[int]) -> None:
     with writing(engine) as connection:
-        id_keyed = read_id_keyed(connection)
+        ids_until = read_ids_until(connection)
         made = [
             make_tables(
                 run_id(index),
                 offer.answer(index),
                 offer.history.started_at(index) + SEEN_AFTER,
-                id_keyed,
+                ids_until,
             )
             for index in indexes
         ]

@@ -8,7 +8,7 @@ import hashlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,14 +35,14 @@ Tables = dict[str, list[Any]]
 
 
 def make_tables(
-    run_id: str, body: bytes, seen_at: datetime, id_keyed: Collection[Application] = ()
+    run_id: str, body: bytes, seen_at: datetime, ids_until: Mapping[Application, datetime]
 ) -> Tables:
     """Return the rows of one run by table, as an ingest leaves them; see `history.derived`."""
     payload = decode(body)
     rows = normalize(run_id, payload, UTC)
     stretch = Revision(1, seen_at, None, payload.content_hash, rows)
     kept = compress(body, hashlib.sha256(body).hexdigest())
-    outcome = derive_outcome("default", rows, id_keyed)
+    outcome = derive_outcome("default", stretch, ids_until)
     tracked = (
         run_id, "default", State.SETTLED, None, 0, None, None, seen_at, seen_at, 1,
         None, None, None, None,
@@ -54,7 +54,7 @@ def make_tables(
         "tracked_runs": [tracked],
         "plan_variants": [outcome.variant],
         "rosters": [outcome.roster],
-        **derive_rows(LedgerFields(run_id, "default", None, None), [stretch], id_keyed),
+        **derive_rows(LedgerFields(run_id, "default", None, None), [stretch], ids_until),
         "payloads": [payload_row],
     }
 
@@ -109,7 +109,7 @@ def main() -> None:
     made = []
     for run_id in read_run_ids():
         body = session.get(f"{os.environ['API_URL']}/api/result/{run_id}", timeout=30).content
-        made.append(make_tables(run_id, body, seen_at))
+        made.append(make_tables(run_id, body, seen_at, {}))
     engine = database.connect(os.environ["DATABASE_URL"])
     database.prepare(engine)
     with database.reading(engine) as connection:

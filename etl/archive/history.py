@@ -6,8 +6,8 @@ revision at a time by these rules; `replay` and `verify` apply them to all.
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import pairwise
 from operator import itemgetter
@@ -42,6 +42,7 @@ DERIVED_TABLES = (
 )
 """The tables derived from payloads; each stands after the tables that it refers to."""
 
+NEVER = datetime.min.replace(tzinfo=UTC)
 CHANGED, ADDED, LEFT = "changed", "added", "left"
 """The kinds of rows in `status_changes`."""
 
@@ -67,11 +68,11 @@ class LedgerFields(NamedTuple):
 
 
 def derive_rows(
-    fields: LedgerFields, revisions: Sequence[Revision], id_keyed: Collection[Application]
+    fields: LedgerFields, revisions: Sequence[Revision], ids_until: Mapping[Application, datetime]
 ) -> dict[str, list[Row]]:
     """Return all derived rows of a run by table, each in the order of its table's columns.
 
-    `id_keyed` are the applications whose tests keep their ids from run to run.
+    `ids_until` has the times until which tests are identified by id, by application.
     """
     first, last = revisions[0], revisions[-1]
     pairs = list(pairwise(revisions))
@@ -102,7 +103,7 @@ def derive_rows(
                 revision,
                 superseded_at,
                 opened_at,
-                derive_outcome(fields.source, revision.rows, id_keyed),
+                derive_outcome(fields.source, revision, ids_until),
             )
             for revision, superseded_at, opened_at in zip(
                 revisions, ends, trace_open_runs(answers), strict=True
@@ -203,11 +204,11 @@ def build_combination_row(environment_signature: str) -> Row:
     return (environment_signature, text, len(environments), *shared)
 
 
-def build_roster_row(rows: Rows, *, by_id: bool) -> tuple[str, str]:
+def build_roster_row(rows: Rows, *, with_ids: bool) -> tuple[str, str]:
     """Return the row of `rosters` for an answer's tests: its key and the tests as JSON."""
     tests = msgspec.json.encode(
         [(test.name, test.type, test.test_id) for test in rows.tests]
-        if by_id
+        if with_ids
         else [(test.name, test.type) for test in rows.tests]
     )
     return hashlib.sha256(tests).hexdigest()[:32], tests.decode()
@@ -236,14 +237,17 @@ class RunOutcome(NamedTuple):
         return build_combination_row(self.variant[-1])
 
 
-def derive_outcome(source: str, rows: Rows, id_keyed: Collection[Application]) -> RunOutcome:
+def derive_outcome(
+    source: str, revision: Revision, ids_until: Mapping[Application, datetime]
+) -> RunOutcome:
     """Return the outcome of an answer of an account."""
+    rows = revision.rows
     plan = build_plan(source, rows.run.application, rows.run.name)
     strip = encode_strip([test.status for test in rows.tests])
     checks = read_checks(rows.counts[0]._asdict())
     return RunOutcome(
         build_variant_row(plan, rows.run.environment_signature),
-        build_roster_row(rows, by_id=plan.owner in id_keyed),
+        build_roster_row(rows, with_ids=revision.observed_at < ids_until.get(plan.owner, NEVER)),
         strip,
         count_letters(strip),
         checks,

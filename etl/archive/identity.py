@@ -2,7 +2,8 @@
 
 The API does not say. Each application of an account is measured in its newest runs: as soon as
 its first answers can be compared, so that few rows have to be rewritten, and again with each
-refresh of its plans. The result is stored in `identities` (docs/REPORTS.md).
+refresh of its plans. The result is stored in `identities`, each decision in
+`identity_decisions` (docs/REPORTS.md).
 """
 
 from collections import Counter
@@ -10,8 +11,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, Select, and_, delete, func, select, update
+from sqlalchemy import Connection, Engine, Select, and_, delete, func, select
 
+from etl.archive.identity_records import (
+    IdentityDecision,
+    IdentityRecord,
+    add_decision,
+    read_decisions,
+    read_record,
+    write_record,
+)
 from etl.archive.rekey import rekey_application
 from etl.db.bulk import upsert_into
 from etl.db.database import reading, writing
@@ -19,15 +28,19 @@ from etl.db.schema import (
     IS_CURRENT,
     among,
     dirty_marks,
+    drift,
     identities,
+    identity_decisions,
     outcomes,
     plan_variants,
     runs,
     tests,
+    to_milliseconds,
 )
 from etl.derived import refresh
 from etl.derived.identity_rules import lock_identities_exclusive, of_application
 from etl.derived.plans import Application
+from etl.display import safe
 from etl.telemetry.log import get_logger
 
 MAX_RUNS = 40
@@ -67,22 +80,25 @@ class Repeats(NamedTuple):
 
 
 def count_repeats(newest_first: Iterable[Sequence[ListedTest]]) -> Repeats:
-    """Compare the ids of tests with the same plan, name and type, from run to run.
+    """Compare the ids of tests with the same name and type in neighbouring runs of a plan.
 
     Skips tests that occur in a run more than once or have no id.
     """
     compared = repeated = 0
-    newer: dict[tuple[str | None, ...], str] = {}
+    newer: dict[str, dict[tuple[str | None, str | None], str]] = {}
     for listed in newest_first:
-        names = [(test.plan, test.name, test.type) for test in listed]
-        often = Counter(names)
-        for name, test in zip(names, listed, strict=True):
-            if often[name] > 1 or not test.test_id:
-                continue
-            if name in newer:
-                compared += 1
-                repeated += newer[name] == test.test_id
-            newer[name] = test.test_id
+        if not listed:
+            continue
+        plan, often = listed[0].plan, Counter((test.name, test.type) for test in listed)
+        ids = {
+            name: test.test_id
+            for test in listed
+            if test.test_id and often[name := (test.name, test.type)] == 1
+        }
+        neighbours = newer.get(plan, {})
+        compared += len(ids.keys() & neighbours.keys())
+        repeated += len(ids.items() & neighbours.items())
+        newer[plan] = ids
         if compared >= ENOUGH_COMPARED:
             break
     return Repeats(compared, repeated)
@@ -146,7 +162,8 @@ def measure_remaining(
     query = select(*OWNER_NAMES).distinct().where(among(plan_variants.c.application, names))
     remaining = applications & _read_applications(connection, query)
     for application in applications - remaining:
-        connection.execute(delete(identities).where(of_application(identities, application)))
+        for table in (identities, identity_decisions):
+            connection.execute(delete(table).where(of_application(table, application)))
     for application in _keep_short_names(remaining):
         _measure_application(connection, application, now)
 
@@ -154,7 +171,11 @@ def measure_remaining(
 def _measure_all(engine: Engine, applications: Sequence[Application], now: datetime) -> None:
     for application in applications:
         with writing(engine) as connection:
-            _measure_application(connection, application, now)
+            switch = _measure_application(connection, application, now)
+            if switch:
+                _record_switch(connection, switch)
+        if switch:
+            _log_switch(switch)
 
 
 def apply_decisions(engine: Engine, zone: tzinfo) -> None:
@@ -163,13 +184,16 @@ def apply_decisions(engine: Engine, zone: tzinfo) -> None:
         names = (identities.c.source, identities.c.application)
         query = select(*names).where(identities.c.is_applied.is_(False)).order_by(*names)
         applications = [Application._make(row) for row in connection.execute(query)]
-    for application in applications:
+        pending = [(each, read_decisions(connection, each)) for each in applications]
+    for application, decisions in pending:
         log.debug("test identity changed: rewriting the keys of tests", **application._asdict())
         rekey_application(engine, application, zone)
         with writing(engine) as connection:
+            lock_identities_exclusive(connection, [application])
             refresh.delete_unused_rosters(connection)
-            is_it = of_application(identities, application)
-            connection.execute(update(identities).where(is_it).values(is_applied=True))
+            record = read_record(connection, application)
+            if record and read_decisions(connection, application) == decisions:
+                write_record(connection, record._replace(is_applied=True))
 
 
 def _find_undecided(
@@ -212,30 +236,65 @@ def _keep_short_names(applications: Iterable[Application]) -> list[Application]:
     )
 
 
-def _measure_application(connection: Connection, application: Application, now: datetime) -> None:
-    """Measure an application and store the decision; locks its rule exclusively."""
+def _measure_application(
+    connection: Connection, application: Application, now: datetime
+) -> IdentityRecord | None:
+    """Measure an application and store the decision; locks its rule exclusively.
+
+    Returns the measurement if it has reversed an earlier decision.
+    """
     lock_identities_exclusive(connection, [application])
     repeats = count_repeats(_read_newest_tests(connection, application))
-    is_it = of_application(identities, application)
-    before = connection.scalar(select(identities.c.key_kind).where(is_it)) or "name"
-    kind = choose_key_kind(repeats, before)
-    measured = {
-        **application._asdict(),
-        "compared": repeats.compared,
-        "repeated": repeats.repeated,
-        "repeat_share": repeats.repeated / repeats.compared if repeats.compared else None,
-        "measured_at": now,
+    measured = read_record(connection, application)
+    decisions = read_decisions(connection, application)
+    last = decisions[-1] if decisions else None
+    kind = choose_key_kind(repeats, last.key_kind if last else "name")
+    decision = last
+    if decision is None or decision.key_kind != kind:
+        decision = add_decision(connection, application, kind, now)
+    record = IdentityRecord(
+        *application,
+        *repeats,
+        repeats.repeated / repeats.compared if repeats.compared else None,
+        kind,
+        decision.decided_at,
+        to_milliseconds(now),
+        is_applied=(measured.is_applied if measured else True) and not _needs_rekeying(last, kind),
+    )
+    write_record(connection, record)
+    was_decided = measured is not None and measured.compared >= MIN_COMPARED
+    return record if was_decided and decision is not last else None
+
+
+def _needs_rekeying(last: IdentityDecision | None, kind: str) -> bool:
+    """Tell whether stored rosters are of another kind: before the first decision, of names."""
+    return kind != (last.key_kind if last else "name")
+
+
+def _record_switch(connection: Connection, switch: IdentityRecord) -> None:
+    """Record schema drift: the application's ids repeat now, or do so no more."""
+    newest = _select_newest_runs(switch.owner, runs.c.run_id).limit(1)
+    row = {
+        "path": f"result.tests[].id of {switch.application!r} in {switch.source!r}",
+        "json_type": "repeats" if switch.key_kind == "id" else "changes",
+        "first_run_id": connection.scalar(newest),
+        "first_seen_at": switch.decided_at,
     }
-    decided = {"key_kind": kind, "decided_at": now, "is_applied": kind == before}
-    insert = upsert_into(connection, identities).values(measured | decided)
-    changes = measured | decided if kind != before else measured
-    connection.execute(
-        insert.on_conflict_do_update(
-            index_elements=identities.primary_key.columns,
-            set_={
-                name: insert.excluded[name] for name in changes if name not in Application._fields
-            },
-        )
+    connection.execute(upsert_into(connection, drift).values(row).on_conflict_do_nothing())
+
+
+def _log_switch(switch: IdentityRecord) -> None:
+    change = "repeat" if switch.key_kind == "id" else "do not repeat any more"
+    known_by = "id" if switch.key_kind == "id" else "name and type"
+    log.warning(
+        "test ids changed",
+        source=switch.source,
+        application=switch.application,
+        key_kind=switch.key_kind,
+        text=(
+            f"application {safe(switch.application)} of {safe(switch.source)}: test ids {change}"
+            f" from run to run; its tests are identified by {known_by} from now on"
+        ),
     )
 
 
@@ -243,14 +302,19 @@ def _read_newest_tests(
     connection: Connection, application: Application
 ) -> Iterator[list[ListedTest]]:
     """Yield the tests of the newest runs of an application, newest run first."""
-    query = (
-        _select_runs_with_plan(runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
-        .where(of_application(plan_variants, application), runs.c.started_at.is_not(None))
-        .order_by(runs.c.started_at.desc(), runs.c.run_id.desc())
-        .limit(MAX_RUNS)
-    )
+    columns = (runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
+    query = _select_newest_runs(application, *columns).limit(MAX_RUNS)
     for plans in _split_runs(connection.execute(query).all()):
         yield from _read_tests(connection, plans)
+
+
+def _select_newest_runs(application: Application, *columns: Any) -> Select[Any]:
+    """Return the query for `columns` of an application's runs, the newest first."""
+    is_started = runs.c.started_at.is_not(None)
+    query = _select_runs_with_plan(*columns).where(
+        of_application(plan_variants, application), is_started
+    )
+    return query.order_by(runs.c.started_at.desc(), runs.c.run_id.desc())
 
 
 def _split_runs(newest: Iterable[Any]) -> Iterator[dict[str, str]]:

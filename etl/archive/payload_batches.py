@@ -4,7 +4,7 @@ Memory stays bounded, whatever the size of the archive.
 """
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, tzinfo
 from itertools import accumulate, groupby, pairwise
@@ -40,7 +40,7 @@ from etl.db.schema import (
     to_text,
     tracked_runs,
 )
-from etl.derived.identity_rules import lock_identities_shared, read_id_keyed
+from etl.derived.identity_rules import lock_identities_shared, read_ids_until
 from etl.derived.plans import Application
 
 RUN_TABLES = [metadata.tables[name] for name in DERIVED_TABLES]
@@ -137,7 +137,7 @@ class _DecodedBatch(NamedTuple):
 def derive_batch(connection: Connection, run_ids: Sequence[str], zone: tzinfo) -> PayloadBatch:
     """Derive the rows of `run_ids` from their payloads and ledger rows."""
     decoded = _decode_batch(connection, run_ids, zone)
-    return _derive_rows(decoded, read_id_keyed(connection))
+    return _derive_rows(decoded, read_ids_until(connection))
 
 
 def derive_batch_to_write(
@@ -150,7 +150,7 @@ def derive_batch_to_write(
     """
     decoded = _decode_batch(connection, run_ids, zone)
     lock_identities_shared(connection, decoded.applications)
-    return _derive_rows(decoded, read_id_keyed(connection))
+    return _derive_rows(decoded, read_ids_until(connection))
 
 
 def _decode_batch(connection: Connection, run_ids: Sequence[str], zone: tzinfo) -> _DecodedBatch:
@@ -165,16 +165,16 @@ def _decode_batch(connection: Connection, run_ids: Sequence[str], zone: tzinfo) 
     return decoded
 
 
-def _derive_rows(decoded: _DecodedBatch, id_keyed: Collection[Application]) -> PayloadBatch:
+def _derive_rows(decoded: _DecodedBatch, ids_until: Mapping[Application, datetime]) -> PayloadBatch:
     rows: dict[str, list[Row]] = {table.name: [] for table in RUN_TABLES}
     names: dict[str, dict[Row, Row]] = {table.name: {} for table in NAME_TABLES}
     batch = PayloadBatch(list(decoded.revisions), rows, names, decoded.damage)
     for run_id, revisions in decoded.revisions.items():
         fields = decoded.fields[run_id]
-        for name, own in derive_rows(fields, revisions, id_keyed).items():
+        for name, own in derive_rows(fields, revisions, ids_until).items():
             batch.rows[name] += own
         for revision in revisions:
-            _add_names(batch, derive_outcome(fields.source, revision.rows, id_keyed))
+            _add_names(batch, derive_outcome(fields.source, revision, ids_until))
     return batch
 
 

@@ -301,7 +301,7 @@ def _insert_revisions(
     lock_identities_shared(connection, {name_application(a.source, a.rows) for a in answers})
     identity_rules = IdentityRules(connection)
     stored = [
-        _Stored(each, derive_outcome(each.answer.source, each.answer.rows, identity_rules.id_keyed))
+        _Stored(each, derive_outcome(each.answer.source, each.opened, identity_rules.ids_until))
         for each in changes
     ]
     first = _select_first(connection, stored)

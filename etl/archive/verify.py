@@ -16,6 +16,7 @@ from etl.archive.differences import (
     describe_unreadable,
     key_rows,
 )
+from etl.archive.identity_records import find_identity_faults
 from etl.archive.payload_batches import (
     DEFAULT_LIMITS,
     NAME_TABLES,
@@ -150,6 +151,7 @@ def find_loose_ends(engine: Engine) -> BatchFindings:
             *_find_rows_without_payload(connection),
             *_find_untracked_rows(connection),
             *_find_ledger_faults(connection),
+            *find_identity_faults(connection),
         ]
     return BatchFindings(0, damage, [], [])
 

@@ -711,6 +711,19 @@ identities = Table(
     Column("decided_at", Timestamp, nullable=False),
     Column("measured_at", Timestamp, nullable=False),
     Column("is_applied", Boolean, nullable=False),
+    # Of this row and of the application's decisions, which nothing can derive again.
+    Column("digest", Text, nullable=False),
+    CheckConstraint("key_kind IN ('id', 'name')", name="key_kind"),
+    sqlite_with_rowid=False,
+)
+
+identity_decisions = Table(
+    "identity_decisions",
+    metadata,
+    Column("source", Key, primary_key=True),
+    Column("application", Key, primary_key=True),
+    Column("decided_at", Timestamp, primary_key=True),
+    Column("key_kind", Text, nullable=False),
     CheckConstraint("key_kind IN ('id', 'name')", name="key_kind"),
     sqlite_with_rowid=False,
 )

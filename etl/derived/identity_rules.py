@@ -1,24 +1,27 @@
 """Read the rules that identify tests from run to run, and lock them.
 
-An application's tests are identified by id or by name (`identities`), and renamed tests by their
-aliases. Both are of one account: the ids of two accounts are different things.
+An application's tests are identified by id or by name (`identity_decisions`), and renamed tests by
+their aliases. Both are of one account: the ids of two accounts are different things.
 """
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, or_, select, text
 
-from etl.db.schema import aliases, identities
+from etl.db.schema import aliases, identity_decisions
 from etl.derived.plans import Application, IdentityRule, Plan, hash_parts
+
+NEVER_ENDS = datetime.max.replace(tzinfo=UTC)
 
 
 class IdentityRules:
     """The identity rule of each plan, now or as of a moment."""
 
     def __init__(self, connection: Connection, as_of: datetime | None = None) -> None:
-        self.id_keyed = read_id_keyed(connection, as_of)
+        self.id_keyed, self.ids_until = _read_decisions(connection, as_of)
         self._renamed: defaultdict[Plan, dict[str, str]] = defaultdict(dict)
         query = select(aliases).where(_is_valid_alias(as_of)).order_by(aliases.c.added_at)
         for row in connection.execute(query):
@@ -34,13 +37,39 @@ class IdentityRules:
         return IdentityRule(plan.owner in self.id_keyed, _resolve_renames(renamed))
 
 
-def read_id_keyed(connection: Connection, as_of: datetime | None = None) -> frozenset[Application]:
-    """Return the applications whose tests keep their ids from run to run, now or as of a moment."""
-    names = select(identities.c.source, identities.c.application)
-    query = names.where(identities.c.key_kind == "id")
+class _KeyKinds(NamedTuple):
+    """The applications whose tests are identified by id, and until when they were (or will be)."""
+
+    id_keyed: frozenset[Application]
+    ids_until: dict[Application, datetime]
+
+
+def read_ids_until(connection: Connection) -> dict[Application, datetime]:
+    """Return the end of the time in which an application's tests are identified by id.
+
+    `NEVER_ENDS` if they are now. Answers seen before need ids in their rosters, since reports as
+    of a moment use the decision of that moment.
+    """
+    return _read_decisions(connection, None).ids_until
+
+
+def _read_decisions(connection: Connection, as_of: datetime | None) -> _KeyKinds:
+    """Read the decisions, all or those that were valid at a moment."""
+    decided = identity_decisions.c
+    query = select(identity_decisions)
     if as_of is not None:
-        query = query.where(identities.c.decided_at <= as_of)
-    return frozenset(Application._make(row) for row in connection.execute(query))
+        query = query.where(decided.decided_at <= as_of)
+    kinds: dict[Application, str] = {}
+    until: dict[Application, datetime] = {}
+    for row in connection.execute(query.order_by(decided.decided_at)):
+        application = Application(row.source, row.application)
+        if row.key_kind == "id":
+            until[application] = NEVER_ENDS
+        elif kinds.get(application) == "id":
+            until[application] = row.decided_at
+        kinds[application] = row.key_kind
+    by_id = frozenset(each for each, kind in kinds.items() if kind == "id")
+    return _KeyKinds(by_id, until)
 
 
 def of_application(table: Table, application: Application) -> ColumnElement[bool]:

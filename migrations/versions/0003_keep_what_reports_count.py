@@ -26,6 +26,7 @@ TABLES = (
     "data_dictionary",
     "aliases",
     "identities",
+    "identity_decisions",
     "dates",
     "weekly_results",
     "daily_results",
@@ -341,8 +342,23 @@ def _create_rest() -> None:
         sa.Column("decided_at", TIMESTAMP, nullable=False),
         sa.Column("measured_at", TIMESTAMP, nullable=False),
         sa.Column("is_applied", sa.Boolean(), nullable=False),
+        sa.Column("digest", sa.Text(), nullable=False),
         sa.CheckConstraint("key_kind IN ('id', 'name')", name=op.f("ck_identities_key_kind")),
         sa.PrimaryKeyConstraint("source", "application", name="pk_identities"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "identity_decisions",
+        sa.Column("source", KEY, nullable=False),
+        sa.Column("application", KEY, nullable=False),
+        sa.Column("decided_at", TIMESTAMP, nullable=False),
+        sa.Column("key_kind", sa.Text(), nullable=False),
+        sa.CheckConstraint(
+            "key_kind IN ('id', 'name')", name=op.f("ck_identity_decisions_key_kind")
+        ),
+        sa.PrimaryKeyConstraint(
+            "source", "application", "decided_at", name="pk_identity_decisions"
+        ),
         sqlite_with_rowid=False,
     )
     op.create_table(

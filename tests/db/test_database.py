@@ -38,6 +38,7 @@ from etl.db.schema import (
     durations,
     environments,
     identities,
+    identity_decisions,
     labels,
     metadata,
     outcomes,
@@ -144,6 +145,7 @@ IDENTITY = {
     "decided_at": NOW,
     "measured_at": NOW,
     "is_applied": True,
+    "digest": "c0ffee",
 }
 DURATIONS = {
     "variant_id": "variant-1",
@@ -223,6 +225,12 @@ ROWS_TO_REFUSE: list[tuple[str, Table, dict[str, Any]]] = [
         "ck_identities_key_kind",
         identities,
         IDENTITY | {"key_kind": "no"},
+    ),
+    (
+        "ck_identity_decisions_key_kind",
+        identity_decisions,
+        {name: IDENTITY[name] for name in ("source", "application", "decided_at")}
+        | {"key_kind": "no"},
     ),
 ]
 

@@ -58,7 +58,8 @@ def everything(engine: Engine) -> dict[str, Any]:
         rows = dump(connection)
     rows["tracked_runs"] = [row for row in rows["tracked_runs"] if row["state"] != "dropped"]
     for row in rows["identities"]:
-        del row["decided_at"]
+        del row["decided_at"], row["digest"]
+    del rows["identity_decisions"]
     return rows
 
 

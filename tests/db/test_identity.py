@@ -4,25 +4,31 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
-from sqlalchemy import Engine, delete, event, insert, select
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, Table, delete, event, insert, select, update
 
 from etl.archive import identity
 from etl.archive.identity import ListedTest, Repeats, choose_key_kind, count_repeats
 from etl.archive.replay import replay_archive
 from etl.archive.verify import verify_archive
-from etl.config.settings import Reporting
+from etl.config.settings import DEFAULT_RULES, Reporting
 from etl.db.database import connect, prepare, reading, writing
-from etl.db.schema import identities, rosters, runs, series
+from etl.db.schema import drift, identities, identity_decisions, rosters, runs, series
 from etl.derived import refresh
+from etl.derived.identity_rules import IdentityRules
 from etl.derived.plans import Application
 from etl.errors import DatabaseError
+from etl.reports import series as report
+from etl.reports.model import ReportRequest
 from tests.support.dump import dump
 from tests.support.fake_api import FakeApi, result
-from tests.support.histories import BERLIN, keep
+from tests.support.histories import BERLIN, forget_all, keep
 from tests.support.program import Program
 
 AT = datetime(2024, 5, 1, tzinfo=UTC)
@@ -180,6 +186,155 @@ def store_all(engine: Engine, api: FakeApi) -> None:
     seen = {run_id: json.loads(first.body)["result"] for run_id, [first] in api.answers.items()}
     with writing(engine) as connection:
         keep(connection, AT, seen, UTC)
+
+
+# --- ids that stop repeating, or begin to ----------------------------------------------------
+
+
+def answer_number(number: int, ids: Sequence[str]) -> dict[str, Any]:
+    """Return an answer for a run that started so many hours after `AT`; tests are A, B, ..."""
+    names = zip("ABCDE", ids, strict=False)
+    return {
+        "name": "Nightly",
+        "application": "Shop",
+        "status": "passed",
+        "started_at": (AT + timedelta(hours=number)).isoformat(),
+        "tests": [{"id": test_id, "name": name, "status": "passed"} for name, test_id in names],
+    }
+
+
+def restate_decision(ids_by_run: Sequence[Sequence[str]], before: str) -> str:
+    """Decide by the newest pairs of neighbouring runs, 50 or a few more."""
+    pairs: list[bool] = []
+    for number in range(len(ids_by_run) - 1, 0, -1):
+        if len(pairs) < 50:
+            newer, older = ids_by_run[number], ids_by_run[number - 1]
+            pairs += [one == other for one, other in zip(newer, older, strict=False)]
+    if len(pairs) < 20 or 0.5 <= sum(pairs) / len(pairs) < 0.9:
+        return before
+    return "id" if sum(pairs) / len(pairs) >= 0.9 else "name"
+
+
+def list_series(engine: Engine, as_of: datetime | None) -> list[Any]:
+    """Return the report `series` without the figure that is missing as of a moment."""
+    request = ReportRequest(as_of or AT, DEFAULT_RULES, ZoneInfo("UTC"), as_of=as_of)
+    place = report.PLACES["is_confirmed_flaky"]
+    with reading(engine) as connection:
+        rows = [list(row) for row in report.rows(connection, request)]
+    return sorted([row[:place] + row[place + 1 :] for row in rows], key=repr)
+
+
+phases = st.lists(
+    st.tuples(st.sampled_from(["repeat", "repeat", "change", "change", "some"]), st.integers(1, 9)),
+    min_size=1,
+    max_size=6,
+)
+
+
+def test_a_report_as_of_a_moment_uses_the_decision_of_that_moment(engine: Engine) -> None:
+    @settings(
+        max_examples=10 if engine.dialect.name == "sqlite" else 5,
+        phases=[Phase.explicit, Phase.generate],
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @example([("repeat", 6), ("change", 9), ("change", 9), ("repeat", 9), ("repeat", 9)])
+    @given(phases)
+    def check(history: Sequence[tuple[str, int]]) -> None:
+        forget_all(engine)
+        ids_by_run: list[list[str]] = []
+        seen: dict[datetime, list[Any]] = {}
+        kind, kinds = "name", []
+        for step, (behaviour, added) in enumerate(history):
+            at = AT + timedelta(days=30 + step)
+            for _ in range(added):
+                number = len(ids_by_run)
+                fresh = {"repeat": 0, "some": 2, "change": 5}[behaviour]
+                ids = [f"{place}" for place in range(5)]
+                ids[:fresh] = [f"{number}-{place}" for place in range(fresh)]
+                with writing(engine) as connection:
+                    keep(connection, at, {f"run-{number:03}": answer_number(number, ids)}, UTC)
+                ids_by_run.append(ids)
+            identity.refresh_archive(engine, at + timedelta(hours=1), UTC)
+            if len(ids_by_run) > 1:
+                kind = restate_decision(ids_by_run, kind)
+            kinds.append(kind)
+            moment = at + timedelta(hours=2)
+            seen[moment] = list_series(engine, None)
+            for earlier, rows in seen.items():
+                assert list_series(engine, earlier) == rows
+        with reading(engine) as connection:
+            for moment, wanted in zip(seen, kinds, strict=True):
+                by_id = IdentityRules(connection, moment).id_keyed
+                assert by_id == ({SHOP} if wanted == "id" else set())
+        found = list(verify_archive(engine, Reporting("UTC")))
+        assert [each for batch in found for each in (*batch.damage, *batch.differing)] == []
+
+    prepare(engine)
+    check()
+
+
+def test_a_switch_is_said_and_the_histories_are_joined_again(
+    api: FakeApi, archiver: Program, engine: Engine
+) -> None:
+    api.answers = runs_of([("id of a", "id of b")] * 12)
+    archiver.call("ingest", *RUN_IDS)
+    assert known_tests(engine) == [("A", "P" * 10), ("B, renamed", "P" * 10)]
+    later = [f"later-{number:02}" for number in range(30)]
+    for number, run_id in enumerate(later):
+        tests = [{"id": f"{number}{name}", "name": name, "status": "failed"} for name in "AB"]
+        started_at = f"2024-04-{number + 1:02}T12:00:00Z"
+        api.answers[run_id] = [result(started_at=started_at, application="Shop", tests=tests)]
+    few = archiver.call("ingest", *later[:5])
+    assert "test ids" not in few.stderr
+    assert len(known_tests(engine)) == 12  # each new id is a test of its own, until it is noticed
+    done = archiver.call("ingest", *later)
+    assert (
+        "application Shop of default: test ids do not repeat any more from run to run; its tests"
+        " are identified by name and type from now on" in done.stderr
+    )
+    assert known_tests(engine) == [("A", "F" * 10), ("B", "F" * 10), ("B, renamed", "P")]
+    with reading(engine) as connection:
+        switches = select(drift.c.path, drift.c.json_type, drift.c.first_run_id)
+        rows = connection.execute(switches.where(drift.c.path.like("% of %"))).all()
+    assert [tuple(row) for row in rows] == [
+        ("result.tests[].id of 'Shop' in 'default'", "changes", "later-29")
+    ]
+    assert archiver.call("verify").exit_code == 0
+
+
+CHANGES: list[tuple[Table, dict[str, Any]]] = [
+    (identities, {"compared": 22}),
+    (identities, {"repeated": 20}),
+    (identities, {"repeat_share": 0.99}),
+    (identities, {"key_kind": "name"}),
+    (identities, {"decided_at": AT}),
+    (identities, {"measured_at": AT}),
+    (identities, {"is_applied": False}),
+    (identities, {"digest": "0"}),
+    (identities, {"application": "Shops"}),
+    (identity_decisions, {"decided_at": AT}),
+    (identity_decisions, {"application": "Shops"}),
+]
+
+
+def test_verify_finds_each_change_of_a_decision(
+    api: FakeApi, archiver: Program, engine: Engine
+) -> None:
+    api.answers = runs_of([("id of a", "id of b")] * 12)
+    archiver.call("ingest", *RUN_IDS)
+    for table, change in CHANGES:
+        with writing(engine) as connection:
+            before = [dict(row) for row in connection.execute(select(table)).mappings()]
+            connection.execute(update(table).values(change))
+        found = list(verify_archive(engine, Reporting("UTC")))
+        assert "identities" in {each.table for batch in found for each in batch.damage}, change
+        with writing(engine) as connection:
+            connection.execute(delete(table))
+            connection.execute(insert(table), before)
+    assert archiver.call("verify").exit_code == 0
 
 
 @contextmanager

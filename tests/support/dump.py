@@ -25,6 +25,7 @@ COUNTED = (
     "daily_results",
     "weekly_results",
     "identities",
+    "identity_decisions",
     "aliases",
 )
 """The tables that reports count from; tests/test_golden.py has their rows."""
