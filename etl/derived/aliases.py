@@ -5,6 +5,8 @@ each alias with its times, so that a report as of an earlier moment stays as it 
 """
 
 import difflib
+from collections import defaultdict
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -37,7 +39,8 @@ def add_alias(connection: Connection, alias: Alias, now: datetime, rules: Rules)
     """Count the results under the old name as those of the new one.
 
     Raises:
-        UsageError: both names are the same, the plan does not exist, or the old name has an alias.
+        UsageError: both names are the same, the plan does not exist, the old name has an alias, or
+            the new name leads back to it.
     """
     if alias.old_name == alias.new_name:
         raise UsageError(f"alias: {alias.old_name!r} and its new name are the same")
@@ -54,8 +57,32 @@ def add_alias(connection: Connection, alias: Alias, now: datetime, rules: Rules)
             f"alias: {alias.old_name!r} is an alias of {current!r} already; take that back"
             " first: alias remove"
         )
+    if cycle := _find_cycle(list_aliases(connection), alias):
+        raise UsageError(
+            f"alias: {alias.old_name!r} would be its own new name: {', '.join(map(repr, cycle))}",
+            "take one of these back first: alias remove",
+        )
     connection.execute(insert(aliases).values(**alias._asdict(), added_at=now))
     refresh_plans(connection, plans, rules)
+
+
+def _find_cycle(in_force: Sequence[Alias], added: Alias) -> list[str]:
+    """Return the names from the old name of `added` back to itself; empty if there is no cycle.
+
+    An alias of a plan overrides one of its application.
+    """
+    of_application = [each for each in (*in_force, added) if each.owner == added.owner]
+    renamed: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for each in of_application:
+        renamed[each.plan][each.old_name] = each.new_name
+    for plan in [added.plan] if added.plan else list(renamed):
+        newest = renamed[""] | renamed[plan]
+        names = [added.old_name]
+        while (name := newest.get(names[-1])) is not None and name not in names:
+            names.append(name)
+        if name == added.old_name:
+            return [*names, name]
+    return []
 
 
 def describe_doubt(connection: Connection, alias: Alias) -> str:

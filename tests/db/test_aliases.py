@@ -148,6 +148,29 @@ def test_a_name_has_one_alias_at_a_time(engine: Engine, archiver: Program) -> No
     assert "is an alias of 'Pays by card' already" in done.stderr
 
 
+def test_an_alias_that_leads_back_to_its_old_name_is_refused(
+    engine: Engine, archiver: Program
+) -> None:
+    where = ("--application", "Shop")
+    for names, plan in (
+        (("Pays", "Pays by card"), []),
+        (("Pays by card", "Pays with a card"), ["--plan", "Smoke"]),
+    ):
+        assert archiver.call("alias", "add", *names, *where, *plan).exit_code == 0
+    joined = histories(engine)
+    for new, plan, cycle in (
+        ("Pays", [], "'Pays with a card', 'Pays', 'Pays by card', 'Pays with a card'"),
+        ("Pays", ["--plan", "Smoke"], "'Pays with a card', 'Pays', 'Pays by card', "),
+    ):
+        done = archiver.call("alias", "add", "Pays with a card", new, *where, *plan)
+        assert done.exit_code == 2
+        assert f"would be its own new name: {cycle}" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert histories(engine) == joined
+    done = archiver.call("alias", "add", "Pays by card", "Pays", *where, "--plan", "Nightly")
+    assert (done.exit_code, "would be its own" in done.stderr) == (2, True)
+
+
 def test_an_alias_and_a_pass_never_wait_for_each_other_in_a_circle(postgresql_url: str) -> None:
     """Both hold several plans, and so have to take them in the same order."""
     engine = connect(postgresql_url)
