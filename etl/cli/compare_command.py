@@ -22,11 +22,18 @@ def compare(session: "Session", *, before: str, after: str, as_json: bool) -> in
     """Show how each test changed from one run to another."""
     from etl.cli.questions import Question, asking, find_archived
     from etl.reports import comparison
+    from etl.reports.statuses import read_unknown_words
 
     with asking(session, Question()) as (connection, request):
         first = find_archived(connection, request, before)
         second = find_archived(connection, request, after)
-    found = comparison.compare((first.roster, first.outcomes), (second.roster, second.outcomes))
+        sides = [
+            comparison.RunTests(
+                run.roster, run.outcomes, read_unknown_words(connection, request, run.run_id)
+            )
+            for run in (first, second)
+        ]
+    found = comparison.compare(*sides)
     counts = Counter(each.what for each in found)
     if as_json:
         display.as_json(

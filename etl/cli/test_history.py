@@ -6,7 +6,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from etl import display
-from etl.derived.metrics import WORDS, compute_rates, count_letters
+from etl.derived.metrics import compute_rates, count_letters
 from etl.derived.plans import Plan, environments_text
 from etl.reports.forms import for_people
 from etl.reports.histories import History
@@ -29,6 +29,7 @@ def as_dict(history: History, names: Sequence[str]) -> dict[str, Any]:
         "environments": environments_text(history.variant.environment_signature),
         "test": history.test.name,
         "type": history.test.type,
+        "test_id": history.test.test_id,
         "strip": history.strip,
         "counts": counts._asdict(),
         **compute_rates(counts)._asdict(),
@@ -36,7 +37,7 @@ def as_dict(history: History, names: Sequence[str]) -> dict[str, Any]:
             {
                 "run_id": result.run_id,
                 "started_at": result.started_at,
-                "status": WORDS.get(result.letter),
+                "status": result.status,
             }
             for result in history.results
         ],

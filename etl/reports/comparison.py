@@ -1,6 +1,7 @@
 """Classify each test of two runs by its status before and after."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from enum import StrEnum
 from itertools import zip_longest
 from typing import NamedTuple
@@ -59,12 +60,20 @@ def classify(before: str | None, after: str | None) -> Class:
     return _DECIDED.get(before + after, Class.OTHER)
 
 
-def compare(before: tuple[Roster, str], after: tuple[Roster, str]) -> list[Compared]:
-    """Compare two runs, each its tests and a letter for each; new failures come first.
+class RunTests(NamedTuple):
+    """The tests of a run with a letter for each, and the words of the unknown ones by position."""
+
+    roster: Roster
+    outcomes: str
+    unknown: Mapping[int, str | None]
+
+
+def compare(before: RunTests, after: RunTests) -> list[Compared]:
+    """Compare the tests of two runs; new failures come first.
 
     Tests are the same by their key; where a key is there more than once, by their order.
     """
-    old, new = _by_key(*before), _by_key(*after)
+    old, new = _by_key(before), _by_key(after)
     keys = [*new, *(key for key in old if key not in new)]
     found = [
         _compared(*pair) for key in keys for pair in zip_longest(old.get(key, []), new.get(key, []))
@@ -79,12 +88,15 @@ class _Place(NamedTuple):
     name: str | None
     type: str | None
     letter: str
+    word: str | None
 
 
-def _by_key(roster: Roster, outcomes: str) -> dict[str, list[_Place]]:
+def _by_key(run: RunTests) -> dict[str, list[_Place]]:
     places: defaultdict[str, list[_Place]] = defaultdict(list)
-    for key, test, letter in zip(roster.keys, roster.tests, outcomes, strict=True):
-        places[key].append(_Place(test.name, test.type, letter))
+    listed = zip(run.roster.keys, run.roster.tests, run.outcomes, strict=True)
+    for position, (key, test, letter) in enumerate(listed, start=1):
+        word = WORDS.get(letter) or run.unknown.get(position)
+        places[key].append(_Place(test.name, test.type, letter, word))
     return dict(places)
 
 
@@ -95,6 +107,6 @@ def _compared(old: _Place | None, new: _Place | None) -> Compared:
         classify(before, after),
         test and test.name,
         test and test.type,
-        before and WORDS.get(before, "unknown"),
-        after and WORDS.get(after, "unknown"),
+        old and old.word,
+        new and new.word,
     )

@@ -2,7 +2,7 @@
 -- each revision of its run. As it was in a revision, a test is the row of test_revisions with the
 -- smallest revision from that one on, else the row of tests. Tests with a documented word in a run
 -- that has an unknown one are in it: who reads it leaves them out.
-SELECT outcomes.run_id, outcomes.revision, tests.status
+SELECT outcomes.run_id, outcomes.revision, tests.position, tests.status
   FROM outcomes JOIN tests ON tests.run_id = outcomes.run_id
  WHERE outcomes.tests_unknown > 0
    AND NOT EXISTS (
@@ -10,7 +10,7 @@ SELECT outcomes.run_id, outcomes.revision, tests.status
             WHERE later.run_id = outcomes.run_id AND later.position = tests.position
               AND later.revision >= outcomes.revision)
 UNION ALL
-SELECT outcomes.run_id, outcomes.revision, was.status
+SELECT outcomes.run_id, outcomes.revision, was.position, was.status
   FROM outcomes
   JOIN test_revisions AS was
     ON was.run_id = outcomes.run_id AND was.revision >= outcomes.revision

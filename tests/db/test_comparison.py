@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
+from etl.archive import identity
 from etl.db.database import writing
-from etl.derived.plans import IdentityRule, NamedTest, Roster, build_roster
+from etl.derived import refresh
+from etl.derived.plans import Application, IdentityRule, NamedTest, build_roster
 from etl.ledger import tracking
 from etl.ledger.tracking import Entry
-from etl.reports.comparison import Class, classify, compare
-from tests.support.histories import CHROME, SAFARI, a_run, label, see
+from etl.reports.comparison import Class, RunTests, classify, compare
+from tests.support.histories import CHROME, SAFARI, WORDS, a_run, label, see
 from tests.support.program import Program, program
 
 START = datetime(2024, 3, 4, 9, 0, 0, 0, UTC)
@@ -72,9 +74,9 @@ def test_each_test_of_both_runs_is_in_one_class(
     )
 
 
-def side(tests: list[tuple[str, str]]) -> tuple[Roster, str]:
+def side(tests: list[tuple[str, str]]) -> RunTests:
     roster = build_roster("r", [NamedTest(name, "e2e") for name, _ in tests], IdentityRule())
-    return roster, "".join(letter for _, letter in tests)
+    return RunTests(roster, "".join(letter for _, letter in tests), {})
 
 
 def test_compare_lists_what_is_new_first_and_pairs_equal_names_in_order(
@@ -246,6 +248,54 @@ def test_a_tests_history_as_json_has_all_runs(judged: Program) -> None:
     assert alone["runs"][0] == {
         "run_id": "last", "started_at": "2024-03-07T09:00:00.000Z", "status": "failed"
     }  # fmt: skip
+
+
+def test_a_test_that_is_known_by_its_id_has_its_results_under_former_names(
+    engine: Engine, archiver: Program
+) -> None:
+    for day, (name, letter) in enumerate((("old", "P"), ("old", "F"), ("new", "U"))):
+        names = [name, *(f"test {number}" for number in range(10))]
+        tests = [
+            {"id": f"id-{place}", "name": each, "status": WORDS[letter]}
+            for place, each in enumerate(names)
+        ]
+        see(engine, START, {f"run-{day}": run_on(day, {}, tests=tests)})
+    identity.measure_new(engine, {Application("default", "shop")}, START, UTC)
+    refresh.refresh_marked(engine)
+    [history] = archiver.call("show", "--test", "new", "--json").json()
+    assert (history["strip"], history["test_id"]) == ("PFU", "id-0")
+    assert [run["run_id"] for run in history["runs"]] == ["run-2", "run-1", "run-0"]
+    former = archiver.call("show", "--test", "old")
+    assert (former.exit_code, "no test of these runs is called 'old'" in former.stderr) == (2, True)
+
+
+def test_an_unknown_word_is_shown_as_the_api_sent_it(engine: Engine, archiver: Program) -> None:
+    tests = [[("a", "asleep"), ("b", "")], [("a", "passed"), ("b", "dozing")]]
+    for day, listed in enumerate(tests):
+        named = [{"name": name, "status": word} for name, word in listed]
+        see(engine, START + day * DAY, {"changing": run_on(0, {}, tests=named)})
+        see(engine, START, {f"run-{day}": run_on(day, {}, tests=named, name="weekly")})
+    compared = archiver.call("compare", "run-0", "run-1", "--json").json()["tests"]
+    assert [(each["from_status"], each["to_status"]) for each in compared] == [
+        ("asleep", "passed"),
+        ("", "dozing"),
+    ]
+    shown = [
+        archiver.call("show", "--test", name, "--plan", "weekly", "--json").json()[0]["runs"]
+        for name in "ab"
+    ]
+    assert [[run["status"] for run in runs] for runs in shown] == [
+        ["passed", "asleep"],
+        ["dozing", ""],
+    ]
+    changed = archiver.call("report", "changes", "--from=2024-03-01", "--json").json()["rows"]
+    assert [(row["from_status"], row["to_status"]) for row in changed] == [
+        ("asleep", "passed"),
+        ("", "dozing"),
+    ]
+    of_then = ("--test", "a", "--plan", "nightly", "--as-of", "2024-03-04T12:00Z", "--json")
+    [then] = archiver.call("show", *of_then).json()
+    assert [run["status"] for run in then["runs"]] == ["asleep"]
 
 
 @pytest.mark.parametrize(

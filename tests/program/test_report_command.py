@@ -193,6 +193,18 @@ def test_words_that_nobody_knows_are_listed_and_not_counted(archiver: Program) -
     assert sum(row["results"] for row in rows if row["of"] == "run") == 6
 
 
+def test_an_empty_status_is_counted_with_missing_ones(engine: Engine, archiver: Program) -> None:
+    for number, status in enumerate((None, "", None)):
+        tests = [{"name": name, "status": word} for name, word in (("a", status), ("b", ""))]
+        see(engine, START, {f"odd-{number}": a_run(None, {}, status=status, tests=tests)})
+    rows = found(archiver, "statuses")
+    assert [(row["of"], row["results"]) for row in rows if row["status"] is None] == [
+        ("run", 3),
+        ("test", 6),
+    ]
+    assert "" not in {row["status"] for row in rows}
+
+
 def test_words_are_those_of_the_moment(engine: Engine, archiver: Program) -> None:
     again = {"cafe-0": a_run(START.isoformat(), {"menu": "PP"}, application="café", name="smoke")}
     see(engine, START + 100 * HOUR, again)
