@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from etl.bi import for_datasette, for_grafana, for_powerbi, for_sql, for_superset
 from etl.bi.view_columns import MADE_BY, BiSource
@@ -15,13 +16,28 @@ MARK = MADE_BY.encode()
 Files = Mapping[str, bytes]
 """Contents by path within a folder; a single file has the path ""."""
 
-MAKERS: Mapping[str, Callable[[BiSource], Files]] = {
-    "superset": for_superset.make,
-    "grafana": for_grafana.make,
-    "datasette": for_datasette.make,
-    "sql": for_sql.make,
-    "powerbi": for_powerbi.make,
+
+class BiTool(NamedTuple):
+    """A tool: what is written for it, and the function that makes it."""
+
+    makes: str
+    make: Callable[[BiSource], Files]
+
+
+TOOLS = {
+    "superset": BiTool("a ZIP file for superset import-dashboards", for_superset.make),
+    "grafana": BiTool("a dashboard in JSON, on PostgreSQL", for_grafana.make),
+    "datasette": BiTool("metadata in JSON, with queries and a board", for_datasette.make),
+    "sql": BiTool("a folder with a query of each chart for each database", for_sql.make),
+    "powerbi": BiTool("a folder with a connection file and measures", for_powerbi.make),
 }
+
+
+def find_tool(name: str) -> BiTool:
+    """Return the tool called `name`. Raises UsageError for an unknown name."""
+    if name not in TOOLS:
+        raise UsageError(f"bi {name}: there is no such tool; there are {', '.join(TOOLS)}")
+    return TOOLS[name]
 
 
 def write_bundle(tool: str, source: BiSource, output: Path) -> list[Path]:
@@ -30,9 +46,7 @@ def write_bundle(tool: str, source: BiSource, output: Path) -> list[Path]:
     Raises:
         UsageError: there is no such tool, a file cannot be written, or one that exists is not ours.
     """
-    if tool not in MAKERS:
-        raise UsageError(f"bi {tool}: there is no such tool; there are {', '.join(MAKERS)}")
-    made = MAKERS[tool](source)
+    made = find_tool(tool).make(source)
     files = {output / path if path else output: content for path, content in made.items()}
     try:
         for folder in {file.parent for file in files if file != output}:

@@ -128,6 +128,7 @@ def test_a_file_that_is_not_ours_stays(on_sqlite: Program, tool: str, name: str)
                 " powerbi"
             ),
         ),
+        (("superset",), "bi superset: give --output PATH"),
         (
             ("superset", "--output", "no/such/folder.zip"),
             "--output no/such/folder.zip: cannot be written: No such file or directory",
@@ -161,6 +162,12 @@ def test_no_file_has_the_password_of_the_database(
         texts += [(on_postgresql.folder / file).read_text() for file in files]
     assert len(texts) > 20
     assert [text for text in texts if postgresql.password in text] == []
+
+
+def test_without_a_name_the_tools_are_listed(archiver: Program) -> None:
+    done = archiver.call("bi")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert {line.split()[0] for line in done.stdout.splitlines()[2:]} == {*FILES, *FOLDERS}
 
 
 # --- Superset -------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import psycopg
+import structlog
 from msgspec.structs import replace
 from psycopg import sql
 from sqlalchemy import Engine, Table, select
@@ -171,6 +172,7 @@ def fill(url: str, zone: str) -> None:
     ):
         in_zone = replace(config, reporting=settings.reporting)
         assert demo_archive.ingest_month(archive, in_zone, sandbox) == 0
+    structlog.contextvars.clear_contextvars()  # else later lines of logs have its last pass
 
 
 @contextmanager
@@ -213,7 +215,7 @@ def granted_role(server: Server, engine: Engine) -> Iterator[str]:
     with server.administer(database) as admin:
         create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
         admin.execute(create.format(sql.Identifier(role), sql.Literal(server.password)))
-        for name, value in reader.SETTINGS.items():
+        for name, value in (reader.SETTINGS | {"search_path": "reporting"}).items():
             alter = sql.SQL("ALTER ROLE {} IN DATABASE {} SET {} = {}")
             names = (sql.Identifier(role), sql.Identifier(database), sql.Identifier(name))
             admin.execute(alter.format(*names, sql.Literal(value)))
@@ -233,7 +235,6 @@ def logged_in(engine: Engine, role: str) -> Iterator[psycopg.Connection]:
         )
     ) as connection:
         connection.autocommit = True
-        connection.execute("SET search_path TO reporting")
         yield connection
 
 
