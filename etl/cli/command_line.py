@@ -26,6 +26,7 @@ COMMANDS = {
     "init": ("init_command", "Write a commented config.toml (or the file given by --config)."),
     "track": ("track_command", "Add runs to the ledger; the next ingest fetches them."),
     "ingest": ("ingest_command", "Do one pass: fetch and store all runs that are due."),
+    "work": ("work_command", "Work for a pass that another process has begun."),
     "schedule": ("schedule_command", "Run as a service: a pass now, then as [schedule] says."),
     "doctor": ("doctor_command", "Check all that a pass needs; name each problem with its remedy."),
     "status": ("status_command", "Show the ledger at a glance: states, failures, last passes."),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from etl.ingest.context import IngestContext
     from etl.ingest.interrupt import Interrupt
     from etl.ingest.one_pass import PassOrder
+    from etl.ingest.runners import Workers
     from etl.ingest.tally import Tally
     from etl.intake.arguments import Wanted
     from etl.intake.lists import Given
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 @click.option("--refresh", is_flag=True, help="Fetch the given runs (or all) even if final.")
 @click.option("--wait", is_flag=True, help="Repeat until every run has finished.")
 @click.option("--dry-run", is_flag=True, help="Only list the runs that would be fetched.")
+@click.option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(1, 64),
+    help="Fetch and store by N processes, which share the limits of requests.",
+)
 @options.as_json
 @options.quiet
 @options.verbose
@@ -42,6 +49,7 @@ def ingest(
     refresh: bool,
     wait: bool,
     dry_run: bool,
+    workers: int | None,
     as_json: bool,
 ) -> int:
     """Do one pass: fetch and store all runs that are due.
@@ -53,10 +61,27 @@ def ingest(
     wanted = Wanted(run_ids, lists, source, (), refresh)
     if dry_run:
         return _preview(session, wanted, as_json=as_json)
-    return _ingest(session, wanted, wait=wait, as_json=as_json)
+    return _ingest(session, wanted, _start_by(session, workers), wait=wait, as_json=as_json)
 
 
-def _ingest(session: "Session", wanted: "Wanted", *, wait: bool, as_json: bool) -> int:
+def _start_by(session: "Session", number: int | None) -> "Workers | None":
+    """Return the workers of each pass, None for this process."""
+    if number is None:
+        return None
+    from etl.ingest.runners import ProcessRunner, Workers, share_budget
+
+    config_file = click.get_current_context().meta.get(options.CONFIG_FILE)
+    return Workers(number, ProcessRunner(config_file, share_budget(session.config, number)))
+
+
+def _ingest(
+    session: "Session",
+    wanted: "Wanted",
+    workers: "Workers | None",
+    *,
+    wait: bool,
+    as_json: bool,
+) -> int:
     from etl.fetch.door import check_routes
     from etl.ingest.summary import log_counts, log_halt
     from etl.intake import arguments
@@ -72,7 +97,7 @@ def _ingest(session: "Session", wanted: "Wanted", *, wait: bool, as_json: bool) 
     check_routes(session.config)
     with pass_lines(session.now):
         try:
-            tally = _do_passes(session, wanted, given, wait=wait)
+            tally = _do_passes(session, wanted, given, workers, wait=wait)
         except UsageError:
             raise  # no pass has begun
         except ArchiverError as error:
@@ -86,20 +111,27 @@ def _ingest(session: "Session", wanted: "Wanted", *, wait: bool, as_json: bool) 
     return tally.exit_code
 
 
-def _do_passes(session: "Session", wanted: "Wanted", given: "Given", *, wait: bool) -> "Tally":
+def _do_passes(
+    session: "Session",
+    wanted: "Wanted",
+    given: "Given",
+    workers: "Workers | None",
+    *,
+    wait: bool,
+) -> "Tally":
     from etl.ingest import begin
     from etl.ingest.interrupt import Interrupt
     from etl.ingest.one_pass import PassOrder
 
     with session.open_or_create() as archive, Interrupt().listening() as interrupt:
-        context = session.ingest_into(archive)
+        context = session.ingest_into(archive).agree_on_time()
         track = begin.track_and_make_due if wanted.refresh else begin.track_named
         track(context, given)
         if wanted.refresh and not wanted.run_ids and not wanted.lists:
             _make_all_due(archive, session.now)
-        tally = _run(context, PassOrder("ingest", given.bad_lines), interrupt)
+        tally = _run(context, PassOrder("ingest", given.bad_lines, workers), interrupt)
         while wait and tally.halt is None and _sleep_until_due(context, interrupt):
-            tally = _combined(tally, _run(context, PassOrder("ingest"), interrupt))
+            tally = _combined(tally, _run(context, PassOrder("ingest", 0, workers), interrupt))
     return tally
 
 

@@ -1,16 +1,19 @@
 """The beginning of a command: settings, logs, the time, and how it opens the archive."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from msgspec.structs import replace
+from sqlalchemy import Engine
 
 from etl import clock
 from etl.config import loading
 from etl.config.settings import Config, LogLevel
 from etl.db import opening
+from etl.db.database_clock import correct_clock
 from etl.db.opening import Archive
 from etl.fetch.door import Clock, Way
 from etl.fetch.rate_limit import Pauses
@@ -25,6 +28,7 @@ class Wiring(NamedTuple):
     way: Way | None = None
     pauses: Pauses = Pauses()
     patience_s: float = 60.0
+    shared_clock: Callable[[Engine, Clock], Clock] = correct_clock
 
 
 class Session(NamedTuple):

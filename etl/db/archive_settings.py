@@ -24,10 +24,12 @@ SCHEMA_VERSION = "schema_version"
 METRICS = "metric_version"
 REPORTING_SCHEMA = "database.reporting_schema"
 REPORTING = "reporting."
+TOKEN_KEY = "token_key"  # noqa: S105  the name of a row
 DESCRIPTIONS = {
     ARCHIVE_ID: "Identity of this archive, generated when it was created",
     SCHEMA_VERSION: "Revision of the tables",
     METRICS: "Version of the rules that derived rows follow; empty while they are being derived",
+    TOKEN_KEY: "Fingerprint of the key that encrypts read tokens",
     REPORTING_SCHEMA: "Schema of the views that BI tools read",
     f"{REPORTING}time_zone": "Time zone of the days in derived rows",
     f"{REPORTING}window_results": "Window of a test: its last decided results, up to this number",
@@ -203,6 +205,17 @@ def read_reporting_schema(connection: Connection) -> str | None:
 def read_archive_id(connection: Connection) -> str | None:
     """Return the archive's identity, None before there is an archive."""
     return _read_rows(connection).get(ARCHIVE_ID)
+
+
+def read_token_key(connection: Connection) -> str | None:
+    """Return the fingerprint of the key that encrypts read tokens, None before the first token."""
+    return _read_rows(connection).get(TOKEN_KEY)
+
+
+def record_token_key(connection: Connection, fingerprint: str) -> None:
+    """Store the fingerprint of the key that encrypts read tokens."""
+    if read_token_key(connection) != fingerprint:
+        _write(connection, {TOKEN_KEY: fingerprint})
 
 
 def _read_rows(connection: Connection) -> dict[str, str]:

@@ -1,13 +1,18 @@
 """The database's own clock in SQL: on a server the one clock that all hosts share."""
 
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, literal
+from sqlalchemy import ColumnElement, Engine, func, literal, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from etl.db.schema import Timestamp
+from etl.db.database import reading
+from etl.db.schema import Timestamp, to_milliseconds
+
+Clock = Callable[[], datetime]
 
 
 class database_now(FunctionElement[Any]):  # noqa: N801  a function of SQL
@@ -47,3 +52,20 @@ def _later_on_postgresql(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
 def later(moment: ColumnElement[Any], wait_ms: int) -> ColumnElement[Any]:
     """Return the time `wait_ms` after `moment`; before it, if that is negative."""
     return _later(moment, literal(wait_ms))
+
+
+def correct_clock(engine: Engine, now: Clock) -> Clock:
+    """Return `now`, corrected by its difference to the clock of the database's server.
+
+    SQLite has the clock of this host.
+    """
+    if engine.dialect.name == "sqlite":
+        return now
+    with reading(engine) as connection:
+        ahead = connection.scalars(select(func.clock_timestamp())).one() - now()
+    return lambda: to_milliseconds(now() + ahead)
+
+
+def keep_clock(_engine: Engine, now: Clock) -> Clock:
+    """Return `now` as it is."""
+    return now

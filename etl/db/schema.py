@@ -789,6 +789,24 @@ ingests = Table(
     Column("exit_code", BigInteger),
 )
 
+pass_workers = Table(
+    "pass_workers",
+    metadata,
+    Column("worker", Key, primary_key=True),
+    Column("pass_id", BigInteger, nullable=False),
+    Column("started_at", Timestamp, nullable=False),
+    Column("finished_at", Timestamp),
+    *[Column(name, BigInteger, nullable=False, server_default="0") for name in OUTCOMES],
+    Column("deferred", BigInteger, nullable=False, server_default="0"),
+    Column("to_retry", BigInteger, nullable=False, server_default="0"),
+    Column("requests", BigInteger, nullable=False, server_default="0"),
+    Column("halt", Text),
+    Column("halt_reason", Text),
+    Column("exit_code", BigInteger),
+    sqlite_with_rowid=False,
+)
+Index("ix_pass_workers_pass_id", pass_workers.c.pass_id)
+
 source_limits = Table(
     "source_limits",
     metadata,

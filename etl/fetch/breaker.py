@@ -159,12 +159,12 @@ class Breaker:
         """Return in how many seconds `ask_permits` has something to say; None: not yet."""
         if self._is_report_due:
             return 0.0
+        is_barred = self._is_probing and not self._may_probe
+        if self._is_asking or not (is_barred or self._rate.is_low(now)):
+            return None
         is_over = self.halt or not self._ready or self._rate.budget.is_spent
         is_closed = not self._rate.has_room or (self._is_probing and self.in_flight)
-        if is_over or is_closed or self._is_asking:
-            return None
-        is_barred = self._is_probing and not self._may_probe
-        if not is_barred and not self._rate.is_low(now):
+        if is_over or is_closed:
             return None
         return max(self._rate.pause_s(now), self._ask_not_before - now)
 
@@ -211,7 +211,7 @@ class Breaker:
 
     def record(self, job: Job, signal: Signal, error: TransientError | None, now: float) -> None:
         """Take a job back with the signal of its attempt; `error` comes with all but RESULT."""
-        self._rate.in_flight -= 1
+        self._rate.receive()
         # Other workers may use a connection that is beyond our share, once it is free.
         self._is_report_due |= self._rate.in_flight == self._rate.connections
         job.error = error

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from traceback import format_exc
 
@@ -28,7 +29,8 @@ from etl.secrets.masking import mask
 def serve(connection: "Connection[bytes, bytes]") -> None:
     """Fetch for the pass at the other end of `connection`, until its last batch is sent."""
     begin = msgpack.decode(connection.recv_bytes(), type=Begin)
-    pool = FetchPool(begin, RunFetcher(begin.config, clock.now))
+    ahead = timedelta(seconds=begin.clock_ahead_s)
+    pool = FetchPool(begin, RunFetcher(begin.config, lambda: clock.now() + ahead))
     for task in (_take_messages, _await_stop):
         threading.Thread(target=_or_exit, args=[task, connection, pool], daemon=True).start()
     is_over = False

@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
+from msgspec.structs import replace
+
+from etl import clock
 from etl.answers.outcome import Outcome, Target
 from etl.config.settings import Config
 from etl.fetch.child_process import ChildProcess, FetchingLostError
@@ -160,9 +163,10 @@ def check_routes(config: Config) -> None:
             read_route(source.base_url, proxies).check()
 
 
-def in_child(begin: Begin, _now: Clock) -> Peer:
-    """Fetch by a child process, which has a clock of its own."""
-    return ChildProcess(begin)
+def in_child(begin: Begin, now: Clock) -> Peer:
+    """Fetch by a child process, whose clock is corrected to show the time of ours."""
+    ahead = now() - clock.now()
+    return ChildProcess(replace(begin, clock_ahead_s=ahead.total_seconds()))
 
 
 def in_threads(begin: Begin, now: Clock) -> Peer:

@@ -28,6 +28,7 @@ class Begin(Struct, array_like=True, frozen=True, tag=True):
 
     Targets are asked for when at most `low_mark` of one of the `sources` wait. `controls` are
     archived runs, one a source, that tell an API that is down from runs that fail.
+    `clock_ahead_s` corrects the clock of a child process.
     """
 
     config: Config
@@ -36,6 +37,7 @@ class Begin(Struct, array_like=True, frozen=True, tag=True):
     batches: int
     low_mark: int = 500
     sources: int = 1
+    clock_ahead_s: float = 0
     controls: dict[str, Target] = {}
     size: BatchSize = BatchSize()
 

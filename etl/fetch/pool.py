@@ -120,7 +120,7 @@ class FetchPool:
             self._jobs.notify()
         if self._is_batch_due:
             return self._take_batch()
-        if self._is_low and not self._is_asking:
+        if not self._is_asking and self._is_low:
             self._is_asking = True
             self._asked_without = self._sources.full(self._begin.low_mark)
             return Ask(2 * self._begin.low_mark, self._asked_without)
@@ -140,7 +140,7 @@ class FetchPool:
     @property
     def _is_low(self) -> bool:
         """Whether one of the sources of which more runs may be due has few waiting."""
-        if self._is_stopped:
+        if self._is_stopped or self._left == set():
             return False
         full, halted = set(self._sources.full(self._begin.low_mark)), self._sources.halted()
         if self._left is not None:
@@ -228,9 +228,8 @@ class FetchPool:
 
     @property
     def _has_news(self) -> bool:
-        is_asked = self._is_low and not self._is_asking
-        is_ready = is_asked or self._filled > 0 or self._sources.is_idle
-        return is_ready or self._permits_in_s is not None
+        is_asked = not self._is_asking and self._is_low
+        return is_asked or self._filled > 0 or self._sources.is_idle
 
     def _next_job(self) -> Job | None:
         while not self._is_closed:
@@ -252,7 +251,7 @@ class FetchPool:
 
     def _wait_s(self, now: float) -> float | None:
         """Return in how many seconds a job may be taken; None: not before a change."""
-        if self._is_ahead or self._sources.in_flight >= self._concurrency.size:
+        if self._is_ahead or self._sources.budget.in_flight >= self._concurrency.size:
             return None
         return self._sources.wait_s(now)
 

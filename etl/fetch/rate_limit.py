@@ -32,10 +32,11 @@ class RequestLimits(NamedTuple):
 
 
 class Budget:
-    """The requests that a pass may send, to all sources together."""
+    """The requests that a pass may send, and those under way, to all sources together."""
 
     def __init__(self, limits: RequestLimits) -> None:
         self.sent = 0
+        self.in_flight = 0
         self._most = limits.max_requests
 
     @property
@@ -64,8 +65,8 @@ class RateLimit:
         self._not_before = 0.0
         self._asked_until = 0.0
         self._permits: deque[float] = deque()
-        self._portion = 0
-        self._open_from = self._open_until = 0.0
+        self._low_mark = 0
+        self._open_from = self._open_until = self._low_at = 0.0
 
     @property
     def has_room(self) -> bool:
@@ -75,9 +76,11 @@ class RateLimit:
     def permit(self, begins_at: float, length_s: float) -> None:
         """Permit the requests of `length_s` seconds from `begins_at` on."""
         self._open_from, self._open_until = begins_at, begins_at + length_s
+        self._low_at = begins_at + length_s / 2
         if self._spacing_s:
-            self._portion = max(1, round(length_s / self._spacing_s))
-            self._permits.extend(begins_at + n * self._spacing_s for n in range(self._portion))
+            count = max(1, round(length_s / self._spacing_s))
+            self._permits.extend(begins_at + n * self._spacing_s for n in range(count))
+            self._low_mark = count // 2
 
     def wait_s(self, now: float) -> float | None:
         """Return in how many seconds the next request may be sent; None: not before a permit."""
@@ -90,10 +93,10 @@ class RateLimit:
 
     def is_low(self, now: float) -> bool:
         """Return whether half of the permits are used or lost, once the pauses are over."""
+        if not self._spacing_s:
+            return now > self._low_at or self._not_before > self._low_at
         self.wait_s(now)  # drops those that are lost
-        if self._spacing_s:
-            return len(self._permits) <= self._portion // 2
-        return max(now, self._not_before) > (self._open_from + self._open_until) / 2
+        return len(self._permits) <= self._low_mark
 
     def pause_s(self, now: float) -> float:
         """Return in how many seconds the pauses are over."""
@@ -102,9 +105,15 @@ class RateLimit:
     def send(self) -> None:
         """Count a request that is sent."""
         self.budget.sent += 1
+        self.budget.in_flight += 1
         self.in_flight += 1
         if self._permits:
             self._permits.popleft()
+
+    def receive(self) -> None:
+        """Count a request that is back."""
+        self.budget.in_flight -= 1
+        self.in_flight -= 1
 
     def pause(self, until: float) -> None:
         """Send nothing before `until`."""

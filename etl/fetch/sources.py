@@ -39,8 +39,12 @@ class Sources:
 
     def asks_in_s(self, now: float) -> float | None:
         """Return in how many seconds `ask_permits` has something to say; None: not yet."""
-        waits = (each.asks_in_s(now) for each in self._by_name.values())
-        return min((wait_s for wait_s in waits if wait_s is not None), default=None)
+        soonest: float | None = None
+        for each in self._by_name.values():
+            wait_s = each.asks_in_s(now)
+            if wait_s is not None:
+                soonest = wait_s if soonest is None else min(soonest, wait_s)
+        return soonest
 
     def ask_permits(self, now: float) -> PermitAsk | None:
         """Return what a source has to ask or to report now, if one has."""
@@ -57,11 +61,6 @@ class Sources:
         return [name for name, each in self._by_name.items() if each.halt is not None]
 
     @property
-    def in_flight(self) -> int:
-        """The number of requests under way."""
-        return sum(each.in_flight for each in self._by_name.values())
-
-    @property
     def is_idle(self) -> bool:
         """Whether nothing is under way, and nothing will be without more targets."""
         return all(each.is_idle for each in self._by_name.values())
@@ -73,9 +72,10 @@ class Sources:
 
     def take(self, now: float) -> Job | None:
         """Return a job that may be sent now, of each source in its turn."""
-        for name, breaker in list(self._by_name.items()):
+        for name, breaker in self._by_name.items():
             if job := breaker.take(now):
-                self._by_name[name] = self._by_name.pop(name)
+                if len(self._by_name) > 1:
+                    self._by_name[name] = self._by_name.pop(name)
                 return job
         return None
 

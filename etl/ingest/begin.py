@@ -14,7 +14,7 @@ from etl.db.database import writing
 from etl.db.schema import ingests
 from etl.derived import refresh
 from etl.derived.outcome_reader import COMMIT_LABEL
-from etl.errors import ConfigError
+from etl.errors import ConfigError, UsageError
 from etl.ingest.context import IngestContext
 from etl.ingest.tally import Tally
 from etl.intake import lists
@@ -96,7 +96,10 @@ def _track(
     runs = given.runs
     while batch := list(islice(runs, ENTRIES_AT_ONCE)):
         entries = lists.entries(given.refuse_second_accounts(ingest.engine, batch), vault)
+        has_tokens = any(entry.read_token for entry in entries)
         with writing(ingest.engine) as connection:
+            if has_tokens:
+                archive_settings.record_token_key(connection, vault.fingerprints()[0])
             taken_back = take_back(connection, [entry.run_id for entry in entries])
             _retry_with_new_tokens(connection, entries, vault, ingest.now())
             added = _track_batch(connection, ingest, entries, then)
@@ -196,6 +199,30 @@ def open_pass(ingest: IngestContext, trigger: str) -> OpenPass:
         statement = insert(ingests).values(trigger=trigger, started_at=now)
         opened.tally.pass_id = connection.execute(statement.returning(ingests.c.id)).scalar_one()
     return opened
+
+
+def reopen_pass(ingest: IngestContext, pass_id: int) -> OpenPass:
+    """Return a pass that another process has begun.
+
+    Raises:
+        UsageError: there is no such pass, or it has ended.
+        ConfigError: the token key of this host is not the archive's.
+    """
+    with database.reading(ingest.engine) as connection:
+        query = select(ingests.c.started_at, ingests.c.finished_at).where(ingests.c.id == pass_id)
+        row = connection.execute(query).one_or_none()
+        token_key = archive_settings.read_token_key(connection)
+    if row is None or row.finished_at is not None:
+        problem = "does not exist" if row is None else "has ended"
+        raise UsageError(f"pass {pass_id} {problem}", "`result-archiver passes` lists the passes")
+    file = ingest.config.security.token_key_file
+    if token_key is not None and token_key not in TokenVault(file).fingerprints():
+        raise ConfigError(
+            f"security.token_key_file: {file} does not have the key of this archive's read tokens",
+            "copy the file of the host that tracks the runs",
+        )
+    until = row.started_at + ingest.config.polling.lease_for
+    return OpenPass(Tally(pass_id=pass_id), Lease("", row.started_at, until))
 
 
 def _heed_clock_set_back(connection: Connection, lease: Lease) -> None:

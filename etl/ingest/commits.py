@@ -31,6 +31,7 @@ from etl.db.database import writing
 from etl.derived.plans import Application
 from etl.errors import DatabaseError
 from etl.fetch.door import FetchedBatch
+from etl.ingest import pass_workers
 from etl.ingest.context import IngestContext
 from etl.ingest.held_runs import HeldRuns
 from etl.ingest.patience import Patience
@@ -103,6 +104,7 @@ class BatchStore:
             _mark_absence(connection, ours, claims)
             ends = [self._judge(each, claims[each.run_id], saved) for each in ours]
             leases.record(connection, [end.recorded for end in ends])
+            pass_workers.count_ends(connection, self._held.owner, ends)
             self._unacknowledged |= {end.recorded.run_id: end for end in ends}
         # A run no longer leased to us was stored by a commit whose acknowledgement got lost, or
         # its lease expired and is another owner's: then it has no end here.

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import Engine
 
 from etl.config.settings import Config
+from etl.db.database_clock import keep_clock
 from etl.fetch.door import Clock, Way
 from etl.fetch.rate_limit import Pauses
 from etl.ingest.interrupt import Interrupt
@@ -25,6 +26,12 @@ class IngestContext(NamedTuple):
     pauses: Pauses = Pauses()
     patience_s: float = 60.0
     """The longest wait for a database that is away."""
+    shared_clock: Callable[[Engine, Clock], Clock] = keep_clock
+    """Makes the clock of a pass, one that all hosts share."""
+
+    def agree_on_time(self) -> "IngestContext":
+        """Return the context with the shared clock. Raises DatabaseError."""
+        return self._replace(now=self.shared_clock(self.engine, self.now), shared_clock=keep_clock)
 
 
 class PassHooks(NamedTuple):

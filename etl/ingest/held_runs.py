@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Self
 
 from sqlalchemy import Engine, and_, func, select
 
@@ -17,6 +18,7 @@ from etl.db.database import reading, writing
 from etl.db.schema import tracked_runs
 from etl.errors import DatabaseError
 from etl.fetch.door import Clock
+from etl.ingest.context import IngestContext
 from etl.ledger import leases
 from etl.ledger.leases import Lease
 from etl.ledger.verdicts import Claim
@@ -36,6 +38,11 @@ class HeldRuns:
         self._now = now
         self._in_hand: dict[str, Claim] = {}
         self._changing = threading.Lock()
+
+    @classmethod
+    def of_pass(cls, ingest: IngestContext, started_at: datetime) -> Self:
+        """Return the holder of runs for a pass that began at `started_at`."""
+        return cls(ingest.engine, ingest.config.polling, started_at, ingest.now)
 
     def count_due(self) -> dict[str, int]:
         """Count the runs that this pass will try to claim, by source."""

@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 from etl.errors import OutOfFilesError, is_out_of_files
-from etl.ingest.begin import OpenPass, adopt_settings, open_pass, track
+from etl.ingest import pass_workers
+from etl.ingest.begin import OpenPass, adopt_settings, open_pass, reopen_pass, track
 from etl.ingest.context import IngestContext, PassHooks
 from etl.ingest.end import end_pass, fail_pass
+from etl.ingest.runners import Workers, await_others, work_together
 from etl.ingest.tally import Tally, exit_code
 from etl.ingest.work import work
 from etl.intake import lists
@@ -14,10 +16,14 @@ from etl.telemetry.ping import ping
 
 
 class PassOrder(NamedTuple):
-    """The trigger of a pass, and the number of bad lines in the lists given to it."""
+    """The trigger of a pass, and the number of bad lines in the lists given to it.
+
+    `workers` do its work; None: this process does.
+    """
 
     trigger: str
     bad_lines: int = 0
+    workers: Workers | None = None
 
 
 def run_pass(ingest: IngestContext, order: PassOrder, hooks: PassHooks) -> Tally:
@@ -39,15 +45,17 @@ def _run_pass(ingest: IngestContext, order: PassOrder, hooks: PassHooks) -> Tall
     ping(telemetry, "/start")
     is_well = False
     try:
+        ingest = ingest.agree_on_time()
         watched = lists.read_watched(ingest.config)
         track(ingest, watched)
         opened = open_pass(ingest, order.trigger)
         bind_context(pass_id=opened.tally.pass_id)
         bad_lines = order.bad_lines + watched.bad_lines
         ingest = adopt_settings(ingest)
-        _work_or_fail(ingest, opened, hooks)
+        _work_or_fail(ingest, opened, hooks, order.workers)
         stopped_by = hooks.interrupt.signal
-        opened.tally.exit_code = exit_code(opened.tally, stopped_by, bad_lines)
+        codes = opened.tally.exit_code, exit_code(opened.tally, stopped_by, bad_lines)
+        opened.tally.exit_code = pass_workers.worst_of(codes)
         end_pass(ingest, opened, is_interrupted=stopped_by is not None)
         is_well = opened.tally.exit_code == 0
     finally:
@@ -59,9 +67,29 @@ def _run_pass(ingest: IngestContext, order: PassOrder, hooks: PassHooks) -> Tall
     return opened.tally
 
 
-def _work_or_fail(ingest: IngestContext, opened: OpenPass, hooks: PassHooks) -> None:
+def join_pass(ingest: IngestContext, pass_id: int, hooks: PassHooks) -> Tally:
+    """Work for a pass that another process has begun, and return the counts of this worker.
+
+    Raises:
+        UsageError: there is no such pass, or it has ended.
+        ConfigError: the token key of this host is not the archive's.
+    """
+    ingest = adopt_settings(ingest.agree_on_time())
+    opened = reopen_pass(ingest, pass_id)
+    bind_context(pass_id=pass_id)
+    work(ingest, opened, hooks)
+    return opened.tally
+
+
+def _work_or_fail(
+    ingest: IngestContext, opened: OpenPass, hooks: PassHooks, workers: Workers | None
+) -> None:
     try:
-        work(ingest, opened, hooks)
+        if workers is None:
+            work(ingest, opened, hooks)
+            await_others(ingest, opened, hooks)
+        else:
+            work_together(ingest, opened, hooks, workers)
     except Exception as error:
         fail_pass(ingest, opened, error)
         raise

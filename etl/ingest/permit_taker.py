@@ -47,6 +47,8 @@ class PermitTaker:
         self._worker = worker
         self._limits = limits
         self._patience = patience
+        self._give: Give = _give_nobody
+        self._fail: Callable[[], None] = _fail_nobody
         self._asks: SimpleQueue[PermitAsk | None] = SimpleQueue()
         self._shares: dict[str, Share] = {}
         self._in_use: dict[str, int] = {}
@@ -54,16 +56,18 @@ class PermitTaker:
         self._reported_until: dict[str, float] = {}
         self._beat_at = 0.0
 
+    def answer_by(self, give: Give, fail: Callable[[], None]) -> None:
+        """Answer demands by `give`; call `fail` if there will be no more answers."""
+        self._give, self._fail = give, fail
+
     def ask(self, ask: PermitAsk) -> None:
         """Queue a demand of the fetching side."""
         self._asks.put(ask)
 
     @contextmanager
-    def serving(self, give: Give, fail: Callable[[], None]) -> Iterator[None]:
-        """Answer demands by `give` within the context; call `fail` if the database is lost."""
-        thread = threading.Thread(
-            target=self._serve, args=[give, fail], name="permits", daemon=True
-        )
+    def serving(self) -> Iterator[None]:
+        """Answer demands, and show that the worker is alive, within the context."""
+        thread = threading.Thread(target=self._serve, name="permits", daemon=True)
         thread.start()
         try:
             yield
@@ -74,24 +78,27 @@ class PermitTaker:
             with suppress(DatabaseError), writing(self._engine) as connection:
                 source_limits.leave(connection, self._worker.name)
 
-    def _serve(self, give: Give, fail: Callable[[], None]) -> None:
+    def _serve(self) -> None:
         try:
             while True:
                 if self._beat_at <= time.monotonic():
-                    self._beat(give)
+                    self._beat()
                 try:
                     ask = self._asks.get(timeout=max(0.0, self._beat_at - time.monotonic()))
                 except Empty:
                     continue
                 if ask is None:
                     return
-                self._answer(ask, give)
+                self._answer(ask)
         except Exception as error:  # noqa: BLE001  raised by the pass, which would wait forever
             self.error = error
-            fail()
+            self._fail()
 
-    def _beat(self, give: Give) -> None:
+    def _beat(self) -> None:
         """Renew the worker's rows, and pass on the shares that have changed."""
+        if not self._in_use:
+            self._beat_at = time.monotonic() + BEAT_S
+            return
         most = self._limits.connections
         beat = partial(source_limits.beat, worker=self._worker, in_use=self._in_use, most=most)
         shares = self._write(beat)
@@ -103,21 +110,21 @@ class PermitTaker:
             self._in_use[source] = max(self._in_use[source], share.connections)
             has_news = share.state.asked_wait_s or share.state.halt
             if before is None or before.connections != share.connections or has_news:
-                give(self._permits(source, share.state))
+                self._give(self._permits(source, share.state))
 
-    def _answer(self, ask: PermitAsk, give: Give) -> None:
+    def _answer(self, ask: PermitAsk) -> None:
         if ask.source not in self._in_use:
-            self._join(ask.source, give)
+            self._join(ask.source)
         self._count_connections(ask)
         self._report(ask)
         if ask.room:
-            give(self._take(ask))
+            self._give(self._take(ask))
 
-    def _join(self, source: str, give: Give) -> None:
+    def _join(self, source: str) -> None:
         """Register the worker with a source, from which it is about to fetch for the first time."""
         self._write(partial(source_limits.join, worker=self._worker, source=source))
         self._in_use[source] = 0
-        self._beat(give)
+        self._beat()
 
     def _take(self, ask: PermitAsk) -> Permits:
         is_alone = self._shares[ask.source].workers == 1
@@ -192,3 +199,11 @@ class PermitTaker:
                 return task(connection)
 
         return self._patience.run(write)
+
+
+def _give_nobody(_permits: Permits) -> None:
+    """Give permits to nobody: the fetching side is not there yet."""
+
+
+def _fail_nobody() -> None:
+    """Stop nobody: the fetching side is not there yet."""

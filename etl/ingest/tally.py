@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from etl.answers.outcome import Answer, Deferred, Missing, Outcome, Postponed, Reject
@@ -52,6 +52,11 @@ class Tally:
         """The number of runs that were fetched, with whatever result."""
         archived = self.new + self.changed + self.unchanged + self.gone
         return archived + self.failed + self.rejected
+
+    def copy(self, other: "Tally") -> None:
+        """Take over the values of another tally."""
+        for field in fields(other):
+            setattr(self, field.name, getattr(other, field.name))
 
     def summary(self) -> dict[str, Any]:
         """Return the counts for programs."""

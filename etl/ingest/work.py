@@ -1,6 +1,7 @@
 """The work of a pass: claim due runs, fetch them, commit them, until nothing is due."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from msgspec.structs import replace
@@ -8,18 +9,21 @@ from msgspec.structs import replace
 from etl.answers.outcome import Target
 from etl.config.settings import Api, Database, Telemetry
 from etl.db import database
-from etl.db.database import reading
+from etl.db.database import reading, writing
+from etl.errors import ArchiverError, DatabaseError
 from etl.fetch.door import Fetching, open_fetching
 from etl.fetch.messages import Begin
 from etl.fetch.permits import Halt
 from etl.fetch.rate_limit import RequestLimits
+from etl.ingest import pass_workers
 from etl.ingest.begin import OpenPass
 from etl.ingest.commits import BatchStore, Commits
 from etl.ingest.context import IngestContext, PassHooks
 from etl.ingest.held_runs import HeldRuns
+from etl.ingest.interrupt import Interrupt
 from etl.ingest.patience import Patience
 from etl.ingest.permit_taker import PermitTaker
-from etl.ingest.tally import Tally
+from etl.ingest.tally import Tally, exit_code
 from etl.ledger import standings
 from etl.ledger.source_limits import Worker
 from etl.secrets.keys import require_keys
@@ -45,7 +49,7 @@ def work(ingest: IngestContext, opened: OpenPass, hooks: PassHooks) -> None:
         DatabaseError: the database went away. All commits are whole.
         FetchingLostError: the process that fetches went away.
     """
-    held = HeldRuns(ingest.engine, ingest.config.polling, opened.lease.since, ingest.now)
+    held = HeldRuns.of_pass(ingest, opened.lease.since)
     due = held.count_due()
     require_keys(ingest.config.sources, set(due))
     _warn_of_leased_runs(ingest)
@@ -54,9 +58,34 @@ def work(ingest: IngestContext, opened: OpenPass, hooks: PassHooks) -> None:
         opened.tally.halt_reason = hooks.interrupt.name
     elif due:
         try:
-            _fetch_due(_begin(ingest, due), ingest, held, opened.tally, hooks)
+            with _counted(ingest, held.owner, opened.tally, hooks.interrupt):
+                _fetch_due(_begin(ingest, due), ingest, held, opened.tally, hooks)
         finally:
             held.release()
+
+
+@contextmanager
+def _counted(
+    ingest: IngestContext, name: str, tally: Tally, interrupt: Interrupt
+) -> Iterator[None]:
+    """Register the worker with its pass, and record how it ended."""
+    patience = Patience(ingest.patience_s)
+    with writing(ingest.engine) as connection:
+        pass_workers.open_worker(connection, name, tally.pass_id or 0, ingest.now())
+    try:
+        yield
+    except Exception as error:
+        tally.exit_code = error.exit_code if isinstance(error, ArchiverError) else 1
+        with suppress(DatabaseError):  # if that is the error, it is being raised already
+            _close_worker(ingest, name, tally)
+        raise
+    tally.exit_code = exit_code(tally, interrupt.signal, 0)
+    patience.run(partial(_close_worker, ingest, name, tally))
+
+
+def _close_worker(ingest: IngestContext, name: str, tally: Tally) -> None:
+    with writing(ingest.engine) as connection:
+        pass_workers.close_worker(connection, name, tally, ingest.now())
 
 
 def _warn_of_leased_runs(ingest: IngestContext) -> None:
@@ -78,11 +107,12 @@ def _fetch_due(
     permits = PermitTaker(ingest.engine, worker, begin.limits, patience)
     with (
         held.heartbeat(),
+        permits.serving(),
         Commits(ingest, BatchStore(ingest, held), tally, patience) as commits,
         open_fetching(begin, ingest.now, ingest.way) as fetching,
         hooks.interrupt.calling(partial(_stop, fetching, patience)),
-        permits.serving(fetching.permit, partial(fetching.stop, 0.0)),
     ):
+        permits.answer_by(fetching.permit, partial(fetching.stop, 0.0))
         for batch in fetching.batches(partial(_claim, commits, held), permits.ask):
             commits.submit(batch)
             hooks.progress(tally.done, begin.due)

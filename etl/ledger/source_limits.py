@@ -93,9 +93,9 @@ def join(connection: Connection, worker: Worker, source: str) -> None:
 
 
 def leave(connection: Connection, name: str) -> None:
-    """Remove a worker that has ended."""
-    connection.execute(delete(workers).where(workers.c.worker == name))
-    is_prober = source_limits.c.prober == name
+    """Remove the workers whose names begin with `name`, since they have ended."""
+    connection.execute(delete(workers).where(workers.c.worker.startswith(name, autoescape=True)))
+    is_prober = source_limits.c.prober.startswith(name, autoescape=True)
     connection.execute(update(source_limits).where(is_prober).values(prober=None))
 
 

@@ -1,5 +1,6 @@
 """The token vault: read tokens are encrypted at rest."""
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,17 @@ class TokenVault:
                 " one it was tracked with",
                 "bring that key back, or track the run again",
             ) from None
+
+    def fingerprints(self) -> list[str]:
+        """Return a text that identifies each key of the file; [] if there is no file.
+
+        Raises ConfigError as `decrypt` does.
+        """
+        if not self.has_key_file():
+            return []
+        self._opened()
+        keys = self._path.read_text().split()
+        return [hashlib.sha256(key.encode()).hexdigest()[:16] for key in keys]
 
     def has_key_file(self) -> bool:
         """Tell whether the key file exists. Raises ConfigError where its home folder does not."""

@@ -36,6 +36,7 @@ TABLES = (
     "tracked_runs",
     "workers",
     "source_limits",
+    "pass_workers",
     "ingests",
     "drift",
     "archive_settings",
@@ -83,6 +84,28 @@ def upgrade() -> None:
         sa.Column("exit_code", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_ingests"),
     )
+    op.create_table(
+        "pass_workers",
+        sa.Column("worker", KEY, nullable=False),
+        sa.Column("pass_id", sa.BigInteger(), nullable=False),
+        sa.Column("started_at", TIMESTAMP, nullable=False),
+        sa.Column("finished_at", TIMESTAMP, nullable=True),
+        sa.Column("new", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("changed", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("unchanged", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("waiting", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("failed", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("rejected", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("deferred", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("to_retry", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("requests", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("halt", sa.Text(), nullable=True),
+        sa.Column("halt_reason", sa.Text(), nullable=True),
+        sa.Column("exit_code", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("worker", name="pk_pass_workers"),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_pass_workers_pass_id", "pass_workers", ["pass_id"], unique=False)
     op.create_table(
         "source_limits",
         sa.Column("source", KEY, nullable=False),

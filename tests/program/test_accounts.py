@@ -13,6 +13,7 @@ from etl.archive.verify import verify_archive
 from etl.cli.session import Wiring
 from etl.config.settings import Reporting
 from etl.db.database import migrations_folder, reading, writing
+from etl.db.database_clock import keep_clock
 from etl.db.schema import identities, ingests, tracked_runs
 from etl.ledger import tracking
 from etl.ledger.health import record_health
@@ -70,7 +71,7 @@ def archiver(accounts: Engine, database_url: str, tmp_path: Path) -> Program:
             RESULT_ARCHIVER__SOURCES__STAGING__KEY_ENV="A",
             RESULT_ARCHIVER__SOURCES__SANDBOX__KEY_ENV="B",
         )
-        .wired(Wiring(clock=lambda: START + 10 * DAY))
+        .wired(Wiring(clock=lambda: START + 10 * DAY, shared_clock=keep_clock))
     )
 
 

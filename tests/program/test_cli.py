@@ -151,7 +151,12 @@ def test_the_settings_can_be_named_before_and_after_the_command(
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if each not in {"demo", "sandbox"}])
 def test_each_command_with_settings_takes_them(bare: Program, command: str) -> None:
-    given = {"show": ["r-1"], "compare": ["r-1", "r-2"], "gate": ["r-1", "--max-failed", "0"]}
+    given = {
+        "show": ["r-1"],
+        "compare": ["r-1", "r-2"],
+        "gate": ["r-1", "--max-failed", "0"],
+        "work": ["--pass", "1"],
+    }
     given |= {"db downgrade": ["base"], "db grant-reader": ["bi"]}
     given |= {"alias add": ["a", "b", "--application", "c"]}
     given |= {"alias remove": ["a", "--application", "c"]}

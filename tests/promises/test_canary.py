@@ -104,6 +104,7 @@ ARGUMENTS = {
     ("show",): ("r-1",),
     ("drop",): ("r-2", "--yes"),
     ("gate",): ("r-1", "--min-pass-rate", "0"),
+    ("work",): ("--pass", "1"),
     ("report",): ("overview",),
     ("export",): ("--sqlite", "copy.db"),
     ("alias", "add"): ("old", "new", "--application", "app"),

@@ -33,6 +33,7 @@ from etl import clock
 from etl.cli.session import Wiring
 from etl.config.settings import Config, Polling
 from etl.db import database
+from etl.db.database_clock import keep_clock
 from etl.db.schema import runs, tracked_runs
 from etl.fetch.door import in_threads
 from etl.fetch.rate_limit import Pauses
@@ -671,7 +672,7 @@ class Watch:
 
     def on(self, archiver: Program) -> Program:
         """Return the program with this clock; it fetches in threads, which share it."""
-        return archiver.wired(Wiring(self.read, in_threads))
+        return archiver.wired(Wiring(self.read, in_threads, shared_clock=keep_clock))
 
 
 YEAR = timedelta(days=365)

@@ -9,7 +9,7 @@ from etl.db.schema import metadata
 
 Row = dict[str, Any]
 
-LEDGER = ("tracked_runs", "ingests", "health", "source_limits", "workers")
+LEDGER = ("tracked_runs", "ingests", "health", "source_limits", "workers", "pass_workers")
 """The tables that may change when nothing new was seen (DESIGN, promise 1)."""
 COUNTED = (
     "plan_variants",

@@ -1,0 +1,106 @@
+"""The workers of a pass, a row each in `pass_workers`, and their sum.
+
+A worker counts each run in the transaction that stores it, so that the sum is right even if the
+worker is killed.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Integer, and_, exists, func, insert, or_, select, update
+
+from etl.db.database_clock import database_now, later
+from etl.db.schema import OUTCOMES, pass_workers, workers
+from etl.fetch.permits import Halt
+from etl.ingest.tally import RunEnd, Tally
+from etl.ledger.source_limits import ALIVE_MS
+
+COUNTS = (*OUTCOMES, "deferred", "to_retry")
+WORST_FIRST = (143, 130, 4, 3, 5, 2, 1)
+"""The exit codes of workers, the worst first; it is that of the pass."""
+
+
+def open_worker(connection: Connection, name: str, pass_id: int, now: datetime) -> None:
+    """Register a worker with its pass."""
+    row = {"worker": name, "pass_id": pass_id, "started_at": now}
+    connection.execute(insert(pass_workers).values(row))
+
+
+def count_ends(connection: Connection, name: str, ends: Sequence[RunEnd]) -> None:
+    """Add the runs that a transaction stores to a worker's counts."""
+    tally = Tally()
+    for end in ends:
+        tally.add(end)
+    counts = {column: getattr(tally, column) for column in COUNTS}
+    values = {column: pass_workers.c[column] + more for column, more in counts.items() if more}
+    if values:
+        connection.execute(update(pass_workers).where(pass_workers.c.worker == name).values(values))
+
+
+def close_worker(connection: Connection, name: str, tally: Tally, now: datetime) -> None:
+    """Record how a worker ended."""
+    connection.execute(
+        update(pass_workers)
+        .where(pass_workers.c.worker == name)
+        .values(
+            finished_at=now,
+            requests=tally.requests,
+            halt=tally.halt.value if tally.halt else None,
+            halt_reason=tally.halt_reason,
+            exit_code=tally.exit_code,
+        )
+    )
+
+
+def sum_pass(connection: Connection, pass_id: int) -> Tally:
+    """Return the counts of all workers of a pass, with the worst halt and exit code."""
+    of_pass = pass_workers.c.pass_id == pass_id
+    sums = [
+        func.coalesce(func.sum(pass_workers.c[name]), 0, type_=Integer).label(name)
+        for name in (*COUNTS, "requests")
+    ]
+    counted = connection.execute(select(*sums).where(of_pass)).one()
+    tally = Tally(pass_id=pass_id)
+    for name, value in counted._mapping.items():
+        setattr(tally, name, int(value))
+    ends = connection.execute(
+        select(pass_workers.c.exit_code, pass_workers.c.halt, pass_workers.c.halt_reason)
+        .where(of_pass, pass_workers.c.finished_at.is_not(None))
+        .order_by(pass_workers.c.worker)
+    ).all()
+    if worst := min(ends, key=_rank, default=None):
+        tally.exit_code = worst.exit_code
+        tally.halt = Halt(worst.halt) if worst.halt else None
+        tally.halt_reason = worst.halt_reason or ""
+    return tally
+
+
+def _rank(row: Any) -> tuple[int, bool]:
+    return _rank_code(row.exit_code), row.halt is None
+
+
+def _rank_code(code: int) -> int:
+    return WORST_FIRST.index(code) if code in WORST_FIRST else len(WORST_FIRST)
+
+
+def worst_of(codes: Sequence[int]) -> int:
+    """Return the worst of exit codes."""
+    return min(codes, key=_rank_code)
+
+
+def count_workers(connection: Connection, pass_id: int) -> int:
+    """Return the number of workers that a pass has had."""
+    of_pass = pass_workers.c.pass_id == pass_id
+    return connection.scalars(select(func.count()).where(of_pass)).one()
+
+
+def count_at_work(connection: Connection, pass_id: int) -> int:
+    """Return the number of workers of a pass that are alive and have not ended."""
+    is_alive = exists().where(
+        workers.c.worker == pass_workers.c.worker,
+        workers.c.seen_at > later(database_now(), -ALIVE_MS),
+    )
+    is_new = pass_workers.c.started_at > later(database_now(), -ALIVE_MS)
+    is_at_work = and_(pass_workers.c.pass_id == pass_id, pass_workers.c.finished_at.is_(None))
+    return connection.scalars(select(func.count()).where(is_at_work, or_(is_alive, is_new))).one()

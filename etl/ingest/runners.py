@@ -1,0 +1,164 @@
+"""The workers of a pass that one command starts: it waits for them, and replaces those that die.
+
+A runner only places processes. All that they have to know is in the database: a worker that is
+started twice finds nothing to do.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from etl.config.settings import Config
+from etl.db.database import reading, writing
+from etl.errors import UsageError
+from etl.fetch.permits import Halt
+from etl.ingest import pass_workers
+from etl.ingest.begin import OpenPass
+from etl.ingest.context import IngestContext, PassHooks
+from etl.ingest.held_runs import HeldRuns
+from etl.ingest.patience import Patience
+from etl.ingest.tally import Tally
+from etl.ledger import leases, source_limits
+from etl.telemetry.log import get_logger
+
+log = get_logger()
+
+POLL_S = 0.2
+
+
+class Runner(Protocol):
+    """Places the workers of a pass."""
+
+    def start(self, pass_id: int) -> None:
+        """Start one more worker."""
+
+    def finished(self) -> Sequence[str]:
+        """Return the workers that have ended since the last call: how their names begin."""
+
+    def stop(self) -> None:
+        """Ask all workers to end after the runs in hand."""
+
+
+class ProcessRunner:
+    """Starts each worker as a process of this machine: `work --pass ID`."""
+
+    def __init__(self, config_file: Path | None, variables: Mapping[str, str]) -> None:
+        self._options = ["--config", str(config_file)] if config_file else []
+        self._variables = dict(variables)
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, pass_id: int) -> None:
+        """Start one more worker. Raises UsageError: the system has no room for it."""
+        command = [sys.executable, "-P", "-m", "etl", *self._options]
+        modules = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
+        try:
+            process = subprocess.Popen(  # noqa: S603  no argument is from outside
+                [*command, "work", "--quiet", "--pass", str(pass_id)],
+                env=os.environ | self._variables | {"PYTHONPATH": modules},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for us; `stop` passes it on
+            )
+        except OSError as error:
+            raise UsageError(
+                f"a worker cannot be started: {error.strerror}", "start fewer of them"
+            ) from None
+        self._processes.append(process)
+
+    def finished(self) -> list[str]:
+        """Return the workers that have ended since the last call: how their names begin."""
+        ended = [process for process in self._processes if process.poll() is not None]
+        self._processes = [each for each in self._processes if each not in ended]
+        host = socket.gethostname()
+        return [f"{host}:{each.pid}:" for each in ended]
+
+    def stop(self) -> None:
+        """Ask all workers to end after the runs in hand."""
+        for process in self._processes:
+            process.send_signal(signal.SIGTERM)
+
+
+def share_budget(config: Config, number: int) -> dict[str, str]:
+    """Return the environment of each of `number` workers, with its share of a pass's requests."""
+    budget = config.polling.max_requests_per_pass
+    name = "RESULT_ARCHIVER__POLLING__MAX_REQUESTS_PER_PASS"
+    return {name: str(ceil(budget / number))} if budget else {}
+
+
+class Workers(NamedTuple):
+    """The number of workers of a pass, and their runner."""
+
+    number: int
+    runner: Runner
+
+
+def work_together(
+    ingest: IngestContext, opened: OpenPass, hooks: PassHooks, workers: Workers
+) -> None:
+    """Let workers do the work of a pass, and count it in its tally.
+
+    The runs of a worker that died are released at once, and another worker takes its place, up to
+    the number of workers in all. If runs stay due nevertheless, the exit code is 1.
+
+    Raises:
+        DatabaseError: the database went away.
+    """
+    patience, pass_id = Patience(ingest.patience_s), opened.tally.pass_id or 0
+    due = sum(HeldRuns.of_pass(ingest, opened.lease.since).count_due().values())
+    at_work, spare, lost = (workers.number if due else 0), workers.number, 0
+    for _ in range(at_work):
+        workers.runner.start(pass_id)
+    with hooks.interrupt.calling(workers.runner.stop):
+        while at_work:
+            for name in workers.runner.finished():
+                at_work -= 1
+                released = patience.run(partial(_release, ingest, name))
+                if released and spare and hooks.interrupt.signal is None:
+                    log.warning("a worker died; another one takes its place", runs=released)
+                    workers.runner.start(pass_id)
+                    at_work, spare = at_work + 1, spare - 1
+                else:
+                    lost += released
+            hooks.progress(patience.run(partial(_sum, ingest, pass_id)).done, due)
+            time.sleep(POLL_S)
+    opened.tally.copy(patience.run(partial(_sum, ingest, pass_id)))
+    if lost and hooks.interrupt.signal is None:
+        log.error("runs of workers that died stay due", runs=lost)
+        opened.tally.exit_code = opened.tally.exit_code or 1
+    if hooks.interrupt.signal is not None:
+        opened.tally.halt, opened.tally.halt_reason = Halt.INTERRUPTED, hooks.interrupt.name
+
+
+def await_others(ingest: IngestContext, opened: OpenPass, hooks: PassHooks) -> None:
+    """Wait for workers that have joined a pass by hand, and add their counts to its tally."""
+    patience, pass_id = Patience(ingest.patience_s), opened.tally.pass_id or 0
+
+    def count_at_work() -> int:
+        with reading(ingest.engine) as connection:
+            if pass_workers.count_workers(connection, pass_id) < 2:
+                return 0
+            opened.tally.copy(pass_workers.sum_pass(connection, pass_id))
+            return pass_workers.count_at_work(connection, pass_id)
+
+    while hooks.interrupt.signal is None and patience.run(count_at_work):
+        time.sleep(POLL_S)
+
+
+def _release(ingest: IngestContext, name: str) -> int:
+    """Release the runs and permits of an ended worker, and return the number of runs."""
+    with writing(ingest.engine) as connection:
+        source_limits.leave(connection, name)
+        return leases.release(connection, name)
+
+
+def _sum(ingest: IngestContext, pass_id: int) -> Tally:
+    with reading(ingest.engine) as connection:
+        return pass_workers.sum_pass(connection, pass_id)

@@ -1,0 +1,223 @@
+"""A pass by several workers: the archive of one process, whatever happens to them."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+
+from etl.db import database
+from tests.support.dump import LEDGER, dump
+from tests.support.fake_api import Answer, FakeApi, result
+from tests.support.postgres import find_programs, run, running_server
+from tests.support.program import Program, program
+
+RUNS = 240
+OUR_TIMES = {
+    "archived_at", "changed_at", "observed_at", "fetched_at", "first_seen_at", "decided_at",
+    "measured_at", "ended_at",
+}  # fmt: skip
+
+
+@pytest.fixture
+def archiver(archiver: Program) -> Program:
+    listed = archiver.write("runs.txt", "\n".join(f"r-{number}" for number in range(RUNS)))
+    assert archiver.call("track", "--from", listed).exit_code == 0
+    return archiver
+
+
+@pytest.fixture
+def slow_api(api: FakeApi) -> FakeApi:
+    """An API with runs of several plans."""
+    for number in range(RUNS):
+        name, status = f"plan {number % 5}", ("passed", "failed")[number % 3 == 0]
+        answer = result(id=f"r-{number}", name=name, status=status)
+        api.answers[f"r-{number}"] = [answer._replace(delay_s=0.05)]
+    return api
+
+
+def timeless(archiver: Program) -> dict[str, list[dict[str, Any]]]:
+    """Dump an archive without the times at which it was made."""
+    engine = database.connect(archiver.environment["RESULT_ARCHIVER__DATABASE__URL"])
+    with database.reading(engine) as connection:
+        tables = dump(connection, leave_out=LEDGER)
+    engine.dispose()
+    return {
+        name: [{key: row[key] for key in row.keys() - OUR_TIMES} for row in rows]
+        for name, rows in tables.items()
+    }
+
+
+def archived_alone(archiver: Program, api: FakeApi) -> dict[str, list[dict[str, Any]]]:
+    """Dump the archive that one process makes of the same runs."""
+    folder = archiver.folder / "alone"
+    folder.mkdir()
+    alone = program(folder, f"sqlite:///{folder}/alone.db", api.url)
+    assert alone.call("ingest", "--from", archiver.folder / "runs.txt").exit_code == 0
+    return timeless(alone)
+
+
+def check(archiver: Program, api: FakeApi) -> None:
+    """Check that the archive is that of one process, and whole."""
+    assert archiver.call("verify").exit_code == 0
+    assert timeless(archiver) == archived_alone(archiver, api)
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in children.read_text().split()]
+
+
+def await_requests(api: FakeApi, number: int) -> None:
+    until = time.monotonic() + 60
+    while api.requests.total() < number:
+        assert time.monotonic() < until, "too few requests"
+        time.sleep(0.01)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, stderr = process.communicate(timeout=120)
+    return process.returncode, stderr
+
+
+def test_workers_make_the_archive_of_one_process(slow_api: FakeApi, archiver: Program) -> None:
+    done = archiver.run("ingest", "--workers", "3")
+    assert (done.exit_code, done.stdout) == (0, "")
+    [line] = done.stderr.splitlines()
+    assert f"pass 1: {RUNS} new, 0 changed, 0 unchanged" in line
+    assert f"({RUNS} requests)" in line
+    assert set(slow_api.requests.values()) == {1}
+    [only] = archiver.call("passes", "--json").json()
+    assert (only["new"], only["requests"], only["exit_code"]) == (RUNS, RUNS, 0)
+    check(archiver, slow_api)
+
+
+def test_a_second_pass_by_workers_finds_nothing_to_do(slow_api: FakeApi, archiver: Program) -> None:
+    archiver.call("ingest")
+    before = timeless(archiver)
+    done = archiver.run("ingest", "--workers", "2", "--json")
+    assert (done.exit_code, done.json()["requests"]) == (0, 0)
+    assert timeless(archiver) == before
+
+
+def test_the_work_of_a_killed_worker_is_done_by_the_others(
+    slow_api: FakeApi, archiver: Program
+) -> None:
+    with archiver.started("ingest", "--workers", "2", "--json") as process:
+        await_requests(slow_api, RUNS // 4)
+        os.kill(children_of(process)[0], signal.SIGKILL)
+        assert ended(process)[0] == 0
+    assert slow_api.requests.total() <= RUNS + 8 + 250, "in flight, and a batch"
+    check(archiver, slow_api)
+
+
+def test_a_worker_that_was_frozen_for_longer_than_its_lease_stores_nothing(
+    slow_api: FakeApi, archiver: Program
+) -> None:
+    patient = archiver.given(RESULT_ARCHIVER__POLLING__LEASE_FOR="2s")
+    with patient.started("ingest", "--workers", "2") as process:
+        await_requests(slow_api, RUNS // 4)
+        frozen = children_of(process)[0]
+        os.kill(frozen, signal.SIGSTOP)
+        time.sleep(6)
+        os.kill(frozen, signal.SIGCONT)
+        code, stderr = ended(process)
+    assert code in {0, 1}, stderr
+    assert archiver.call("ingest").exit_code == 0
+    check(archiver, slow_api)
+
+
+def test_workers_outlive_a_restart_of_the_database(tmp_path: Path, slow_api: FakeApi) -> None:
+    with running_server() as server, server.database() as url:
+        archiver = program(tmp_path, url, slow_api.url)
+        listed = archiver.write("runs.txt", "\n".join(f"r-{number}" for number in range(RUNS)))
+        assert archiver.call("track", "--from", listed).exit_code == 0
+        with archiver.started("ingest", "--workers", "2") as process:
+            await_requests(slow_api, RUNS // 4)
+            programs = find_programs()
+            options = ("--wait", "--mode", "fast", "--log", server.directory / "log")
+            run(programs / "pg_ctl", *options, "restart", directory=server.directory)
+            code, stderr = ended(process)
+        assert code == 0, stderr
+        check(archiver, slow_api)
+
+
+def test_a_signal_ends_all_workers_after_the_runs_in_hand(
+    slow_api: FakeApi, archiver: Program
+) -> None:
+    with archiver.started("ingest", "--workers", "2", "--json") as process:
+        await_requests(slow_api, RUNS // 4)
+        process.terminate()
+        code, stderr = ended(process)
+    assert code == 143
+    assert "interrupted by SIGTERM; due runs stay due" in stderr
+    assert archiver.call("status", "--json").json()["leased"] == 0
+    assert archiver.call("ingest").exit_code == 0
+    check(archiver, slow_api)
+
+
+def test_the_exit_code_is_the_worst_of_all(api: FakeApi, archiver: Program) -> None:
+    api.other = Answer(b"", 401)
+    done = archiver.run("ingest", "--workers", "2", "--json")
+    assert (done.exit_code, done.json()["halted"]) == (3, "refused")
+    assert api.requests.total() <= 8
+
+
+def test_a_budget_is_that_of_all_workers(slow_api: FakeApi, archiver: Program) -> None:
+    frugal = archiver.given(RESULT_ARCHIVER__POLLING__MAX_REQUESTS_PER_PASS="50")
+    assert frugal.run("ingest", "--workers", "2").exit_code == 0
+    assert 25 <= slow_api.requests.total() <= 50
+
+
+# --- joining by hand ---
+
+
+def join(archiver: Program, pass_id: int) -> tuple[int, str]:
+    done = archiver.run("work", "--pass", str(pass_id))
+    return done.exit_code, done.stderr
+
+
+def test_a_worker_joins_a_pass_by_hand_and_is_waited_for(
+    slow_api: FakeApi, archiver: Program
+) -> None:
+    with archiver.started("ingest", "--json") as process:
+        await_requests(slow_api, 10)
+        code, stderr = join(archiver, 1)
+        stdout, _ = process.communicate(timeout=60)
+    assert (code, process.returncode) == (0, 0)
+    assert " new, 0 changed" in stderr
+    assert f'"new": {RUNS}' in stdout
+    check(archiver, slow_api)
+
+
+def test_a_pass_that_has_ended_or_does_not_exist_cannot_be_joined(
+    slow_api: FakeApi, archiver: Program
+) -> None:
+    archiver.call("ingest")
+    for pass_id, problem in ((1, "has ended"), (2, "does not exist")):
+        code, stderr = join(archiver, pass_id)
+        assert (code, stderr) == (
+            2,
+            f"error: pass {pass_id} {problem}; `result-archiver passes` lists the passes\n",
+        )
+
+
+def test_a_host_with_another_token_key_cannot_join(slow_api: FakeApi, archiver: Program) -> None:
+    listed = archiver.write("token.csv", "run_id,read_token\nr-1,secret-token-of-r-1\n")
+    assert archiver.call("track", "--from", listed).exit_code == 0
+    other = archiver.write("other.key", f"{Fernet.generate_key().decode()}\n")
+    other.chmod(0o600)
+    stranger = archiver.given(RESULT_ARCHIVER__SECURITY__TOKEN_KEY_FILE=str(other))
+    with archiver.started("ingest", "--json") as process:
+        await_requests(slow_api, 10)
+        code, stderr = join(stranger, 1)
+        assert ended(process)[0] == 0
+    assert code == 2
+    assert stderr == (
+        f"error: security.token_key_file: {other} does not have the key of this archive's read"
+        " tokens; copy the file of the host that tracks the runs\n"
+    )
