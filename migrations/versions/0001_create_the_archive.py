@@ -93,6 +93,7 @@ def upgrade() -> None:
         sa.Column("new", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("changed", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("unchanged", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("gone", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("waiting", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("failed", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("rejected", sa.BigInteger(), server_default="0", nullable=False),
