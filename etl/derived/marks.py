@@ -24,7 +24,7 @@ class DirtyMark(NamedTuple):
 
 
 def add_marks(connection: Connection, marks: Collection[DirtyMark]) -> None:
-    """DirtyMark the variants that revisions opened in this transaction change."""
+    """Mark the variants that revisions opened in this transaction change."""
     bulk.insert(connection, dirty_marks, sorted(marks))
 
 
