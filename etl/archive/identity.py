@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, Select, and_, delete, func, select
 
 from etl.archive.identity_records import (
-    IdentityDecision,
     IdentityRecord,
     add_decision,
+    list_damaged,
     read_decisions,
     read_record,
     write_record,
@@ -150,6 +150,20 @@ def measure_again(
         apply_decisions(engine, zone)
 
 
+def measure_damaged(engine: Engine, now: datetime, zone: tzinfo) -> None:
+    """Measure the applications whose rows somebody has changed; their decisions stay.
+
+    Their rosters are rewritten: nothing tells whether they follow the last decision.
+    """
+    with writing(engine) as connection:
+        applications = {application for application, _ in list_damaged(connection)}
+        lock_identities_exclusive(connection, applications)
+        for application in applications:
+            connection.execute(delete(identities).where(of_application(identities, application)))
+        measure_remaining(connection, applications, now)
+    apply_decisions(engine, zone)
+
+
 def measure_remaining(
     connection: Connection, applications: Set[Application], now: datetime
 ) -> None:
@@ -249,6 +263,7 @@ def _measure_application(
     decisions = read_decisions(connection, application)
     last = decisions[-1] if decisions else None
     kind = choose_key_kind(repeats, last.key_kind if last else "name")
+    is_same = kind == (last.key_kind if last else "name")
     decision = last
     if decision is None or decision.key_kind != kind:
         decision = add_decision(connection, application, kind, now)
@@ -259,16 +274,11 @@ def _measure_application(
         kind,
         decision.decided_at,
         to_milliseconds(now),
-        is_applied=(measured.is_applied if measured else True) and not _needs_rekeying(last, kind),
+        is_applied=(measured.is_applied if measured else last is None) and is_same,
     )
     write_record(connection, record)
     was_decided = measured is not None and measured.compared >= MIN_COMPARED
     return record if was_decided and decision is not last else None
-
-
-def _needs_rekeying(last: IdentityDecision | None, kind: str) -> bool:
-    """Tell whether stored rosters are of another kind: before the first decision, of names."""
-    return kind != (last.key_kind if last else "name")
 
 
 def _record_switch(connection: Connection, switch: IdentityRecord) -> None:

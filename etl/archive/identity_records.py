@@ -94,6 +94,13 @@ def _compute_digest(record: IdentityRecord, decisions: Sequence[IdentityDecision
 
 def find_identity_faults(connection: Connection) -> Iterator[Difference]:
     """Yield a difference for each application whose rows are not as the archiver wrote them."""
+    for application, problem in list_damaged(connection):
+        place = describe_place(Application._fields, application)
+        yield Difference(identities.name, "", place, problem)
+
+
+def list_damaged(connection: Connection) -> Iterator[tuple[Application, str]]:
+    """Yield these applications, each with its problem."""
     owners = {
         Application(*row)
         for table in (identities, identity_decisions)
@@ -107,8 +114,7 @@ def find_identity_faults(connection: Connection) -> Iterator[Difference]:
         except (AttributeError, TypeError, ValueError):
             problem = "has a value that cannot be read"
         if problem:
-            place = describe_place(Application._fields, application)
-            yield Difference(identities.name, "", place, problem)
+            yield application, problem
 
 
 def _check_rows(connection: Connection, application: Application) -> str | None:

@@ -151,9 +151,9 @@ def find_loose_ends(engine: Engine) -> BatchFindings:
             *_find_rows_without_payload(connection),
             *_find_untracked_rows(connection),
             *_find_ledger_faults(connection),
-            *find_identity_faults(connection),
         ]
-    return BatchFindings(0, damage, [], [])
+        differing = list(find_identity_faults(connection))
+    return BatchFindings(0, damage, differing, [])
 
 
 def _find_rows_without_payload(connection: Connection) -> Iterator[Difference]:

@@ -106,6 +106,7 @@ def replay(session: "Session", *, dry_run: bool, as_json: bool) -> int:
     Answers in `rejects` that can be read by now are archived first. It needs no key. Damaged
     payloads are left as they were; the exit code is 1 then.
     """
+    from etl.archive import identity
     from etl.archive.rejects import find_readable, replay_rejects
     from etl.archive.replay import replay_archive
     from etl.db.archive_settings import begin_rebuild
@@ -121,6 +122,7 @@ def replay(session: "Session", *, dry_run: bool, as_json: bool) -> int:
         return 0
     with session.open_to_rebuild() as archive:
         begin_rebuild(archive.engine, reporting)
+        identity.measure_damaged(archive.engine, session.now, reporting.zone)
         readable = replay_rejects(archive.engine, session.config, session.now)
         accepted = _count_rejects(readable, "archived", tell)
         batches = replay_archive(archive.engine, reporting)

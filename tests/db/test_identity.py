@@ -26,7 +26,7 @@ from etl.derived.plans import Application
 from etl.errors import DatabaseError
 from etl.reports import series as report
 from etl.reports.model import ReportRequest
-from tests.support.dump import dump
+from tests.support.dump import dump, rows_of
 from tests.support.fake_api import FakeApi, result
 from tests.support.histories import BERLIN, forget_all, keep
 from tests.support.program import Program
@@ -325,15 +325,22 @@ def test_verify_finds_each_change_of_a_decision(
 ) -> None:
     api.answers = runs_of([("id of a", "id of b")] * 12)
     archiver.call("ingest", *RUN_IDS)
+    with reading(engine) as connection:
+        whole = dump(connection, ["identities", "identity_decisions"])
     for table, change in CHANGES:
         with writing(engine) as connection:
-            before = [dict(row) for row in connection.execute(select(table)).mappings()]
+            before = {each: rows_of(connection, each) for each in (identities, identity_decisions)}
             connection.execute(update(table).values(change))
         found = list(verify_archive(engine, Reporting("UTC")))
-        assert "identities" in {each.table for batch in found for each in batch.damage}, change
+        assert "identities" in {each.table for batch in found for each in batch.differing}, change
+        assert archiver.call("replay").exit_code == 0
+        assert archiver.call("verify").exit_code == 0, change
+        with reading(engine) as connection:
+            assert dump(connection, ["identities", "identity_decisions"]) == whole
         with writing(engine) as connection:
-            connection.execute(delete(table))
-            connection.execute(insert(table), before)
+            for each, rows in before.items():
+                connection.execute(delete(each))
+                connection.execute(insert(each), rows)
     assert archiver.call("verify").exit_code == 0
 
 
