@@ -85,6 +85,7 @@ def _migrate(connection: Connection, to_store: StoredSettings | None) -> None:
     if in_schema:
         ownership.create_schema(connection, in_schema)
     _create_views(connection, in_schema)
+    archive_settings.record_view_version(connection, _read_view_version())
     _describe(connection, in_schema)
 
 
@@ -93,6 +94,11 @@ def _list_new_tables(before: str | None) -> Iterator[str]:
     scripts = ScriptDirectory.from_config(context.config)
     for script in scripts.iterate_revisions("heads", before):
         yield from getattr(script.module, "TABLES", ())
+
+
+def _read_view_version() -> str:
+    versions = tomllib.loads((FOLDER / "view_versions.toml").read_text(encoding="utf-8"))
+    return max(versions, key=int)
 
 
 def _create_views(connection: Connection, in_schema: str | None) -> None:

@@ -21,6 +21,7 @@ from etl.errors import DatabaseError, Fault
 
 ARCHIVE_ID = "archive_id"
 SCHEMA_VERSION = "schema_version"
+VIEWS = "view_version"
 METRICS = "metric_version"
 REPORTING_SCHEMA = "database.reporting_schema"
 REPORTING = "reporting."
@@ -28,6 +29,7 @@ TOKEN_KEY = "token_key"  # noqa: S105  the name of a row
 DESCRIPTIONS = {
     ARCHIVE_ID: "Identity of this archive, generated when it was created",
     SCHEMA_VERSION: "Revision of the tables",
+    VIEWS: "Version of the definitions of the views",
     METRICS: "Version of the rules that derived rows follow; empty while they are being derived",
     TOKEN_KEY: "Fingerprint of the key that encrypts read tokens",
     REPORTING_SCHEMA: "Schema of the views that BI tools read",
@@ -195,6 +197,11 @@ def record_settings(connection: Connection, wanted: StoredSettings) -> None:
 def record_version(connection: Connection, revision: str) -> None:
     """Store the revision that the tables were migrated to."""
     _write(connection, {SCHEMA_VERSION: revision})
+
+
+def record_view_version(connection: Connection, version: str) -> None:
+    """Store the version of the views that were created."""
+    _write(connection, {VIEWS: version})
 
 
 def read_reporting_schema(connection: Connection) -> str | None:

@@ -105,6 +105,7 @@ def test_a_new_archive_keeps_the_settings_that_it_is_made_with(database_url: str
     assert len(stored.pop("archive_id")) == 36
     assert stored == {
         "schema_version": database.HEAD,
+        "view_version": "1",
         "metric_version": database.METRIC_VERSION,
         "reporting.time_zone": "Asia/Tokyo",
         "reporting.window_results": "10",

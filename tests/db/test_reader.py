@@ -106,6 +106,7 @@ def test_the_reader_learns_the_rules_behind_the_figures(granted: Engine, role: s
         "reporting.window_days": "30",
         "reporting.window_results": "10",
         "schema_version": "0004",
+        "view_version": "1",
     }
 
 
