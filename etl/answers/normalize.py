@@ -8,7 +8,7 @@ NULL (or U+FFFD inside a text) and a warning; it never rejects the answer.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -160,7 +160,8 @@ def _read_run(
     status = _read_status(result, "result", "result", notes)
     started_at = _read_time(result.get("started_at"), "result.started_at", notes)
     duration_ms = _read_integer(result.get("duration"), "result.duration", notes)
-    started_on = _local_day(started_at, zone)
+    local_start = _to_zone(started_at, zone)
+    started_on = local_start.date() if local_start else None
     is_over = status in FINAL_STATUSES or status == OPEN_STATUS
     return RunRow(
         result_id=_read_text(result.get("id"), "result.id", notes),
@@ -170,6 +171,7 @@ def _read_run(
         started_at=started_at,
         started_on=started_on,
         iso_date=started_on.isoformat() if started_on else None,
+        started_hour=local_start.hour if local_start else None,
         duration_ms=duration_ms,
         ended_at=_compute_end(started_at, duration_ms) if is_over else None,
         environment_count=len(environments),
@@ -389,9 +391,10 @@ def _read_time(value: Any, path: str, notes: _Notes) -> datetime | None:
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
-def _local_day(moment: datetime | None, zone: tzinfo) -> date | None:
+def _to_zone(moment: datetime | None, zone: tzinfo) -> datetime | None:
+    """Return a moment in `zone`; None at the ends of the calendar, where it has no day there."""
     try:
-        return moment.astimezone(zone).date() if moment else None
+        return moment.astimezone(zone) if moment else None
     except OverflowError:
         return None
 

@@ -21,6 +21,7 @@ class RunRow(NamedTuple):
     started_on: date | None
     iso_date: str | None
     """`started_on` as text, which SQL on SQLite can compare with a day."""
+    started_hour: int | None
     duration_ms: int | None
     ended_at: datetime | None
     environment_count: int

@@ -337,6 +337,7 @@ runs = Table(
     Column("started_at", Timestamp),
     Column("started_on", Day),
     Column("iso_date", Key),
+    Column("started_hour", BigInteger),
     Column("duration_ms", BigInteger),
     Column("ended_at", Timestamp),
     Column("environment_count", BigInteger, nullable=False),

@@ -212,6 +212,7 @@ def upgrade() -> None:
         sa.Column("started_at", TIMESTAMP, nullable=True),
         sa.Column("started_on", DAY, nullable=True),
         sa.Column("iso_date", KEY, nullable=True),
+        sa.Column("started_hour", sa.BigInteger(), nullable=True),
         sa.Column("duration_ms", sa.BigInteger(), nullable=True),
         sa.Column("ended_at", TIMESTAMP, nullable=True),
         sa.Column("environment_count", sa.BigInteger(), nullable=False),

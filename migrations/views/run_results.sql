@@ -5,7 +5,8 @@
 -- included.
 CREATE VIEW {reporting}run_results AS
 SELECT runs.run_id, runs.source, plan_variants.application, plan_variants.plan, runs.status,
-       runs.started_at, runs.started_on, runs.iso_date, runs.duration_ms, runs.ended_at,
+       runs.started_at, runs.started_on, runs.iso_date, runs.started_hour,
+       runs.duration_ms, runs.ended_at,
        runs.environment_count, runs.environment_signature, runs.test_count,
        outcomes.tests_failed, outcomes.tests_passed, outcomes.tests_aborted,
        outcomes.tests_pending, outcomes.tests_unresolved, outcomes.tests_unknown,

@@ -6,7 +6,7 @@ CREATE VIEW {reporting}test_results AS
 SELECT runs.run_id, tests.position, runs.source, plan_variants.application, plan_variants.plan,
        tests.name AS test, tests.type, tests.status, tests.test_id, tests.sitemap,
        tests.results_url,
-       runs.started_at, runs.started_on, runs.iso_date,
+       runs.started_at, runs.started_on, runs.iso_date, runs.started_hour,
        runs.environment_count, runs.environment_signature, runs.status AS run_status,
        counts.failed AS checks_failed, counts.passed AS checks_passed,
        counts.aborted AS checks_aborted, counts.pending AS checks_pending,

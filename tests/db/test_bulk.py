@@ -57,6 +57,7 @@ def run_row(**changes: Any) -> tuple[Any, ...]:
         "started_at": AT,
         "started_on": date(2024, 2, 29),
         "iso_date": "2024-02-29",
+        "started_hour": 23,
         "duration_ms": 2**63 - 1,
         "ended_at": AT + timedelta(seconds=1),
         "environment_count": 0,

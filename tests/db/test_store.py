@@ -140,6 +140,7 @@ def test_the_sample_fills_the_tables_with_exactly_these_rows(connection: Connect
                 "started_at": started_at,
                 "started_on": date(2023, 10, 24),
                 "iso_date": "2023-10-24",
+                "started_hour": 22,
                 "duration_ms": 228669,
                 "ended_at": datetime(2023, 10, 24, 13, 4, 1, 132000, UTC),
                 "environment_count": 3,

@@ -117,6 +117,7 @@ SHOWN = {
         "started_at": "2023-10-24T13:00:12.463Z",
         "started_on": "2023-10-24",
         "iso_date": "2023-10-24",
+        "started_hour": 13,
         "duration_ms": 228669,
         "ended_at": "2023-10-24T13:04:01.132Z",
         "environment_count": 3,

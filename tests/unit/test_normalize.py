@@ -79,6 +79,7 @@ def test_the_sample_gives_exactly_these_rows() -> None:
             started_at=datetime(2023, 10, 24, 13, 0, 12, 463000, UTC),
             started_on=date(2023, 10, 24),
             iso_date="2023-10-24",
+            started_hour=13,
             duration_ms=228669,
             ended_at=datetime(2023, 10, 24, 13, 4, 1, 132000, UTC),
             environment_count=3,
@@ -152,7 +153,7 @@ def test_the_sample_gives_exactly_these_rows() -> None:
 
 def test_an_empty_result_is_a_run_of_which_nothing_is_known() -> None:
     assert rows_of({}) == Rows(
-        RunRow(None, None, None, None, None, None, None, None, None, 0, 0, "[]", None),
+        RunRow(None, None, None, None, None, None, None, None, None, None, 0, 0, "[]", None),
         environments=[],
         tests=[],
         counts=[CountRow("run-1", 0, "run", None, None, None, None, None, None, None)],
@@ -722,6 +723,24 @@ def test_a_garbled_start_is_no_time(text: str) -> None:
 def test_the_day_of_a_start_is_the_reporting_zones(zone: str, text: str, day: date | None) -> None:
     payload = decode(json.dumps({"result": placed(("started_at",), text)}).encode())
     assert normalize("run-1", payload, ZoneInfo(zone)).run.started_on == day
+
+
+@pytest.mark.parametrize(
+    ("zone", "text", "hour"),
+    [
+        ("UTC", "2023-10-24T22:59:59Z", 22),
+        ("Asia/Kolkata", "2023-10-24T18:29:59Z", 23),
+        ("Asia/Kolkata", "2023-10-24T18:30:00Z", 0),
+        ("Europe/Berlin", "2023-10-29T00:30:00Z", 2),
+        ("Europe/Berlin", "2023-10-29T01:30:00Z", 2),  # an hour later, the clock set back
+        ("UTC", "soon", None),
+    ],
+)
+def test_the_hour_of_a_start_is_that_of_the_teams_clock(
+    zone: str, text: str, hour: int | None
+) -> None:
+    payload = decode(json.dumps({"result": placed(("started_at",), text)}).encode())
+    assert normalize("run-1", payload, ZoneInfo(zone)).run.started_hour == hour
 
 
 @pytest.mark.parametrize("status", ["passed", "failed", "aborted", "completed", "unresolved"])
