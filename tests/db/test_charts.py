@@ -18,7 +18,6 @@ from tests.support.month import Month, Row, as_day, rounded
 
 CATALOG = read_catalog()
 OUTCOMES = ("passed", "failed", "aborted", "unresolved", "pending")
-OVER = {"passed", "failed", "aborted", "completed", "unresolved"}
 HOUR_MS = 3_600_000
 
 
@@ -102,7 +101,7 @@ def backlog_by_age(month: Month) -> list[Row]:
     tests, runs = Counter[str](), Counter[str]()
     for run in month.runs:
         if waiting := sum(test.status == "unresolved" for test in run.tests):
-            bucket = age_bucket(run)
+            bucket = age_bucket(month.opened_at(run))
             tests[bucket] += waiting
             runs[bucket] += 1
     return [
@@ -110,10 +109,8 @@ def backlog_by_age(month: Month) -> list[Row]:
     ]
 
 
-def age_bucket(run: restated.Run) -> str:
-    if run.status not in OVER or run.started_at is None or run.duration_ms is None:
-        return "unknown"
-    age = datetime.now(UTC) - run.started_at - timedelta(milliseconds=run.duration_ms)
+def age_bucket(opened_at: datetime) -> str:
+    age = datetime.now(UTC) - opened_at
     limits = {1: "0-1 days", 3: "1-3 days", 7: "3-7 days", 14: "7-14 days"}
     return next((name for days, name in limits.items() if age.days < days), "over 14 days")
 

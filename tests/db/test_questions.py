@@ -233,16 +233,12 @@ def then_and_now(month: Month) -> Rows:
 @answers("Unresolved tests by age")
 def unresolved_tests_by_age(month: Month) -> Rows:
     waiting = [run for run in month.runs if count_tests(run, "unresolved")]
-    for age, runs in group(waiting, age_of).items():
+    for age, runs in group(waiting, lambda run: age_of(month.opened_at(run))).items():
         yield age, len(runs), sum(count_tests(run, "unresolved") for run in runs)
 
 
-def age_of(run: restated.Run) -> str:
-    over = {"passed", "failed", "aborted", "completed", "unresolved"}
-    if run.status not in over or run.started_at is None or run.duration_ms is None:
-        return "the run is not over"
-    ended_on = (run.started_at + timedelta(milliseconds=run.duration_ms)).date()
-    days = (today() - ended_on).days
+def age_of(opened_at: datetime) -> str:
+    days = (today() - opened_at.date()).days
     return "today or yesterday" if days <= 1 else "this week" if days <= 7 else "older"
 
 

@@ -134,20 +134,27 @@ class Month:
             for key, results in self.results.items()
         ]
 
+    def opened_at(self, run: restated.Run) -> datetime:
+        """Return the time since which a run waits for a person."""
+        opened_at = restated.opened_at(self.stretches(run.run_id))
+        assert opened_at
+        return opened_at
+
+    def stretches(self, run_id: str) -> list[restated.Stretch]:
+        """Return the revisions of a run as `restated` takes them."""
+        return [
+            restated.Stretch(each.answer, each.observed_at, each.last_seen_at)
+            for each in self.looks[run_id]
+        ]
+
     @cached_property
     def status_changes(self) -> list[Row]:
         """Each change of status, with the names of its run."""
         runs = {run.run_id: run for run in self.runs}
         return [
             row | {"application": runs[run_id].application, "plan": runs[run_id].plan}
-            for run_id, looks in self.looks.items()
-            for row in restated.status_changes(
-                run_id,
-                [
-                    restated.Stretch(each.answer, each.observed_at, each.last_seen_at)
-                    for each in looks
-                ],
-            )
+            for run_id in self.looks
+            for row in restated.status_changes(run_id, self.stretches(run_id))
         ]
 
     @property
