@@ -4,8 +4,9 @@ BIN := .venv/bin
 SETUP := .venv/set-up
 BENCH_SETUP := .venv-bench/set-up
 SUPERSET_SETUP := .venv-superset/set-up
+DBT_SETUP := .venv-dbt/set-up
 
-.PHONY: help demo test soak chaos superset fuzz month polling bench bench-claims bench-growth views picture check lock clean quick
+.PHONY: help demo test soak chaos superset dbt fuzz month polling bench bench-claims bench-growth views picture check lock clean quick
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -33,6 +34,10 @@ chaos: $(SETUP) ## kill processes, cut networks, fill disks and break the API (1
 superset: $(SETUP) $(SUPERSET_SETUP) ## import the bundle of `bi superset` into Superset, and compare its data (10 minutes)
 	.ci/setup postgresql
 	$(BIN)/pytest -m superset
+
+dbt: $(SETUP) $(DBT_SETUP) ## build the package of `bi dbt`, and compare its metrics (3 minutes)
+	.ci/setup postgresql
+	$(BIN)/pytest -m dbt
 
 fuzz: $(SETUP) ## decode malformed answers for ten minutes
 	FUZZ_SECONDS=600 $(BIN)/pytest tests/unit/test_fuzz.py -s
@@ -78,7 +83,7 @@ lock: $(SETUP) ## write the lock files from pyproject.toml
 	$(LOCK) --output-file requirements-bench.lock --constraints requirements.lock --group bench
 
 clean: ## remove the files that other targets made
-	rm -rf .venv .venv-bench .venv-superset build dist demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench .venv-superset .venv-dbt build dist demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find etl migrations tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(SETUP): requirements-dev.lock pyproject.toml .ci/setup
@@ -91,4 +96,8 @@ $(BENCH_SETUP): requirements-bench.lock .ci/setup
 
 $(SUPERSET_SETUP): .ci/setup
 	.ci/setup superset
+	@touch $@
+
+$(DBT_SETUP): .ci/setup
+	.ci/setup dbt
 	@touch $@

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from etl.bi import for_datasette, for_grafana, for_powerbi, for_sql, for_superset
+from etl.bi import for_datasette, for_dbt, for_grafana, for_powerbi, for_sql, for_superset
 from etl.bi.view_columns import MADE_BY, BiSource
 from etl.errors import UsageError
 from etl.files import ForeignFileError, write_whole
@@ -30,6 +30,7 @@ TOOLS = {
     "datasette": BiTool("metadata in JSON, with queries and a board", for_datasette.make),
     "sql": BiTool("a folder with a query of each chart for each database", for_sql.make),
     "powerbi": BiTool("a folder with a connection file and measures", for_powerbi.make),
+    "dbt": BiTool("a folder with a package of sources, models and metrics", for_dbt.make),
 }
 
 

@@ -17,7 +17,7 @@ from tests.support.postgres import Server
 from tests.support.program import Program, bare_program
 
 FILES = {"superset": "bundle.zip", "grafana": "board.json", "datasette": "metadata.json"}
-FOLDERS = ("sql", "powerbi")
+FOLDERS = ("sql", "powerbi", "dbt")
 SUPERSET_KEYS = {
     "metadata": {"version", "type"},
     "databases": {
@@ -125,7 +125,7 @@ def test_a_file_that_is_not_ours_stays(on_sqlite: Program, tool: str, name: str)
             ("tableau", "--output", "x"),
             (
                 "bi tableau: there is no such tool; there are superset, grafana, datasette, sql,"
-                " powerbi"
+                " powerbi, dbt"
             ),
         ),
         (("superset",), "bi superset: give --output PATH"),
