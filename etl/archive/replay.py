@@ -5,10 +5,11 @@ since rows that agree are not touched.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from sqlalchemy import Connection, Engine, delete, select
 
-from etl.archive.differences import BatchFindings
+from etl.archive.differences import BatchFindings, Difference
 from etl.archive.payload_batches import (
     DEFAULT_LIMITS,
     NAME_TABLES,
@@ -18,6 +19,7 @@ from etl.archive.payload_batches import (
     derive_batch_to_write,
     iterate_batches,
 )
+from etl.archive.processes import Spread, in_turn
 from etl.archive.verify import (
     compare_names,
     compare_plan,
@@ -33,9 +35,14 @@ from etl.db.schema import tracked_runs
 from etl.derived import aggregates
 from etl.derived.marks import lock_plans, read_dirty_variants
 
+NAMES = {table.name for table in NAME_TABLES}
+
 
 def replay_archive(
-    engine: Engine, wanted: Reporting, limits: BatchLimits = DEFAULT_LIMITS
+    engine: Engine,
+    wanted: Reporting,
+    limits: BatchLimits = DEFAULT_LIMITS,
+    spread: Spread | None = None,
 ) -> Iterator[BatchFindings]:
     """Rebuild the runs that differ from their payloads, then the aggregates of each plan.
 
@@ -47,15 +54,20 @@ def replay_archive(
         DatabaseError: another rebuild has begun, with other settings.
     """
     archive_settings.begin_rebuild(engine, wanted)
-    for run_ids in iterate_batches(engine, limits):
-        yield _repair_runs(engine, run_ids, wanted)
-    for plan_id in read_plan_ids(engine):
-        yield _repair_plan(engine, plan_id, wanted)
+    spread = spread or in_turn(engine)
+    misnamed: set[Difference] = set()
+    for found in spread(partial(_repair_runs, wanted), iterate_batches(engine, limits)):
+        of_names = {each for each in found.differing if each.table in NAMES}
+        misnamed |= of_names
+        yield found._replace(differing=[each for each in found.differing if each not in of_names])
+    # Runs of several batches share these rows: any of the batches may have mended them.
+    yield BatchFindings(0, [], sorted(misnamed), [])
+    yield from spread(partial(_repair_plan, wanted), read_plan_ids(engine))
     archive_settings.end_rebuild(engine, wanted)
     yield find_loose_ends(engine)
 
 
-def _repair_runs(engine: Engine, run_ids: Sequence[str], wanted: Reporting) -> BatchFindings:
+def _repair_runs(wanted: Reporting, engine: Engine, run_ids: Sequence[str]) -> BatchFindings:
     """Rebuild those runs that differ, in one transaction.
 
     Locks the runs (`lock_runs`), then the test-identity rules (`derive_batch_to_write`).
@@ -71,7 +83,7 @@ def _repair_runs(engine: Engine, run_ids: Sequence[str], wanted: Reporting) -> B
     return BatchFindings(len(run_ids), batch.damage, [*differing, *misnamed], [])
 
 
-def _repair_plan(engine: Engine, plan_id: str, wanted: Reporting) -> BatchFindings:
+def _repair_plan(wanted: Reporting, engine: Engine, plan_id: str) -> BatchFindings:
     """Recompute the aggregates of a plan, if they differ or are dirty. Locks the plan."""
     with writing(engine) as connection:
         lock_plans(connection, [plan_id])

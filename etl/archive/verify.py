@@ -1,6 +1,7 @@
 """Compare the archive with its payloads, and report every difference."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 
 from sqlalchemy import Connection, Engine, Table, and_, func, select
@@ -27,6 +28,7 @@ from etl.archive.payload_batches import (
     iterate_batches,
     read_rows,
 )
+from etl.archive.processes import Spread, in_turn
 from etl.config.settings import Reporting, Rules
 from etl.db import bulk
 from etl.db.database import reading, snapshot
@@ -36,28 +38,38 @@ from etl.derived.marks import read_dirty_variants
 
 
 def verify_archive(
-    engine: Engine, derived_with: Reporting, limits: BatchLimits = DEFAULT_LIMITS
+    engine: Engine,
+    derived_with: Reporting,
+    limits: BatchLimits = DEFAULT_LIMITS,
+    spread: Spread | None = None,
 ) -> Iterator[BatchFindings]:
     """Check all runs, a batch at a time, then the aggregates of each plan, then loose ends.
 
     Rows are compared with those that the settings `derived_with` give. Each check reads one
     snapshot, and takes no lock.
     """
-    for run_ids in iterate_batches(engine, limits):
-        with snapshot(engine) as connection:
-            batch = derive_batch(connection, run_ids, derived_with.zone)
-            differing = [*compare_runs(connection, batch), *compare_names(connection, batch)]
-        mismatches = _find_mismatches(batch.rows["counts"])
-        yield BatchFindings(len(run_ids), batch.damage, differing, mismatches)
-    for plan_id in read_plan_ids(engine):
-        with snapshot(engine) as connection:
-            try:
-                differing = compare_plan(connection, plan_id, derived_with.rules)
-            except (ArithmeticError, LookupError, TypeError, ValueError, DataError):
-                # The damaged cell was reported with its run.
-                differing = [Difference("outcomes", "", f"plan_id {plan_id}", "cannot be counted")]
-        yield BatchFindings(0, [], differing, [])
+    spread = spread or in_turn(engine)
+    yield from spread(partial(_verify_runs, derived_with), iterate_batches(engine, limits))
+    yield from spread(partial(_verify_plan, derived_with), read_plan_ids(engine))
     yield find_loose_ends(engine)
+
+
+def _verify_runs(derived_with: Reporting, engine: Engine, run_ids: Sequence[str]) -> BatchFindings:
+    with snapshot(engine) as connection:
+        batch = derive_batch(connection, run_ids, derived_with.zone)
+        differing = [*compare_runs(connection, batch), *compare_names(connection, batch)]
+    mismatches = _find_mismatches(batch.rows["counts"])
+    return BatchFindings(len(run_ids), batch.damage, differing, mismatches)
+
+
+def _verify_plan(derived_with: Reporting, engine: Engine, plan_id: str) -> BatchFindings:
+    with snapshot(engine) as connection:
+        try:
+            differing = compare_plan(connection, plan_id, derived_with.rules)
+        except (ArithmeticError, LookupError, TypeError, ValueError, DataError):
+            # The damaged cell was reported with its run.
+            differing = [Difference("outcomes", "", f"plan_id {plan_id}", "cannot be counted")]
+    return BatchFindings(0, [], differing, [])
 
 
 def read_plan_ids(engine: Engine) -> list[str]:

@@ -66,6 +66,12 @@ labels = option(
 as_of = option(
     "--as-of", metavar="TIME", help="The archive as it was at this time, or at this day's end."
 )
+workers = option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(1, 64),
+    help="Do the work by N processes of this machine.",
+)
 as_json = option("--json", "as_json", is_flag=True, help="Answer in JSON, for programs.")
 raw = option(
     "--raw",

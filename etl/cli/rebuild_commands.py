@@ -64,9 +64,10 @@ class _Totals:
 
 
 @click.command(epilog="Example: result-archiver verify")
+@options.workers
 @options.as_json
 @options.pass_session
-def verify(session: "Session", *, as_json: bool) -> int:
+def verify(session: "Session", *, workers: int | None, as_json: bool) -> int:
     """Check tables and history against the payloads, row by row.
 
     Each row that differs is named; the exit code is 1 then.
@@ -76,7 +77,8 @@ def verify(session: "Session", *, as_json: bool) -> int:
     with session.open_to_read() as archive:
         with archive.reading() as connection:
             derived_with = read_settings(connection).reporting
-        found = _verify_all(archive, derived_with, _print_nothing if as_json else _print_all)
+        tell = _print_nothing if as_json else _print_all
+        found = _verify_all(archive, derived_with, tell, workers or 1)
     wrong = found.damage.count + found.differing.count
     if as_json:
         display.as_json(
@@ -98,17 +100,20 @@ def verify(session: "Session", *, as_json: bool) -> int:
 
 @click.command(epilog="Example: result-archiver replay --dry-run")
 @click.option("--dry-run", is_flag=True, help="Only list the rows that would change, and why.")
+@options.workers
 @options.as_json
 @options.pass_session
-def replay(session: "Session", *, dry_run: bool, as_json: bool) -> int:
+def replay(session: "Session", *, dry_run: bool, workers: int | None, as_json: bool) -> int:
     """Rebuild all derived tables from the payloads, offline.
 
     Answers in `rejects` that can be read by now are archived first. It needs no key. Damaged
     payloads are left as they were; the exit code is 1 then.
     """
     from etl.archive import identity
+    from etl.archive.processes import choose_spread
     from etl.archive.rejects import find_readable, replay_rejects
     from etl.archive.replay import replay_archive
+    from etl.db import database
     from etl.db.archive_settings import begin_rebuild
 
     tell = _print_nothing if as_json else _print_wrong
@@ -117,7 +122,7 @@ def replay(session: "Session", *, dry_run: bool, as_json: bool) -> int:
         with session.open_to_read() as archive:
             readable = find_readable(archive.engine, reporting.zone)
             accepted = _count_rejects(readable, "would be archived", tell)
-            found = _verify_all(archive, reporting, tell)
+            found = _verify_all(archive, reporting, tell, workers or 1)
         _print_changes(found, accepted, "would be ", as_json=as_json)
         return 0
     with session.open_to_rebuild() as archive:
@@ -125,7 +130,8 @@ def replay(session: "Session", *, dry_run: bool, as_json: bool) -> int:
         identity.measure_damaged(archive.engine, session.now, reporting.zone)
         readable = replay_rejects(archive.engine, session.config, session.now)
         accepted = _count_rejects(readable, "archived", tell)
-        batches = replay_archive(archive.engine, reporting)
+        spread = choose_spread(archive.engine, workers or 1, database.connect)
+        batches = replay_archive(archive.engine, reporting, spread=spread)
         found = _work_through(archive, batches, tell)
     _print_changes(found, accepted, "", as_json=as_json)
     return 1 if found.damage.count else 0
@@ -145,10 +151,15 @@ def _count_rejects(
     return accepted
 
 
-def _verify_all(archive: "Archive", derived_with: "Reporting", tell: "Tell") -> _Totals:
+def _verify_all(
+    archive: "Archive", derived_with: "Reporting", tell: "Tell", workers: int
+) -> _Totals:
+    from etl.archive.processes import choose_spread
     from etl.archive.verify import verify_archive
+    from etl.db import database
 
-    return _work_through(archive, verify_archive(archive.engine, derived_with), tell)
+    spread = choose_spread(archive.engine, workers, database.connect_to_read)
+    return _work_through(archive, verify_archive(archive.engine, derived_with, spread=spread), tell)
 
 
 def _work_through(archive: "Archive", batches: "Iterable[BatchFindings]", tell: "Tell") -> _Totals:
