@@ -30,12 +30,8 @@ if TYPE_CHECKING:
 @click.option("--refresh", is_flag=True, help="Fetch the given runs (or all) even if final.")
 @click.option("--wait", is_flag=True, help="Repeat until every run has finished.")
 @click.option("--dry-run", is_flag=True, help="Only list the runs that would be fetched.")
-@click.option(
-    "--workers",
-    metavar="N",
-    type=click.IntRange(1, 64),
-    help="Fetch and store by N processes, which share the limits of requests.",
-)
+@options.workers
+@click.option("--dask", metavar="ADDRESS", help="Do the work on a Dask cluster: tcp://HOST:8786.")
 @options.as_json
 @options.quiet
 @options.verbose
@@ -50,6 +46,7 @@ def ingest(
     wait: bool,
     dry_run: bool,
     workers: int | None,
+    dask: str | None,
     as_json: bool,
 ) -> int:
     """Do one pass: fetch and store all runs that are due.
@@ -61,11 +58,27 @@ def ingest(
     wanted = Wanted(run_ids, lists, source, (), refresh)
     if dry_run:
         return _preview(session, wanted, as_json=as_json)
-    return _ingest(session, wanted, _start_by(session, workers), wait=wait, as_json=as_json)
+    together = _place_on_dask(dask, workers) if dask else _place_here(session, workers)
+    return _ingest(session, wanted, together, wait=wait, as_json=as_json)
 
 
-def _start_by(session: "Session", number: int | None) -> "Workers | None":
-    """Return the workers of each pass, None for this process."""
+def _place_on_dask(address: str, number: int | None) -> "Workers":
+    """Return workers on a Dask cluster, by default one for each of its workers."""
+    from etl.ingest.runners import Workers
+
+    try:
+        from etl.ingest.dask_runner import DaskRunner
+    except ImportError:
+        raise UsageError(
+            "--dask: the package distributed is missing",
+            "run `pip install 'result-archiver[dask]'` here and on the cluster",
+        ) from None
+    runner = DaskRunner(address)
+    return Workers(number or max(1, runner.count_workers()), runner)
+
+
+def _place_here(session: "Session", number: int | None) -> "Workers | None":
+    """Return workers on this machine, None for this process alone."""
     if number is None:
         return None
     from etl.ingest.runners import ProcessRunner, Workers, share_budget

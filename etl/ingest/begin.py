@@ -201,20 +201,23 @@ def open_pass(ingest: IngestContext, trigger: str) -> OpenPass:
     return opened
 
 
-def reopen_pass(ingest: IngestContext, pass_id: int) -> OpenPass:
-    """Return a pass that another process has begun.
+def reopen_pass(ingest: IngestContext, pass_id: int) -> OpenPass | None:
+    """Return a pass that another process has begun; None if it has ended.
 
     Raises:
-        UsageError: there is no such pass, or it has ended.
+        UsageError: there is no such pass.
         ConfigError: the token key of this host is not the archive's.
     """
     with database.reading(ingest.engine) as connection:
         query = select(ingests.c.started_at, ingests.c.finished_at).where(ingests.c.id == pass_id)
         row = connection.execute(query).one_or_none()
         token_key = archive_settings.read_token_key(connection)
-    if row is None or row.finished_at is not None:
-        problem = "does not exist" if row is None else "has ended"
-        raise UsageError(f"pass {pass_id} {problem}", "`result-archiver passes` lists the passes")
+    if row is None:
+        problem = f"pass {pass_id} does not exist"
+        raise UsageError(problem, "`result-archiver passes` lists the passes")
+    if row.finished_at is not None:
+        log.info("the pass has ended: nothing to do", text=f"pass {pass_id} has ended")
+        return None
     file = ingest.config.security.token_key_file
     if token_key is not None and token_key not in TokenVault(file).fingerprints():
         raise ConfigError(

@@ -70,12 +70,16 @@ def _run_pass(ingest: IngestContext, order: PassOrder, hooks: PassHooks) -> Tall
 def join_pass(ingest: IngestContext, pass_id: int, hooks: PassHooks) -> Tally:
     """Work for a pass that another process has begun, and return the counts of this worker.
 
+    If the pass has ended, there is nothing to do.
+
     Raises:
-        UsageError: there is no such pass, or it has ended.
+        UsageError: there is no such pass.
         ConfigError: the token key of this host is not the archive's.
     """
     ingest = adopt_settings(ingest.agree_on_time())
     opened = reopen_pass(ingest, pass_id)
+    if opened is None:
+        return Tally(pass_id=pass_id)
     bind_context(pass_id=pass_id)
     work(ingest, opened, hooks)
     return opened.tally

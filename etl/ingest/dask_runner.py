@@ -1,0 +1,77 @@
+"""The workers of a pass on a Dask cluster. Nothing else imports `distributed`.
+
+A task is one worker's whole share of a pass, as a process of its own beside the Dask worker: that
+has the settings and the API key in its environment. Dask repeats the tasks of a worker that dies;
+work that is done already is not found again.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+from distributed import Client, Event, Future
+
+from etl.errors import UsageError
+
+ANSWER_S = 10
+POLL_S = 0.5
+
+
+class DaskRunner:
+    """Places the workers of a pass on a Dask cluster."""
+
+    def __init__(self, address: str) -> None:
+        """Connect. Raises UsageError: no scheduler answers at `address`."""
+        try:
+            self._client = Client(address, timeout=ANSWER_S, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"--dask {address}: no Dask scheduler answers ({type(error).__name__})",
+                "give an address such as tcp://HOST:8786",
+            ) from None
+        self._stop = f"result-archiver-stop-{uuid.uuid4()}"
+        self._futures: list[Future[str]] = []
+
+    def count_workers(self) -> int:
+        """Return the number of the cluster's workers."""
+        return len(self._client.scheduler_info(n_workers=-1)["workers"])
+
+    def start(self, pass_id: int) -> None:
+        """Start one more worker."""
+        key = f"result-archiver-pass-{pass_id}-{uuid.uuid4()}"
+        future = self._client.submit(work_in_process, pass_id, self._stop, key=key, pure=False)
+        self._futures.append(future)
+
+    def finished(self) -> list[str]:
+        """Return the workers that have ended since the last call: how their names begin."""
+        ended = [future for future in self._futures if future.done()]
+        self._futures = [each for each in self._futures if each not in ended]
+        # The leases of a worker that Dask has given up run out: its name is not known.
+        return [str(each.result() if each.status == "finished" else each.key) for each in ended]
+
+    def stop(self) -> None:
+        """Ask all workers to end after the runs in hand."""
+        Event(self._stop, client=self._client).set()
+
+
+def work_in_process(pass_id: int, stop: str) -> str:
+    """Do a worker's share of a pass by a process; return how the worker's name begins.
+
+    Called by a Dask worker.
+    """
+    modules = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
+    with subprocess.Popen(  # noqa: S603  no argument is from outside
+        [sys.executable, "-P", "-m", "etl", "work", "--pass", str(pass_id)],
+        env=os.environ | {"PYTHONPATH": modules},
+        stdin=subprocess.DEVNULL,
+    ) as process:
+        is_over = Event(stop)
+        while process.poll() is None:
+            if is_over.wait(POLL_S):
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+        return f"{socket.gethostname()}:{process.pid}:"
