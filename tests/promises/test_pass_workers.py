@@ -18,8 +18,8 @@ from tests.support.program import Program, program
 
 RUNS = 240
 OUR_TIMES = {
-    "archived_at", "changed_at", "observed_at", "fetched_at", "first_seen_at", "decided_at",
-    "measured_at", "ended_at",
+    "archived_at", "changed_at", "row_changed_at", "observed_at", "opened_at", "fetched_at",
+    "first_seen_at", "decided_at", "measured_at", "digest",
 }  # fmt: skip
 
 
