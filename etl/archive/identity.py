@@ -6,12 +6,12 @@ refresh of its plans. The result is stored in `identities`, each decision in
 `identity_decisions` (docs/REPORTS.md).
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, Select, and_, delete, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, delete, func, select
 
 from etl.archive.identity_records import (
     IdentityRecord,
@@ -43,6 +43,8 @@ from etl.derived.plans import Application
 from etl.display import safe
 from etl.telemetry.log import get_logger
 
+APPLICATIONS_AT_ONCE = 100
+"""The most applications that one transaction measures."""
 MAX_RUNS = 40
 MAX_TESTS = 20_000
 TESTS_AT_ONCE = 1000
@@ -178,17 +180,19 @@ def measure_remaining(
     for application in applications - remaining:
         for table in (identities, identity_decisions):
             connection.execute(delete(table).where(of_application(table, application)))
-    for application in _keep_short_names(remaining):
-        _measure_application(connection, application, now)
+    for _ in _measure_locked(connection, _keep_short_names(remaining), now):
+        pass  # a reversed decision is no news of the API here: runs were dropped
 
 
 def _measure_all(engine: Engine, applications: Sequence[Application], now: datetime) -> None:
-    for application in applications:
+    for start in range(0, len(applications), APPLICATIONS_AT_ONCE):
+        part = applications[start : start + APPLICATIONS_AT_ONCE]
         with writing(engine) as connection:
-            switch = _measure_application(connection, application, now)
-            if switch:
+            lock_identities_exclusive(connection, part)
+            switches = list(_measure_locked(connection, part, now))
+            for switch in switches:
                 _record_switch(connection, switch)
-        if switch:
+        for switch in switches:
             _log_switch(switch)
 
 
@@ -199,12 +203,15 @@ def apply_decisions(engine: Engine, zone: tzinfo) -> None:
         query = select(*names).where(identities.c.is_applied.is_(False)).order_by(*names)
         applications = [Application._make(row) for row in connection.execute(query)]
         pending = [(each, read_decisions(connection, each)) for each in applications]
-    for application, decisions in pending:
+    for application in applications:
         log.debug("test identity changed: rewriting the keys of tests", **application._asdict())
         rekey_application(engine, application, zone)
-        with writing(engine) as connection:
-            lock_identities_exclusive(connection, [application])
-            refresh.delete_unused_rosters(connection)
+    if not pending:
+        return
+    with writing(engine) as connection:
+        lock_identities_exclusive(connection, applications)
+        refresh.delete_unused_rosters(connection)
+        for application, decisions in pending:
             record = read_record(connection, application)
             if record and read_decisions(connection, application) == decisions:
                 write_record(connection, record._replace(is_applied=True))
@@ -250,15 +257,30 @@ def _keep_short_names(applications: Iterable[Application]) -> list[Application]:
     )
 
 
-def _measure_application(
-    connection: Connection, application: Application, now: datetime
-) -> IdentityRecord | None:
-    """Measure an application and store the decision; locks its rule exclusively.
+def _measure_locked(
+    connection: Connection, applications: Collection[Application], now: datetime
+) -> Iterator[IdentityRecord]:
+    """Measure applications, whose rules are locked exclusively, and store the decisions.
 
-    Returns the measurement if it has reversed an earlier decision.
+    Yields the measurements that have reversed an earlier decision.
     """
-    lock_identities_exclusive(connection, [application])
-    repeats = count_repeats(_read_newest_tests(connection, application))
+    names = {each.application for each in applications}
+    query = select(plan_variants.c.variant_id, *OWNER_NAMES)
+    variants: defaultdict[Application, list[str]] = defaultdict(list)
+    for variant_id, *owner in connection.execute(
+        query.where(among(plan_variants.c.application, names))
+    ):
+        variants[Application(*owner)].append(variant_id)
+    for application in applications:
+        repeats = count_repeats(_read_newest_tests(connection, variants[application]))
+        if switch := _record_repeats(connection, application, repeats, now):
+            yield switch
+
+
+def _record_repeats(
+    connection: Connection, application: Application, repeats: Repeats, now: datetime
+) -> IdentityRecord | None:
+    """Store a measurement; return it if it has reversed an earlier decision."""
     measured = read_record(connection, application)
     decisions = read_decisions(connection, application)
     last = decisions[-1] if decisions else None
@@ -283,7 +305,8 @@ def _measure_application(
 
 def _record_switch(connection: Connection, switch: IdentityRecord) -> None:
     """Record schema drift: the application's ids repeat now, or do so no more."""
-    newest = _select_newest_runs(switch.owner, runs.c.run_id).limit(1)
+    is_of_owner = of_application(plan_variants, switch.owner)
+    newest = _select_newest_runs(is_of_owner, runs.c.run_id).limit(1)
     row = {
         "path": f"result.tests[].id of {switch.application!r} in {switch.source!r}",
         "json_type": "repeats" if switch.key_kind == "id" else "changes",
@@ -309,22 +332,21 @@ def _log_switch(switch: IdentityRecord) -> None:
 
 
 def _read_newest_tests(
-    connection: Connection, application: Application
+    connection: Connection, variant_ids: Sequence[str]
 ) -> Iterator[list[ListedTest]]:
-    """Yield the tests of the newest runs of an application, newest run first."""
+    """Yield the tests of the newest runs of some variants, newest run first."""
     columns = (runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
-    query = _select_newest_runs(application, *columns).limit(MAX_RUNS)
+    is_chosen = among(outcomes.c.variant_id, variant_ids)
+    query = _select_newest_runs(is_chosen, *columns).limit(MAX_RUNS)
     for plans in _split_runs(connection.execute(query).all()):
         yield from _read_tests(connection, plans)
 
 
-def _select_newest_runs(application: Application, *columns: Any) -> Select[Any]:
-    """Return the query for `columns` of an application's runs, the newest first."""
-    is_started = runs.c.started_at.is_not(None)
-    query = _select_runs_with_plan(*columns).where(
-        of_application(plan_variants, application), is_started
-    )
-    return query.order_by(runs.c.started_at.desc(), runs.c.run_id.desc())
+def _select_newest_runs(condition: ColumnElement[bool], *columns: Any) -> Select[Any]:
+    """Return the query for `columns` of the runs with a start that match, the newest first."""
+    started_at = outcomes.c.started_at
+    query = _select_runs_with_plan(*columns).where(condition, IS_CURRENT, started_at.is_not(None))
+    return query.order_by(started_at.desc(), outcomes.c.run_id.desc())
 
 
 def _split_runs(newest: Iterable[Any]) -> Iterator[dict[str, str]]:
