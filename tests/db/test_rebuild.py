@@ -1028,16 +1028,18 @@ def test_a_new_rule_reaches_old_runs(api: FakeApi, archiver: Program, database_u
         preview = far_east.call("replay", "--dry-run")
         assert everything(engine) == before
         assert preview.exit_code == 0
-        [row, outcome, total] = preview.stdout.splitlines()
+        *changes, total = preview.stdout.splitlines()
+        [outcome, row, hour] = sorted(changes)
         assert row.startswith("runs (run r-1): started_on is ")
         assert outcome.startswith("outcomes (run r-1, revision 1): started_on is ")
         assert row.index("2023-10-24") < row.index("should be") < row.index("2023-10-25")
+        assert hour.startswith("runs (run r-2): started_hour is ")
         assert total == (
-            "2 runs read: 2 rows in 1 runs would be changed; 0 damaged; 0 rejects would be archived"
+            "2 runs read: 3 rows in 2 runs would be changed; 0 damaged; 0 rejects would be archived"
         )
         done = far_east.call("replay")
         assert done.exit_code == 0
-        assert done.stdout.splitlines()[:2] == [row, outcome]
+        assert sorted(done.stdout.splitlines()[:3]) == [outcome, row, hour]
         with reading(engine) as connection:
             days = dict(connection.execute(select(runs.c.run_id, runs.c.started_on)).all())
     assert days == {"r-1": date(2023, 10, 25), "r-2": date(2023, 10, 24)}
