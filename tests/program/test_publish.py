@@ -57,6 +57,15 @@ def test_no_secret_is_left_in_unused_space(archive: Engine, tmp_path: Path) -> N
     assert TOKEN.encode() not in (tmp_path / "copy.db").read_bytes()
 
 
+def test_the_copy_has_statistics_for_its_readers(archive: Engine, tmp_path: Path) -> None:
+    publish.copy_to(archive, tmp_path / "copy.db")
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
+        query = "SELECT idx FROM sqlite_stat1 WHERE tbl = 'runs'"
+        assert {"ix_runs_started_on", "ix_runs_iso_date"} <= {
+            name for (name,) in copy.execute(query)
+        }
+
+
 @pytest.mark.usefixtures("archive")
 def test_a_program_is_told_what_was_copied(archiver: Program, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
