@@ -736,7 +736,7 @@ def test_where_runs_took_no_time_there_is_no_change_to_tell(engine: Engine) -> N
 
 
 def test_without_a_run_that_was_measured_there_are_no_durations(engine: Engine) -> None:
-    unmeasured = [(500, "aborted"), (500, "pending"), (500, "completed"), (None, "passed")]
+    unmeasured = [(500, "aborted"), (500, "pending"), (500, "cancelled"), (None, "passed")]
     see_durations(engine, *[(timedelta(0), ms, status) for ms, status in unmeasured])
     assert named_rows(engine, durations) == []
 
