@@ -38,7 +38,7 @@ DRAWINGS = {
     "bars": "echarts_timeseries_bar",
     "table": "table",
 }
-FORMATS = {"share": ".1%", "hours": ",.1f", "minutes": ",.0f"}
+FORMATS = {"share": ".1%", "hours": ",.1f", "minutes": ",.0f", "milliseconds": "DURATION"}
 
 Content = dict[str, Any]
 
@@ -57,12 +57,15 @@ def make(source: BiSource) -> Mapping[str, bytes]:
 
 
 def _list_files(source: BiSource) -> Iterator[tuple[str, Content]]:
-    yield "metadata", {"version": VERSION, "type": "Dashboard"}
+    # Without a type, so that datasets and dashboards can be imported from the same file.
+    yield "metadata", {"version": VERSION}
     yield f"databases/{ROOT}", _database(source)
     for name, view in source.views.items():
         yield f"datasets/{ROOT}/{name}", _dataset(source, name, view)
     for number, (name, chart) in enumerate(source.catalog.charts.items(), 1):
-        yield f"charts/{name}_{number}", _chart(source, name, chart)
+        content = _chart(source, chart)
+        uuid = {"uuid": _chart_uuid(source, name, chart)}
+        yield f"charts/{name}_{number}", content | uuid
     yield f"dashboards/{ROOT}", _dashboard(source)
 
 
@@ -137,9 +140,14 @@ def _metric(name: str, measure: Measure) -> Content:
     }
 
 
-def _chart(source: BiSource, name: str, chart: BoardChart) -> Content:
+def _chart_uuid(source: BiSource, name: str, chart: BoardChart) -> str:
+    """Return the UUID of a chart. It changes with the chart: Superset never replaces one."""
+    return make_uuid(source, "chart", f"{name}/{json.dumps(_chart(source, chart))}")
+
+
+def _chart(source: BiSource, chart: BoardChart) -> Content:
     query = _query(chart)
-    params = _params(chart)
+    params = _params(chart) | {"column_config": _column_formats(source, chart)}
     context = {
         "datasource": {"id": 0, "type": "table"},  # the import sets the ID
         "force": False,
@@ -154,9 +162,17 @@ def _chart(source: BiSource, name: str, chart: BoardChart) -> Content:
         "viz_type": DRAWINGS[chart.drawing],
         "params": params,
         "query_context": json.dumps(context),
-        "uuid": make_uuid(source, "chart", name),
         "version": VERSION,
         "dataset_uuid": make_uuid(source, "dataset", chart.view),
+    }
+
+
+def _column_formats(source: BiSource, chart: BoardChart) -> Content:
+    """Return how a table shows the numbers of its columns."""
+    columns = source.views[chart.view].columns
+    units = {name: columns[name].unit or "" for name in chart.columns}
+    return {
+        name: {"d3NumberFormat": FORMATS[unit]} for name, unit in units.items() if unit in FORMATS
     }
 
 
@@ -207,6 +223,8 @@ def _params(chart: BoardChart) -> Content:
         "x_axis_sort_asc": True,
         "x_axis_time_format": "%Y-%m-%d",
         "y_axis_format": ".0%" if shares else "SMART_NUMBER",
+        "truncateYAxis": shares,
+        "y_axis_bounds": [0, 1] if shares else [None, None],
     }
 
 
@@ -234,6 +252,7 @@ def _dashboard(source: BiSource) -> Content:
             "native_filter_configuration": list(_list_native_filters(source)),
             "color_scheme": "supersetColors",
             "cross_filters_enabled": True,
+            "filter_bar_orientation": "HORIZONTAL",  # beside the charts it fills a phone
         },
         "published": True,
         "version": VERSION,
@@ -279,7 +298,7 @@ def _positions(source: BiSource) -> Content:
                     "height": HEIGHT,
                     "width": COLUMNS_OF_GRID // CHARTS_IN_A_ROW,
                     "sliceName": source.title(chart.title),
-                    "uuid": make_uuid(source, "chart", name),
+                    "uuid": _chart_uuid(source, name, chart),
                 },
             }
     return found

@@ -118,6 +118,6 @@ def comparable(rows: list[dict[str, Any]], expected: list[Row]) -> list[Row]:
 
 
 def day_or_plain(name: str, value: Any) -> Any:
-    if isinstance(value, int) and name in {"day", "started_on", "week_starts_on"}:
+    if isinstance(value, int | float) and name in {"day", "started_on", "week_starts_on"}:
         value = datetime.fromtimestamp(value / 1000, UTC).isoformat()
     return plain(name, value)

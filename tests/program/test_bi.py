@@ -19,7 +19,7 @@ from tests.support.program import Program, bare_program
 FILES = {"superset": "bundle.zip", "grafana": "board.json", "datasette": "metadata.json"}
 FOLDERS = ("sql", "powerbi", "dbt")
 SUPERSET_KEYS = {
-    "metadata": {"version", "type"},
+    "metadata": {"version"},
     "databases": {
         "database_name", "sqlalchemy_uri", "expose_in_sqllab", "allow_run_async", "allow_ctas",
         "allow_cvas", "allow_dml", "extra", "uuid", "version",

@@ -1,4 +1,4 @@
-"""Run by Superset's own Python: import a bundle twice, and print the data of its charts as JSON.
+"""Run by Superset's Python: import a bundle repeatedly, and print the data of its charts as JSON.
 
 python superset_client.py BUNDLE DASHBOARD_SLUG
 """
@@ -16,11 +16,10 @@ USER = {"username": "admin", "password": "admin", "provider": "db"}
 
 def main(bundle: str, slug: str) -> None:
     """Print the rows of each chart, without a filter and of one application."""
-    superset = Path(sys.executable).with_name("superset")
-    for _ in range(2):
-        subprocess.run(
-            [superset, "import-dashboards", "--path", bundle, "--username", "admin"], check=True
-        )
+    superset = str(Path(sys.executable).with_name("superset"))
+    for what in ("dashboards", "datasources", "dashboards"):
+        command = [superset, f"import-{what}", "--path", bundle, "--username", "admin"]
+        subprocess.run(command, check=True)
     client = create_app().test_client()
     token = client.post("/api/v1/security/login", json=USER).get_json()["access_token"]
     headers = {"Authorization": f"Bearer {token}"}
