@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 
 from etl.db.database import connect
 from tests.db.test_views import VIEWS
-from tests.program.test_export import contents, fill
+from tests.program.test_export import fill
 from tests.support.postgres import Server
 from tests.support.program import Program, bare_program
 
@@ -94,10 +94,12 @@ def test_a_file_is_made_and_replaced_by_the_same(on_sqlite: Program, tool: str) 
 def test_a_folder_is_made_and_replaced_by_the_same(archiver: Program, tool: str) -> None:
     done = archiver.call("bi", tool, "--output", "out")
     assert (done.exit_code, done.stderr) == (0, "")
-    before = contents(archiver.folder / "out")
-    assert set(done.stdout.splitlines()) == {f"out/{name}" for name in before}
+    files = sorted(path for path in (archiver.folder / "out").rglob("*") if path.is_file())
+    before = [file.read_bytes() for file in files]
+    names = {str(file.relative_to(archiver.folder)) for file in files}
+    assert set(done.stdout.splitlines()) == names
     assert archiver.call("bi", tool, "--output", "out").exit_code == 0
-    assert contents(archiver.folder / "out") == before
+    assert [file.read_bytes() for file in files] == before
 
 
 @pytest.mark.parametrize(
