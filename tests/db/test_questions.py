@@ -186,6 +186,17 @@ def regressions_of_the_week(month: Month) -> Rows:
             yield row["application"], row["plan"], name, started, row["fail_streak"]
 
 
+@answers("Failures by hour of the team's clock")
+def failures_by_hour(month: Month) -> Rows:
+    hours = group(month.runs, lambda run: hour_of(month, run))
+    for hour, runs in hours.items():
+        yield hour, sum(count_tests(run, "failed") for run in runs), len(runs)
+
+
+def hour_of(month: Month, run: restated.Run) -> int | None:
+    return run.started_at.astimezone(month.zone).hour if run.started_at else None
+
+
 @answers("Each day, also those without a run")
 def each_day(month: Month) -> Rows:
     by_day = group(month.runs, lambda run: run.started_on)
@@ -222,12 +233,14 @@ def newest_run_of_each_plan(month: Month) -> Rows:
 
 @answers("Then and now")
 def then_and_now(month: Month) -> Rows:
-    changed = Counter(
-        (looks[0].answer["status"], looks[-1].answer["status"])
+    then = datetime.combine(today() - timedelta(days=14), datetime.min.time(), UTC)
+    statuses = Counter(
+        (look.answer["status"], looks[-1].answer["status"])
         for looks in month.looks.values()
-        if len(looks) > 1 and looks[0].answer["status"] != looks[1].answer["status"]
+        for look in looks
+        if look.observed_at <= then and (look.superseded_at is None or look.superseded_at > then)
     )
-    return [(*words, count) for words, count in changed.items()]
+    return [(*words, count) for words, count in statuses.items()]
 
 
 @answers("Unresolved tests by age")
@@ -280,7 +293,7 @@ def zone_and_rules(month: Month) -> Rows:
 
 def test_every_question_has_a_count() -> None:
     assert COUNTS.keys() == QUESTIONS.keys()
-    assert len(QUESTIONS) >= 18
+    assert len(QUESTIONS) >= 19
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
