@@ -62,7 +62,9 @@ def correct_clock(engine: Engine, now: Clock) -> Clock:
     if engine.dialect.name == "sqlite":
         return now
     with reading(engine) as connection:
-        ahead = connection.scalars(select(func.clock_timestamp())).one() - now()
+        before = now()
+        theirs = connection.scalars(select(func.clock_timestamp())).one()
+        ahead = theirs - (before + (now() - before) / 2)
     return lambda: to_milliseconds(now() + ahead)
 
 

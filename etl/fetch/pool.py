@@ -236,11 +236,12 @@ class FetchPool:
             now = time.monotonic()
             if self._concurrency.is_due(now):
                 self._concurrency.adapt(now, time.process_time())
-            if self._is_ahead:
+            is_ahead = self._is_ahead
+            if is_ahead:
                 self._concurrency.pause()
             wait_s = self._wait_s(now)
             job = self._sources.take(now) if wait_s == 0 else None
-            if self._permits_in_s is not None:
+            if not is_ahead and self._sources.asks_in_s(now) is not None:
                 self._news.notify()
             if job:
                 if self._wait_s(now) is not None:

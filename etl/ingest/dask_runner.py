@@ -16,6 +16,7 @@ from pathlib import Path
 from distributed import Client, Event, Future
 
 from etl.errors import UsageError
+from etl.ingest.runners import WorkerEnd
 
 ANSWER_S = 10
 POLL_S = 0.5
@@ -34,7 +35,7 @@ class DaskRunner:
                 "give an address such as tcp://HOST:8786",
             ) from None
         self._stop = f"result-archiver-stop-{uuid.uuid4()}"
-        self._futures: list[Future[str]] = []
+        self._futures: list[Future[tuple[str, int]]] = []
 
     def count_workers(self) -> int:
         """Return the number of the cluster's workers."""
@@ -46,20 +47,26 @@ class DaskRunner:
         future = self._client.submit(work_in_process, pass_id, self._stop, key=key, pure=False)
         self._futures.append(future)
 
-    def finished(self) -> list[str]:
-        """Return the workers that have ended since the last call: how their names begin."""
+    def finished(self) -> list[WorkerEnd]:
+        """Return the workers that have ended since the last call."""
         ended = [future for future in self._futures if future.done()]
         self._futures = [each for each in self._futures if each not in ended]
-        # The leases of a worker that Dask has given up run out: its name is not known.
-        return [str(each.result() if each.status == "finished" else each.key) for each in ended]
+        return [_read_end(future) for future in ended]
 
     def stop(self) -> None:
         """Ask all workers to end after the runs in hand."""
         Event(self._stop, client=self._client).set()
 
 
-def work_in_process(pass_id: int, stop: str) -> str:
-    """Do a worker's share of a pass by a process; return how the worker's name begins.
+def _read_end(future: "Future[tuple[str, int]]") -> WorkerEnd:
+    """Return how a task ended. Leases of a worker that Dask has given up run out."""
+    if future.status == "finished":
+        return WorkerEnd(*future.result())
+    return WorkerEnd(str(future.key), 1)
+
+
+def work_in_process(pass_id: int, stop: str) -> tuple[str, int]:
+    """Do a worker's share of a pass by a process; return how its name begins, and its exit code.
 
     Called by a Dask worker.
     """
@@ -74,4 +81,4 @@ def work_in_process(pass_id: int, stop: str) -> str:
             if is_over.wait(POLL_S):
                 process.send_signal(signal.SIGTERM)
                 process.wait()
-        return f"{socket.gethostname()}:{process.pid}:"
+        return f"{socket.gethostname()}:{process.pid}:", process.returncode

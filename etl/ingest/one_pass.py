@@ -9,7 +9,7 @@ from etl.ingest.context import IngestContext, PassHooks
 from etl.ingest.end import end_pass, fail_pass
 from etl.ingest.runners import Workers, await_others, work_together
 from etl.ingest.tally import Tally, exit_code
-from etl.ingest.work import work
+from etl.ingest.work import warn_of_leased_runs, work
 from etl.intake import lists
 from etl.telemetry.log import bind_context
 from etl.telemetry.ping import ping
@@ -90,6 +90,7 @@ def _work_or_fail(
 ) -> None:
     try:
         if workers is None:
+            warn_of_leased_runs(ingest)
             work(ingest, opened, hooks)
             await_others(ingest, opened, hooks)
         else:

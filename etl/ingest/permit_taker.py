@@ -27,6 +27,8 @@ from etl.ledger.source_limits import Demand, LimitState, Share, Worker
 
 ALONE_S = 0.5
 """The requests of this time are taken at once while no other worker is alive."""
+WITHOUT_RATE_S = 2.0
+"""The same without a rate, where a permit keeps nobody waiting."""
 TOGETHER_S = 0.1
 BEAT_S = 1.0
 SOON_S = 0.2
@@ -149,7 +151,7 @@ class PermitTaker:
         """Return the time of the requests to take: no more than the worker can send at once."""
         rate = self._limits.max_requests_per_second
         if self._shares[ask.source].workers == 1:
-            return max(1, int(rate * ALONE_S)) / rate if rate else ALONE_S
+            return max(1, int(rate * ALONE_S)) / rate if rate else WITHOUT_RATE_S
         if not rate:
             return TOGETHER_S
         return (1 if ask.probes else min(max(1, int(rate * TOGETHER_S)), ask.room)) / rate

@@ -34,14 +34,21 @@ log = get_logger()
 POLL_S = 0.2
 
 
+class WorkerEnd(NamedTuple):
+    """How a worker ended: how its name begins, and its exit code, below 0 if it was killed."""
+
+    name: str
+    exit_code: int
+
+
 class Runner(Protocol):
     """Places the workers of a pass."""
 
     def start(self, pass_id: int) -> None:
         """Start one more worker."""
 
-    def finished(self) -> Sequence[str]:
-        """Return the workers that have ended since the last call: how their names begin."""
+    def finished(self) -> Sequence[WorkerEnd]:
+        """Return the workers that have ended since the last call."""
 
     def stop(self) -> None:
         """Ask all workers to end after the runs in hand."""
@@ -73,12 +80,12 @@ class ProcessRunner:
             ) from None
         self._processes.append(process)
 
-    def finished(self) -> list[str]:
-        """Return the workers that have ended since the last call: how their names begin."""
+    def finished(self) -> list[WorkerEnd]:
+        """Return the workers that have ended since the last call."""
         ended = [process for process in self._processes if process.poll() is not None]
         self._processes = [each for each in self._processes if each not in ended]
         host = socket.gethostname()
-        return [f"{host}:{each.pid}:" for each in ended]
+        return [WorkerEnd(f"{host}:{each.pid}:", each.returncode) for each in ended]
 
     def stop(self) -> None:
         """Ask all workers to end after the runs in hand."""
@@ -114,13 +121,15 @@ def work_together(
     patience, pass_id = Patience(ingest.patience_s), opened.tally.pass_id or 0
     due = sum(HeldRuns.of_pass(ingest, opened.lease.since).count_due().values())
     at_work, spare, lost = (workers.number if due else 0), workers.number, 0
+    codes = [0]
     for _ in range(at_work):
         workers.runner.start(pass_id)
     with hooks.interrupt.calling(workers.runner.stop):
         while at_work:
-            for name in workers.runner.finished():
+            for end in workers.runner.finished():
                 at_work -= 1
-                released = patience.run(partial(_release, ingest, name))
+                codes.append(max(end.exit_code, 0))
+                released = patience.run(partial(_release, ingest, end.name))
                 if released and spare and hooks.interrupt.signal is None:
                     log.warning("a worker died; another one takes its place", runs=released)
                     workers.runner.start(pass_id)
@@ -130,6 +139,7 @@ def work_together(
             hooks.progress(patience.run(partial(_sum, ingest, pass_id)).done, due)
             time.sleep(POLL_S)
     opened.tally.copy(patience.run(partial(_sum, ingest, pass_id)))
+    opened.tally.exit_code = pass_workers.worst_of([opened.tally.exit_code, *codes])
     if lost and hooks.interrupt.signal is None:
         log.error("runs of workers that died stay due", runs=lost)
         opened.tally.exit_code = opened.tally.exit_code or 1

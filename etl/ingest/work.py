@@ -52,7 +52,6 @@ def work(ingest: IngestContext, opened: OpenPass, hooks: PassHooks) -> None:
     held = HeldRuns.of_pass(ingest, opened.lease.since)
     due = held.count_due()
     require_keys(ingest.config.sources, set(due))
-    _warn_of_leased_runs(ingest)
     if hooks.interrupt.signal is not None:
         opened.tally.halt = Halt.INTERRUPTED
         opened.tally.halt_reason = hooks.interrupt.name
@@ -88,7 +87,7 @@ def _close_worker(ingest: IngestContext, name: str, tally: Tally) -> None:
         pass_workers.close_worker(connection, name, tally, ingest.now())
 
 
-def _warn_of_leased_runs(ingest: IngestContext) -> None:
+def warn_of_leased_runs(ingest: IngestContext) -> None:
     """Warn of due runs that another process holds: it may have been killed."""
     with reading(ingest.engine) as connection:
         if leased := standings.find_held_elsewhere(connection, ingest.now()):

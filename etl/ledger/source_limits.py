@@ -199,17 +199,14 @@ def beat(
     gets only connections that no other one has; it keeps those in use until they are free.
     """
     _lock(connection, in_use)
-    connection.execute(
-        delete(workers).where(
-            among(workers.c.source, in_use), workers.c.seen_at <= later(database_now(), -ALIVE_MS)
-        )
-    )
     others: dict[str, dict[str, int]] = {source: {} for source in in_use}
-    query = select(workers.c.source, workers.c.worker, workers.c.connections)
-    for source, name, connections in connection.execute(
-        query.where(among(workers.c.source, in_use))
-    ):
-        others[source][name] = connections
+    is_dead = (workers.c.seen_at <= later(database_now(), -ALIVE_MS)).label("is_dead")
+    query = select(workers.c.source, workers.c.worker, workers.c.connections, is_dead)
+    for row in connection.execute(query.where(among(workers.c.source, in_use))).all():
+        if row.is_dead:
+            leave(connection, row.worker)
+        else:
+            others[row.source][row.worker] = row.connections
     query_of_limits = select(source_limits, database_now().label("now"))
     states = {
         row.source: _read_state(row, worker)

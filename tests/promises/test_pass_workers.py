@@ -30,6 +30,10 @@ def archiver(archiver: Program) -> Program:
     return archiver
 
 
+NOT_COMPARED = (*LEDGER, "identity_decisions")
+"""When test ids are first known to repeat depends on the order of the answers."""
+
+
 def runs_of_plans() -> dict[str, list[Answer]]:
     """Return the answers of runs of several plans, which take a moment."""
     answers = {}
@@ -50,7 +54,7 @@ def timeless(archiver: Program) -> dict[str, list[dict[str, Any]]]:
     """Dump an archive without the times at which it was made."""
     engine = database.connect(archiver.environment["RESULT_ARCHIVER__DATABASE__URL"])
     with database.reading(engine) as connection:
-        tables = dump(connection, leave_out=LEDGER)
+        tables = dump(connection, leave_out=NOT_COMPARED)
     engine.dispose()
     return {
         name: [{key: row[key] for key in row.keys() - OUR_TIMES} for row in rows]
@@ -169,7 +173,7 @@ def test_a_signal_ends_all_workers_after_the_runs_in_hand(
 def test_the_exit_code_is_the_worst_of_all(api: FakeApi, archiver: Program) -> None:
     api.other = Answer(b"", 401)
     done = archiver.run("ingest", "--workers", "2", "--json")
-    assert (done.exit_code, done.json()["halted"]) == (3, "refused")
+    assert (done.exit_code, done.json()["halted"]) == (3, "refused"), done.stderr
     assert api.requests.total() <= 8
 
 
@@ -190,7 +194,8 @@ def join(archiver: Program, pass_id: int) -> tuple[int, str]:
 def test_a_worker_joins_a_pass_by_hand_and_is_waited_for(
     slow_api: FakeApi, archiver: Program
 ) -> None:
-    with archiver.started("ingest", "--json") as process:
+    slowly = archiver.given(RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND="20")
+    with slowly.started("ingest", "--json") as process:
         await_requests(slow_api, 10)
         code, stderr = join(archiver, 1)
         stdout, _ = process.communicate(timeout=60)
@@ -219,7 +224,8 @@ def test_a_host_with_another_token_key_cannot_join(slow_api: FakeApi, archiver: 
     other = archiver.write("other.key", f"{Fernet.generate_key().decode()}\n")
     other.chmod(0o600)
     stranger = archiver.given(RESULT_ARCHIVER__SECURITY__TOKEN_KEY_FILE=str(other))
-    with archiver.started("ingest", "--json") as process:
+    slowly = archiver.given(RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND="20")
+    with slowly.started("ingest", "--json") as process:
         await_requests(slow_api, 10)
         code, stderr = join(stranger, 1)
         assert ended(process)[0] == 0
