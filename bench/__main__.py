@@ -27,6 +27,7 @@ RUNS = {"small": 20_000, "medium": 6000, "large": 600}
 """Enough runs for some seconds, so that the start has a small share."""
 DEFAULT_RUNS = ", ".join(f"{runs} {profile}" for profile, runs in RUNS.items())
 CONNECTIONS = (8, 64)
+DISK = Path("/tmp")
 
 
 class Measured(NamedTuple):
@@ -72,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
             metavar="NAME",
             help=f"any of {', '.join(known)} (default: all)",
         )
+    parser.add_argument(
+        "--disk",
+        action="store_true",
+        help="databases on the disk of /tmp, with durable commits (default: in memory)",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="rounds per cell (default: 3)")
     parser.add_argument("--runs", type=int, help=f"runs per cell (default: {DEFAULT_RUNS})")
     parser.add_argument("--save", type=Path, metavar="FILE", help="also write the JSON to FILE")
@@ -82,10 +88,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _measure(given: argparse.Namespace, measured: Measured) -> None:
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=roomy_folder()) as name:
+    parent, server_folder = (DISK, DISK) if given.disk else (roomy_folder(), None)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as name:
         folder = Path(name)
         for kind in given.databases:
-            with states(kind, folder) as place:
+            with states(kind, folder, server_folder) as place:
                 if "cells" in given.parts:
                     measured.cells.extend(_cells(given, place, folder, kind))
                 measured.alone.extend(_alone(given.parts, place, folder, kind))

@@ -116,13 +116,25 @@ class PostgresqlStates:
 def states(kind: str, folder: Path, server_folder: Path | None = None) -> Iterator[States]:
     """Open a place for databases of one kind under `folder`; start a server if the kind needs one.
 
-    The server's own files are in `server_folder`, by default in memory if there is room.
+    The server's own files are in `server_folder`, on whose disk commits wait; by default in memory
+    if there is room.
     """
     if kind == "sqlite":
         yield SqliteStates(folder)
     else:
         with running_server(server_folder) as server:
+            if server_folder:
+                _wait_for_the_disk(server)
             yield PostgresqlStates(folder, server)
+
+
+def _wait_for_the_disk(server: Server) -> None:
+    """Make commits durable, which the servers of tests are not."""
+    with server.administer() as connection:
+        for name in ("fsync", "synchronous_commit", "full_page_writes"):
+            setting = sql.SQL("ALTER SYSTEM SET {} = on").format(sql.Identifier(name))
+            connection.execute(setting)
+        connection.execute("SELECT pg_reload_conf()")
 
 
 def _name_of(state: State) -> str:
