@@ -67,6 +67,12 @@ def test_the_command_works_in_an_empty_folder(programs: Path, command: str) -> N
     run(programs / "result-archiver", *command.split())
 
 
+def test_it_makes_the_queries_of_charts(programs: Path, tmp_path: Path) -> None:
+    run(programs / "result-archiver", "db", "upgrade")
+    run(programs / "result-archiver", "bi", "sql", "--output", "charts")
+    assert "FROM daily_trend" in (tmp_path / "charts" / "pass_rate_by_day.sqlite.sql").read_text()
+
+
 def test_it_makes_the_page(programs: Path) -> None:
     run(programs / "result-archiver", "db", "upgrade")
     page = run(programs / "result-archiver", "report", "--format", "html")
