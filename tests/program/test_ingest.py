@@ -22,6 +22,7 @@ from etl.answers.normalize import normalize
 from etl.answers.outcome import Target
 from etl.cli.session import Wiring
 from etl.db import database
+from etl.db.database_clock import keep_clock
 from etl.db.schema import metadata, source_limits, tracked_runs
 from etl.fetch.door import Clock, Peer
 from etl.fetch.fetcher import Attempt, RunFetcher
@@ -87,18 +88,23 @@ def test_when_no_command_runs_the_file_of_sqlite_is_the_archive(
 
 
 @pytest.fixture
-def noon() -> Iterator[None]:
-    """Time stands still at NOW."""
+def noon() -> Iterator[Wiring]:
+    """Time stands still at NOW, whatever the server's clock shows to those who ask it."""
     with time_machine.travel(NOW, tick=False):
-        yield
+        yield Wiring(shared_clock=keep_clock)
 
 
-def test_the_sample_answer_can_be_had_back(api: FakeApi, archiver: Program, noon: None) -> None:
+@pytest.fixture
+def at_noon(archiver: Program, noon: Wiring) -> Program:
+    return archiver.wired(noon)
+
+
+def test_the_sample_answer_can_be_had_back(api: FakeApi, at_noon: Program) -> None:
     api.answers[SAMPLE_ID] = [Answer(SAMPLE)]
-    done = archiver.call("ingest", SAMPLE_ID)
+    done = at_noon.call("ingest", SAMPLE_ID)
     assert (done.exit_code, done.stdout) == (0, "")
     assert done.stderr == f"{NOW:%Y-%m-%dT%H:%M:%SZ}{ONE_NEW}"
-    assert archiver.call("show", SAMPLE_ID, "--json").json() == SHOWN
+    assert at_noon.call("show", SAMPLE_ID, "--json").json() == SHOWN
 
 
 ONE_NEW = (
@@ -240,11 +246,12 @@ def lists_written(archiver: Program, sandbox: Sandbox) -> Program:
 
 
 def test_archived_again_in_another_order_is_archived_once(
-    on_sandbox: Program, database_url: str, once_in_order: dict[str, list[Row]], noon: None
+    on_sandbox: Program, database_url: str, once_in_order: dict[str, list[Row]], noon: Wiring
 ) -> None:
-    on_sandbox.call("ingest", "--from", "backwards.csv")
+    at_noon = on_sandbox.wired(noon)
+    at_noon.call("ingest", "--from", "backwards.csv")
     assert contents(database_url) == once_in_order
-    again = on_sandbox.call("ingest", "--refresh", "--from", "runs.csv", "--json").json()
+    again = at_noon.call("ingest", "--refresh", "--from", "runs.csv", "--json").json()
     assert (again["new"], again["changed"], again["unchanged"]) == (0, 0, 288)
     assert contents(database_url) == once_in_order
 

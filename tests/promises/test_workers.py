@@ -188,7 +188,7 @@ def _timeless(url: str) -> dict[str, list[dict[str, Any]]]:
     """Dump an archive without the times at which it was made."""
     ours = {
         "archived_at", "changed_at", "row_changed_at", "context_changed_at", "observed_at",
-        "fetched_at", "first_seen_at", "decided_at", "measured_at",
+        "fetched_at", "first_seen_at", "decided_at", "measured_at", "digest",
     }  # fmt: skip
     with opened(url) as engine, database.reading(engine) as connection:
         tables = dump(connection, leave_out=LEDGER)
