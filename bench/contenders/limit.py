@@ -45,7 +45,7 @@ def make_tables(
     outcome = derive_outcome("default", stretch, ids_until)
     tracked = (
         run_id, "default", State.SETTLED, None, 0, None, None, seen_at, seen_at, 1,
-        None, None, None, None,
+        None, None, None, None, None,
     )  # fmt: skip
     payload_row = (
         run_id, 1, kept.compressed, kept.encoding, kept.size, kept.sha256, seen_at, None
@@ -53,6 +53,7 @@ def make_tables(
     return {
         "tracked_runs": [tracked],
         "plan_variants": [outcome.variant],
+        "environment_combinations": [outcome.combination],
         "rosters": [outcome.roster],
         **derive_rows(LedgerFields(run_id, "default", None, None), [stretch], ids_until),
         "payloads": [payload_row],
@@ -70,7 +71,7 @@ def merge_tables(batch: Sequence[Tables]) -> Tables:
 
 def write(connection: Connection, tables: Tables) -> None:
     """Write the rows of `prepare_values`."""
-    for name in ("plan_variants", "rosters"):
+    for name in ("plan_variants", "environment_combinations", "rosters"):
         table = schema.metadata.tables[name]
         names = [column.name for column in table.columns]
         named = {row[0]: dict(zip(names, row, strict=True)) for row in tables.get(name, [])}

@@ -5,7 +5,7 @@ commits and before it ends, or the next pass does. Few statements serve many var
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import date, timedelta
 from operator import itemgetter
 from typing import NamedTuple
@@ -246,29 +246,32 @@ def _find_first_days(
     A stored day stays or becomes earlier, unless the result of that day may be a superseded one:
     then all rosters of its variant are asked.
     """
-    opened: dict[str, date] = {}
-    closed: dict[str, date] = {}
-    variant_of: dict[str, str] = {}
+    first_days: dict[str, date] = {}
     for variant_id, scope in scopes.items():
-        for result, are_current in ((opened, True), (closed, False)):
-            days_of_rosters = scope.first_days_of(are_current=are_current)
-            found = find_first_days(variant_id, days_of_rosters, caches[variant_id])
-            result.update(found)
-            variant_of |= dict.fromkeys(found, variant_id)
-    keys = sorted((variant_id, series_id) for series_id, variant_id in variant_of.items())
-    rows = bulk.find(connection, series, ["iso_date"], keys)
-    stored = {key[1]: date.fromisoformat(day) for key, (day,) in rows.items() if day}
-    first_days = stored | {each: min(day, stored.get(each, day)) for each, day in opened.items()}
-    doubtful = {
-        variant_of[each]
-        for each, day in closed.items()
-        if each in first_days and day <= first_days[each] and opened.get(each, date.max) > day
-    }
-    for variant_id in sorted(doubtful):
-        of_all = read_days_of_rosters(connection, variant_id)
-        caches[variant_id].load(of_all)
-        first_days |= find_first_days(variant_id, of_all, caches[variant_id])
+        cache = caches[variant_id]
+        stored = _read_first_days(connection, variant_id, scope.roster_ids, cache)
+        opened = find_first_days(variant_id, scope.first_days_of(are_current=True), cache)
+        closed = find_first_days(variant_id, scope.first_days_of(are_current=False), cache)
+        days = stored | {each: min(day, stored.get(each, day)) for each, day in opened.items()}
+        if any(
+            day <= days.get(each, date.min) and day < opened.get(each, date.max)
+            for each, day in closed.items()
+        ):
+            days_of_rosters = read_days_of_rosters(connection, variant_id)
+            cache.load(days_of_rosters)
+            days = find_first_days(variant_id, days_of_rosters, cache)
+        first_days |= days
     return first_days
+
+
+def _read_first_days(
+    connection: Connection, variant_id: str, roster_ids: Iterable[str], cache: RosterCache
+) -> dict[str, date]:
+    """Return the stored first days of the series of some rosters, by series ID."""
+    keys = {key for roster_id in roster_ids for key in cache[roster_id].keys}
+    places = sorted((variant_id, build_series_id(variant_id, key)) for key in keys)
+    found = bulk.find(connection, series, ["iso_date"], places)
+    return {place[1]: date.fromisoformat(day) for place, (day,) in found.items() if day}
 
 
 def _write_series(

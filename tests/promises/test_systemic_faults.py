@@ -12,11 +12,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, delete, select, text
 
 from etl.config.settings import Api, Config, Database, Polling, Source
 from etl.db import database
-from etl.db.schema import runs, tests, tracked_runs
+from etl.db.schema import pass_workers, runs, source_limits, tests, tracked_runs, workers
 from etl.errors import ArchiverError
 from etl.fetch.door import in_threads
 from etl.fetch.rate_limit import Pauses
@@ -137,7 +137,8 @@ def empty(engine: Engine) -> None:
         connection.execute(text("DELETE FROM health"))
         connection.execute(text("DELETE FROM tracked_runs"))
         connection.execute(text("DELETE FROM ingests"))
-        connection.execute(text("DELETE FROM source_limits"))
+        for table in (source_limits, workers, pass_workers):
+            connection.execute(delete(table))
 
 
 def content(engine: Engine) -> dict[str, list[Row]]:

@@ -9,7 +9,9 @@ from etl.db.schema import metadata
 
 Row = dict[str, Any]
 
-LEDGER = ("tracked_runs", "ingests", "health", "source_limits", "workers", "pass_workers")
+PASSES = ("ingests", "health", "source_limits", "workers", "pass_workers")
+"""The tables that tell of passes, not of runs."""
+LEDGER = ("tracked_runs", *PASSES)
 """The tables that may change when nothing new was seen (DESIGN, promise 1)."""
 COUNTED = (
     "plan_variants",
