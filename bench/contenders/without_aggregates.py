@@ -8,7 +8,6 @@ from sqlalchemy import Connection
 from etl.__main__ import main as archiver
 from etl.archive import store
 from etl.config.settings import Rules
-from etl.derived import first_runs as derived_first_runs
 from etl.derived.first_runs import FirstRun
 from etl.derived.marks import DirtyMark
 
@@ -25,7 +24,7 @@ def main() -> None:
     """Ingest the list."""
     sys.argv[1:] = ["ingest", "--from", sys.argv[1]]
     vars(store)["add_marks"] = mark_nothing
-    vars(derived_first_runs)["insert_aggregates"] = insert_nothing
+    vars(store)["insert_aggregates"] = insert_nothing
     archiver()
 
 

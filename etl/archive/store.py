@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Table, and_, delete, exists, func, select
 from etl.answers.outcome import Answer
 from etl.answers.payload import OPEN_STATUS
 from etl.answers.rows import COUNTERS, Row
+from etl.archive import new_plans
 from etl.archive.archived_runs import ArchivedRun, read_archived
 from etl.archive.history import (
     LedgerFields,
@@ -29,6 +30,7 @@ from etl.archive.history import (
     find_status_changes,
     name_application,
 )
+from etl.archive.new_plans import NewOutcome
 from etl.archive.pairing import TestContent, read_tests
 from etl.archive.payload_batches import read_history
 from etl.archive.schema_drift import record_drift
@@ -41,7 +43,6 @@ from etl.db.schema import (
     counts,
     environment_combinations,
     environments,
-    labels,
     outcomes,
     payloads,
     plan_variants,
@@ -53,12 +54,10 @@ from etl.db.schema import (
     tests,
     warnings,
 )
-from etl.derived import first_runs
-from etl.derived.first_runs import FirstRun
+from etl.derived.first_runs import FirstRun, insert_aggregates
 from etl.derived.identity_rules import IdentityRules, lock_identities_shared
 from etl.derived.marks import DirtyMark, add_marks
-from etl.derived.outcome_reader import COMMIT_LABEL
-from etl.derived.plans import Application, NamedTest, Plan, PlanRun, build_plan, build_roster
+from etl.derived.plans import Application, build_plan
 from etl.ledger.leases import clear_gone
 
 
@@ -81,19 +80,6 @@ class _Change(NamedTuple):
     opened: Revision
 
 
-class _Stored(NamedTuple):
-    """A change whose outcome is stored."""
-
-    change: _Change
-    outcome: RunOutcome
-
-    @property
-    def plan(self) -> Plan:
-        """The plan of the run."""
-        _, _, *plan, _ = self.outcome.variant
-        return Plan(*plan)
-
-
 def store_answers(
     connection: Connection, answers: Sequence[Answer], rules: Rules
 ) -> dict[str, StoredAnswer]:
@@ -103,7 +89,7 @@ def store_answers(
     aggregates that it changes. Those of a plan's first run are computed by `rules` and inserted.
 
     Locks, in this order: the test-identity rules (`lock_identities_shared`), then the plans that
-    have no run yet (`first_runs.lock_new_plans`), then names; the runs' rows in the ledger are
+    have no run yet (`new_plans.select_only_runs`), then names; the runs' rows in the ledger are
     locked by the caller before.
     """
     before = read_archived(connection, [answer.run_id for answer in answers])
@@ -115,11 +101,13 @@ def store_answers(
     replaced = [(change.before, change.opened) for change in changes if change.before]
     marks = _mark_replaced(connection, [change for change in changes if change.before])
     status_rows = _close_revisions(connection, replaced)
-    first = _insert_revisions(connection, changes, marks)
-    first_runs.insert_aggregates(connection, first, rules)
+    open_runs = _read_open_runs(connection, changes)
+    _insert_contents(connection, changes)
+    first, opened_marks = _insert_outcomes(connection, changes, open_runs)
+    insert_aggregates(connection, first, rules)
+    add_marks(connection, marks | opened_marks)
     bulk.insert(connection, status_changes, status_rows)
     record_drift(connection, [change.answer for change in changes])
-    add_marks(connection, marks)
     fetched_at = {answer.run_id: answer.fetched_at for answer in answers}
     clear_gone(connection, {each: fetched_at[each] for each in before if before[each].gone_at})
     unchanged = {
@@ -280,101 +268,55 @@ def _mark_replaced(connection: Connection, changes: Sequence[_Change]) -> set[Di
     return {DirtyMark(variant_id, run_id, opened[run_id]) for run_id, variant_id in rows}
 
 
-def _insert_revisions(
-    connection: Connection, changes: Sequence[_Change], marks: set[DirtyMark]
-) -> list[FirstRun]:
-    """Insert the new content: run, children, revision, payload and outcome.
-
-    Adds the changed variants to `marks`, except those of plans whose first run it is: these are
-    returned.
-    """
-    open_runs = _read_open_runs(connection, changes)
+def _insert_contents(connection: Connection, changes: Sequence[_Change]) -> None:
+    """Insert the new content: run, children, revision, payload and warnings."""
     bulk.insert(connection, runs, [_build_run_row(each) for each in changes if not each.before])
     _update_runs(connection, [_build_run_row(each) for each in changes if each.before])
-    answers = [change.answer for change in changes]
-    rows = [answer.rows for answer in answers]
+    rows = [change.answer.rows for change in changes]
     bulk.insert(connection, environments, [row for each in rows for row in each.environments])
     bulk.insert(connection, tests, [row for each in rows for row in each.tests])
     bulk.insert(connection, counts, [row for each in rows for row in each.counts])
     opened = [(change.answer.run_id, change.opened) for change in changes]
     bulk.insert(connection, revisions, [build_revision_row(*each, None) for each in opened])
-    lock_identities_shared(connection, {name_application(a.source, a.rows) for a in answers})
-    identity_rules = IdentityRules(connection)
-    stored = [
-        _Stored(each, derive_outcome(each.answer.source, each.opened, identity_rules.ids_until))
-        for each in changes
-    ]
-    first = _select_first(connection, stored)
-    _insert_names(connection, [each.outcome for each in stored])
-    outcome_rows = [
-        build_outcome_row(
-            each.change.answer.run_id,
-            each.change.opened,
-            None,
-            _find_opened_at(each.change, open_runs),
-            each.outcome,
-        )
-        for each in stored
-    ]
-    bulk.insert(connection, outcomes, outcome_rows)
     bulk.insert(connection, payloads, [_build_payload_row(change) for change in changes])
     warning_rows = [row for each in opened for row in build_warning_rows(*each)]
     bulk.insert(connection, warnings, warning_rows)
-    computed = _build_first_runs(connection, first, identity_rules)
-    computed_ids = {each.run.run_id for each in computed}
-    marks |= {
-        DirtyMark(each.outcome.variant[0], each.change.answer.run_id, each.change.opened.number)
-        for each in stored
-        if each.change.answer.run_id not in computed_ids
-    }
-    return computed
 
 
-def _select_first(connection: Connection, stored: Sequence[_Stored]) -> list[_Stored]:
-    """Return those that are the first and only run of their plan; locks these plans."""
-    runs_of = Counter(each.plan for each in stored)
-    alone = [each for each in stored if not each.change.before and runs_of[each.plan] == 1]
-    new = first_runs.lock_new_plans(connection, {each.plan for each in alone})
-    return [each for each in alone if each.plan in new]
+def _insert_outcomes(
+    connection: Connection, changes: Sequence[_Change], open_runs: Mapping[str, datetime]
+) -> tuple[list[FirstRun], set[DirtyMark]]:
+    """Insert the outcomes of new contents, and return the first runs of plans, and marks.
 
-
-def _build_first_runs(
-    connection: Connection, stored: Sequence[_Stored], identity_rules: IdentityRules
-) -> list[FirstRun]:
-    """Return the plans' first runs, except those without a start, which most aggregates omit."""
-    run_ids = [each.change.answer.run_id for each in stored]
-    query = select(labels.c.run_id, labels.c.value).where(
-        among(labels.c.run_id, run_ids), labels.c.name == COMMIT_LABEL
-    )
-    commits = dict(connection.execute(query).all()) if run_ids else {}
-    found = ((each.plan, _build_plan_run(each, identity_rules, commits)) for each in stored)
-    return [FirstRun(plan, run) for plan, run in found if run]
-
-
-def _build_plan_run(
-    stored: _Stored, identity_rules: IdentityRules, commits: Mapping[str, str]
-) -> PlanRun | None:
-    """Return a run as `outcome_reader` would read it; None if it has no start."""
-    answer, outcome = stored.change.answer, stored.outcome
-    run, by_id = answer.rows.run, stored.plan.owner in identity_rules.id_keyed
-    if run.started_at is None:
-        return None
-    tests = [
-        NamedTest(each.name, each.type, each.test_id if by_id else None)
-        for each in answer.rows.tests
+    The other variants are marked: those of first runs are derived from the answer in memory.
+    """
+    answers = [change.answer for change in changes]
+    lock_identities_shared(connection, {name_application(a.source, a.rows) for a in answers})
+    rules = IdentityRules(connection)
+    derived = [
+        NewOutcome(
+            each.answer,
+            each.before is None,
+            derive_outcome(each.answer.source, each.opened, rules.ids_until),
+        )
+        for each in changes
     ]
-    return PlanRun(
-        answer.run_id,
-        outcome.variant[0],
-        run.status,
-        run.started_at,
-        run.started_on,
-        run.duration_ms,
-        outcome.checks,
-        outcome.strip,
-        build_roster(outcome.roster[0], tests, identity_rules.for_plan(stored.plan)),
-        commits.get(answer.run_id),
-    )
+    only = new_plans.select_only_runs(connection, derived)
+    _insert_names(connection, [each.outcome for each in derived])
+    outcome_rows = [
+        build_outcome_row(
+            each.answer.run_id, each.opened, None, _find_opened_at(each, open_runs), new.outcome
+        )
+        for each, new in zip(changes, derived, strict=True)
+    ]
+    bulk.insert(connection, outcomes, outcome_rows)
+    first = new_plans.build_first_runs(connection, only, rules)
+    first_ids = {each.run.run_id for each in first}
+    return first, {
+        DirtyMark(new.outcome.variant[0], each.answer.run_id, each.opened.number)
+        for each, new in zip(changes, derived, strict=True)
+        if each.answer.run_id not in first_ids
+    }
 
 
 def _build_run_row(change: _Change) -> Row:

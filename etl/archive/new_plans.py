@@ -1,0 +1,79 @@
+"""The only runs of new plans, whose derived rows follow from the answer in memory."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Connection, select
+
+from etl.answers.outcome import Answer
+from etl.archive.history import RunOutcome
+from etl.db.schema import among, labels
+from etl.derived.first_runs import FirstRun, lock_new_plans
+from etl.derived.identity_rules import IdentityRules
+from etl.derived.outcome_reader import COMMIT_LABEL
+from etl.derived.plans import NamedTest, Plan, PlanRun, build_roster
+
+
+class NewOutcome(NamedTuple):
+    """The outcome of new content, and whether the run is new, too."""
+
+    answer: Answer
+    is_new: bool
+    outcome: RunOutcome
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the run."""
+        _, _, *plan, _ = self.outcome.variant
+        return Plan(*plan)
+
+
+def select_only_runs(connection: Connection, derived: Sequence[NewOutcome]) -> list[NewOutcome]:
+    """Return those that are the first and only run of their plan.
+
+    Locks these plans (`first_runs.lock_new_plans`).
+    """
+    runs_of = Counter(each.plan for each in derived)
+    alone = [each for each in derived if each.is_new and runs_of[each.plan] == 1]
+    new = lock_new_plans(connection, {each.plan for each in alone})
+    return [each for each in alone if each.plan in new]
+
+
+def build_first_runs(
+    connection: Connection, only: Sequence[NewOutcome], rules: IdentityRules
+) -> list[FirstRun]:
+    """Return the plans' first runs, except those without a start, which most aggregates omit."""
+    run_ids = [each.answer.run_id for each in only]
+    query = select(labels.c.run_id, labels.c.value).where(
+        among(labels.c.run_id, run_ids), labels.c.name == COMMIT_LABEL
+    )
+    commits = dict(connection.execute(query).all()) if run_ids else {}
+    found = ((each.plan, _build_plan_run(each, rules, commits)) for each in only)
+    return [FirstRun(plan, run) for plan, run in found if run]
+
+
+def _build_plan_run(
+    new: NewOutcome, rules: IdentityRules, commits: Mapping[str, str]
+) -> PlanRun | None:
+    """Return a run as `outcome_reader` would read it; None if it has no start."""
+    answer, outcome = new.answer, new.outcome
+    run, by_id = answer.rows.run, new.plan.owner in rules.id_keyed
+    if run.started_at is None:
+        return None
+    tests = [
+        NamedTest(each.name, each.type, each.test_id if by_id else None)
+        for each in answer.rows.tests
+    ]
+    return PlanRun(
+        answer.run_id,
+        outcome.variant[0],
+        run.status,
+        run.started_at,
+        run.started_on,
+        run.duration_ms,
+        outcome.checks,
+        outcome.strip,
+        build_roster(outcome.roster[0], tests, rules.for_plan(new.plan)),
+        commits.get(answer.run_id),
+    )
