@@ -74,6 +74,7 @@ def _write_copy(session: "Session", target: Path) -> int:
 
     with session.open_as_it_is() as archive:
         publish.copy_to(archive.engine, target)
+        _note_unrefreshed(archive)
     return target.stat().st_size
 
 
@@ -82,10 +83,27 @@ def _write_files(session: "Session", form: str, folder: Path, *, raw: bool) -> d
     from etl.export import tables
 
     with session.open_to_read() as archive:
+        _note_unrefreshed(archive)
         try:
             return dict(tables.write(archive.engine, folder, _find_form(form, archive, raw=raw)))
         except OSError as error:
             raise UsageError(f"--{form} {folder}: cannot be written: {error.strerror}") from None
+
+
+def _note_unrefreshed(archive: "Archive") -> None:
+    """Say how many revisions the views lack; an archive of an older version cannot tell."""
+    from sqlalchemy import inspect
+
+    from etl.db.schema import dirty_marks
+    from etl.derived.marks import count_marked
+
+    with archive.reading() as connection:
+        can_tell = inspect(connection).has_table(dirty_marks.name)
+        if can_tell and (marked := count_marked(connection)):
+            display.note(
+                f"the views lack {marked} revisions of runs, which a pass adds before it ends;"
+                " `result-archiver refresh` does now"
+            )
 
 
 def _find_form(form: str, archive: "Archive", *, raw: bool) -> "FileForm":

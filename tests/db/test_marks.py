@@ -176,11 +176,14 @@ def test_a_refresh_can_be_asked_for(engine: Engine, database_url: str, tmp_path:
     said = "views lack 2 revisions of runs; a pass adds them"
     assert said in archiver.call("status").stdout
     assert archiver.call("status", "--json").json()["unrefreshed"] == 2
+    out_of_date = "the views lack 2 revisions of runs"
+    assert out_of_date in archiver.call("export", "--csv", "before").stderr
     done = archiver.call("refresh")
     assert (done.exit_code, done.stdout.strip()) == (
         0,
         "derived tables are up to date; they lacked 2 revisions of runs",
     )
     assert said not in archiver.call("status").stdout
+    assert archiver.call("export", "--csv", "after").stderr == ""
     with reading(engine) as connection:
         assert [row["recent"] for row in rows_of(connection, series)] == ["PP"]
