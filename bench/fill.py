@@ -34,8 +34,7 @@ def fill(engine: Engine, offer: Offer) -> None:
         plan_ids = aggregates.list_plan_ids(connection)
     for plan_id in plan_ids:
         with writing(engine) as connection:
-            rows = aggregates.compute_plan_rows(connection, plan_id, DEFAULT_RULES)
-            aggregates.replace_plan_rows(connection, plan_id, rows)
+            aggregates.recompute_plan(connection, plan_id, DEFAULT_RULES)
 
 
 def _add(engine: Engine, offer: Offer, indexes: Sequence[int]) -> None:

@@ -106,8 +106,7 @@ def drop_runs(
     tracking.leave_tombstones(connection, run_ids)
     schema_drift.find_sightings_again(connection, sightings, derived_with.zone)
     for plan_id in sorted(used.plan_ids):
-        computed = aggregates.compute_plan_rows(connection, plan_id, derived_with.rules)
-        aggregates.replace_plan_rows(connection, plan_id, computed)
+        aggregates.recompute_plan(connection, plan_id, derived_with.rules)
     _delete_unused_names(connection, used)
     identity.measure_remaining(connection, used.applications, now)
 

@@ -90,8 +90,7 @@ def _repair_plan(wanted: Reporting, engine: Engine, plan_id: str) -> BatchFindin
         archive_settings.require_rebuild(connection, wanted)
         differing = compare_plan(connection, plan_id, wanted.rules)
         if differing or read_dirty_variants(connection, plan_id):
-            computed = aggregates.compute_plan_rows(connection, plan_id, wanted.rules)
-            aggregates.replace_plan_rows(connection, plan_id, computed)
+            aggregates.recompute_plan(connection, plan_id, wanted.rules)
     return BatchFindings(0, [], differing, [])
 
 

@@ -4,7 +4,7 @@ They follow from `outcomes` by the rules of the metrics. `refresh` keeps them up
 functions; `verify` and `replay` recompute those of a whole plan, and compare.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import NamedTuple
@@ -249,12 +249,17 @@ def read_plan_rows(connection: Connection, plan_id: str, table: Table) -> list[R
     ]
 
 
-def replace_plan_rows(
-    connection: Connection, plan_id: str, rows: Mapping[str, Sequence[Row]]
-) -> None:
-    """Replace the stored rows of a plan in all aggregates, and delete its dirty marks."""
-    for table in (dirty_marks, roster_series, series, durations):
-        connection.execute(delete(table).where(table.c.variant_id.in_(select_variant_ids(plan_id))))
+def recompute_plan(connection: Connection, plan_id: str, rules: Rules) -> None:
+    """Recompute the stored rows of a plan in all aggregates. The caller has locked the plan.
+
+    Deletes dirty marks first: a commit takes no lock, and the mark that it leaves while the rows
+    are computed must stay.
+    """
+    is_in_plan = select_variant_ids(plan_id)
+    connection.execute(delete(dirty_marks).where(dirty_marks.c.variant_id.in_(is_in_plan)))
+    rows = compute_plan_rows(connection, plan_id, rules)
+    for table in (roster_series, series, durations):
+        connection.execute(delete(table).where(table.c.variant_id.in_(is_in_plan)))
     for table in (plan_summaries, daily_results, weekly_results):
         connection.execute(delete(table).where(table.c.plan_id == plan_id))
     for table in AGGREGATES:

@@ -31,7 +31,8 @@ def add_marks(connection: Connection, marks: Collection[DirtyMark]) -> None:
 def mark_plan_dirty(connection: Connection, plan_id: str) -> None:
     """Delete the series of a plan and mark all its runs, after its tests got other keys.
 
-    Locks the plan (`lock_plans`): older marks are replaced.
+    Locks the plan (`lock_plans`): older marks are replaced. A commit takes no lock, so that its
+    mark may come after the deletion.
     """
     lock_plans(connection, [plan_id])
     for table in (series, roster_series, dirty_marks):
@@ -39,8 +40,9 @@ def mark_plan_dirty(connection: Connection, plan_id: str) -> None:
     is_in_plan = outcomes.c.variant_id.in_(select_variant_ids(plan_id))
     current = select(outcomes.c.variant_id, outcomes.c.run_id, outcomes.c.revision)
     names = dirty_marks.columns.keys()
-    insert = dirty_marks.insert().from_select(names, current.where(is_in_plan, IS_CURRENT))
-    connection.execute(insert)
+    insert = bulk.upsert_into(connection, dirty_marks)
+    rows = insert.from_select(names, current.where(is_in_plan, IS_CURRENT))
+    connection.execute(rows.on_conflict_do_nothing())
 
 
 def has_dirty_marks(connection: Connection) -> bool:

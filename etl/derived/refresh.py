@@ -36,12 +36,11 @@ from etl.derived.aggregates import (
     build_period_row,
     build_roster_series,
     build_series_id,
-    compute_plan_rows,
     compute_variant_rows,
     find_first_days,
     read_days,
     read_days_of_rosters,
-    replace_plan_rows,
+    recompute_plan,
 )
 from etl.derived.identity_rules import IdentityRules
 from etl.derived.marks import DirtyMark, lock_plans
@@ -356,8 +355,7 @@ def refresh_plans(connection: Connection, plans: Collection[Plan], rules: Rules)
     """
     lock_plans(connection, [plan.plan_id for plan in plans])
     for plan in plans:
-        rows = compute_plan_rows(connection, plan.plan_id, rules)
-        replace_plan_rows(connection, plan.plan_id, rows)
+        recompute_plan(connection, plan.plan_id, rules)
 
 
 def delete_unused_rosters(connection: Connection) -> None:

@@ -1,7 +1,8 @@
 """Dirty marks: a commit leaves them, a refresh takes them, and no result is missed or doubled."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from etl.archive.verify import verify_archive
-from etl.config.settings import Reporting
+from etl.config.settings import DEFAULT_RULES, Reporting
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import daily_results, durations, series, weekly_results
 from etl.derived import marks
+from etl.derived.plans import Plan
+from etl.derived.refresh import refresh_plans
 from tests.support.dump import dump, rows_of
 from tests.support.histories import CHROME, SAFARI, a_run, count_all, forget_all, keep
 from tests.support.program import program
@@ -165,6 +168,39 @@ def test_a_mark_that_comes_during_a_refresh_stays(postgresql_url: str) -> None:
         assert marks.count_marked(connection) == 1
         count_all(connection)
         assert [row["recent"] for row in rows_of(connection, series)] == ["PPF"]
+    assert differences(engine) == []
+    engine.dispose()
+
+
+def mark(connection: Connection, plan: Plan) -> None:
+    marks.mark_plan_dirty(connection, plan.plan_id)
+
+
+def recompute(connection: Connection, plan: Plan) -> None:
+    refresh_plans(connection, [plan], DEFAULT_RULES)
+
+
+@pytest.mark.parametrize("change", [mark, recompute])
+def test_a_plan_is_changed_while_its_runs_are_stored(
+    postgresql_url: str, change: Callable[[Connection, Plan], None]
+) -> None:
+    """A commit takes no lock: the mark that it leaves meanwhile stays."""
+    engine = connect(postgresql_url)
+    prepare(engine)
+
+    def store() -> None:
+        for number in range(60):
+            with writing(engine) as connection:
+                keep(connection, NOW, {f"run-{number}": a_run(on(1), {"home": "P"})})
+
+    with ThreadPoolExecutor() as executor:
+        storing = executor.submit(store)
+        while not storing.done():
+            with writing(engine) as connection:
+                change(connection, Plan("default", "shop", "nightly"))
+        storing.result()
+    with writing(engine) as connection:
+        count_all(connection)
     assert differences(engine) == []
     engine.dispose()
 
