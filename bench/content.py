@@ -235,7 +235,7 @@ def _make_unique_plan(profile: Profile, index: int) -> _Plan:
 
 @lru_cache(maxsize=2 * MIXED_PLANS)
 def _make_mixed_plan(profile: Profile, number: int, renamed: int) -> _Plan:
-    """Return a plan after its tests were renamed so many times."""
+    """Return a plan whose tests were `renamed` times renamed."""
     plan = _make_plan(profile, number)
     tests = [
         (test_id, f"{name}, version {renamed}" if place % 10 == 0 else name, checks)

@@ -5,7 +5,7 @@ digest over an application's rows shows a change by anybody else.
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import Connection, select
@@ -15,9 +15,8 @@ from etl.archive.differences import Difference, describe_place, describe_unreada
 from etl.db.bulk import upsert_into
 from etl.db.schema import identities, identity_decisions, to_milliseconds, to_text
 from etl.derived.identity_rules import of_application
+from etl.derived.metrics import MILLISECOND
 from etl.derived.plans import Application, hash_parts
-
-MILLISECOND = timedelta(milliseconds=1)
 
 
 class IdentityRecord(NamedTuple):
@@ -127,5 +126,5 @@ def _check_rows(connection: Connection, application: Application) -> str | None:
         select(identities.c.digest).where(of_application(identities, application))
     )
     if digest != _compute_digest(record, decisions) or share != record.repeat_share:
-        return "differs from what was measured and decided: its digest does not match"
+        return "differs from the stored measurement and decisions: its digest does not match"
     return None

@@ -18,7 +18,7 @@ Files = Mapping[str, bytes]
 
 
 class BiTool(NamedTuple):
-    """A tool: what is written for it, and the function that makes it."""
+    """A tool: a description of its files, and the function that makes them."""
 
     makes: str
     make: Callable[[BiSource], Files]

@@ -1,6 +1,6 @@
 """A bundle for `superset import-dashboards`: the database, its datasets, charts and a dashboard.
 
-UUIDs and slugs follow from names, so that importing again replaces what was imported before.
+UUIDs and slugs follow from names, so that a second import replaces the first.
 """
 
 import io
@@ -177,7 +177,7 @@ def _column_formats(source: BiSource, chart: BoardChart) -> Content:
 
 
 def _query(chart: BoardChart) -> Content:
-    """Return what the chart asks the database."""
+    """Return the query of a chart."""
     by_time = [{"col": chart.when, "op": "TEMPORAL_RANGE", "val": "No filter"}]
     order = [[name.removeprefix("-"), not name.startswith("-")] for name in chart.order]
     return {

@@ -110,7 +110,7 @@ def ingest_month(archive: Archive, config: Config, sandbox: Sandbox) -> int:
 
 
 def read_totals(connection: Connection) -> str:
-    """Return what the passes did, in a line."""
+    """Return the sums of the passes, in a line."""
     query = select(
         func.sum(ingests.c.new), func.sum(ingests.c.changed), func.count(ingests.c.finished_at)
     )

@@ -25,7 +25,7 @@ from etl.derived.metrics import compute_rates, count_letters, percentile
 from etl.derived.plans import Plan, PlanRun
 
 SEEN_SPAN = timedelta(days=90)
-"""A flaky test counts while it was seen this shortly before the newest run of its plan."""
+"""A flaky test counts while it was seen within this time (docs/REPORTS.md)."""
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 _FLAKY_PLACE = series.columns.keys().index("is_flaky")
 

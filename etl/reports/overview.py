@@ -2,13 +2,13 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from datetime import timedelta
 
 from sqlalchemy import Connection
 
 from etl.answers.rows import COUNTERS
 from etl.derived.metrics import Counts, add_counts, compute_rates
 from etl.derived.period_metrics import Period
+from etl.derived.plan_summaries import SEEN_SPAN
 from etl.derived.plans import Application
 from etl.derived.series_metrics import require_decided
 from etl.reports import series, trends
@@ -16,9 +16,6 @@ from etl.reports.backlog import sum_open
 from etl.reports.columns import APPLICATION, COUNTS, RATES, SOURCE, UNKNOWN
 from etl.reports.model import EVERY_FILTER, Column, Definition, ReportData, ReportRequest, Row, Type
 from etl.reports.spans import describe_span, requested_or_recent
-
-SEEN_DAYS = 90
-"""A series counts as flaky if it was seen within this number of days."""
 
 
 def _overview(connection: Connection, request: ReportRequest) -> ReportData:
@@ -42,7 +39,7 @@ def _overview(connection: Connection, request: ReportRequest) -> ReportData:
         for application in applications
     )
     note = (
-        f"flaky counts tests of the last {SEEN_DAYS} days, open at any time; a test is judged"
+        f"flaky counts tests of the last {SEEN_SPAN.days} days, open at any time; a test is judged"
         f" with {require_decided(request.rules)} decided results or more among its last"
         f" {request.rules.window_results}"
     )
@@ -65,11 +62,11 @@ def _series(
 ) -> tuple[Counter[Application], Counter[Application]]:
     """Return by application how many series have enough decided results, and are flaky.
 
-    Leaves out series whose last run is older than `SEEN_DAYS`.
+    Leaves out series whose last run is older than `SEEN_SPAN`.
     """
     judged: Counter[Application] = Counter()
     flaky: Counter[Application] = Counter()
-    seen_since = request.now - timedelta(days=SEEN_DAYS)
+    seen_since = request.now - SEEN_SPAN
     seen_place, enough = series.PLACES["last_started_at"], require_decided(request.rules)
     for row in series.rows(connection, request):
         application, is_seen = Application(*row[:2]), row[seen_place] >= seen_since

@@ -1,4 +1,4 @@
--- plans: one row per plan: its newest and its first run, and what is open or flaky in it. Read by:
+-- plans: one row per plan: its newest and its first run, and its open and flaky tests. Read by:
 -- lists of plans; a dimension that each view joins by plan_id. Rates are from 0 to 1, durations
 -- milliseconds. Times are UTC; days are those of reporting.time_zone. A new plan is omitted until
 -- the pass that archived its first run ends.

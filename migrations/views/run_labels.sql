@@ -1,4 +1,4 @@
--- run_labels: one row per label of an archived run: what the run list said of it, such as a branch,
+-- run_labels: one row per label of an archived run: said by the run list, such as a branch,
 -- a commit or a build. Read by: all statistics that group runs by a label. started_on is the day in
 -- reporting.time_zone. Labels of runs that are not archived yet are omitted.
 CREATE VIEW {reporting}run_labels AS

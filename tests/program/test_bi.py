@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
-from etl.db.database import connect
 from tests.db.test_views import VIEWS
-from tests.program.test_export import fill
+from tests.program.test_export import filled_program
 from tests.support.postgres import Server
-from tests.support.program import Program, bare_program
+from tests.support.program import Program
 
 FILES = {"superset": "bundle.zip", "grafana": "board.json", "datasette": "metadata.json"}
 FOLDERS = ("sql", "powerbi", "dbt")
@@ -43,26 +42,17 @@ SUPERSET_KEYS = {
 @pytest.fixture
 def archiver(tmp_path: Path, database_url: str) -> Program:
     """The program with an archive of two runs."""
-    engine = connect(database_url)
-    fill(engine)
-    engine.dispose()
-    return bare_program(tmp_path).given(RESULT_ARCHIVER__DATABASE__URL=database_url)
+    return filled_program(database_url, tmp_path)
 
 
 @pytest.fixture
 def on_postgresql(tmp_path: Path, postgresql_url: str) -> Program:
-    engine = connect(postgresql_url)
-    fill(engine)
-    engine.dispose()
-    return bare_program(tmp_path).given(RESULT_ARCHIVER__DATABASE__URL=postgresql_url)
+    return filled_program(postgresql_url, tmp_path)
 
 
 @pytest.fixture
 def on_sqlite(tmp_path: Path, sqlite_url: str) -> Program:
-    engine = connect(sqlite_url)
-    fill(engine)
-    engine.dispose()
-    return bare_program(tmp_path).given(RESULT_ARCHIVER__DATABASE__URL=sqlite_url)
+    return filled_program(sqlite_url, tmp_path)
 
 
 def bundle(archiver: Program, *arguments: str) -> dict[str, dict[str, Any]]:

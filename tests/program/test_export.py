@@ -38,6 +38,14 @@ def fill(engine: Engine) -> None:
         tracking.track(connection, entries, MONDAY)
 
 
+def filled_program(url: str, folder: Path) -> Program:
+    """Return the program with a filled archive."""
+    engine = connect(url)
+    fill(engine)
+    engine.dispose()
+    return bare_program(folder).given(RESULT_ARCHIVER__DATABASE__URL=url)
+
+
 @pytest.fixture
 def archive(engine: Engine) -> Engine:
     fill(engine)

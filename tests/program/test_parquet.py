@@ -11,7 +11,7 @@ import pytest
 
 from etl.db.database import connect
 from tests.db.test_views import MONDAY, VIEWS
-from tests.program.test_export import FORMULA, TOKEN, contents, fill
+from tests.program.test_export import FORMULA, TOKEN, contents, fill, filled_program
 from tests.support.looks import a_test, look
 from tests.support.program import Program, bare_program
 
@@ -29,10 +29,7 @@ DUCKDB_TYPES = {
 @pytest.fixture
 def archiver(tmp_path: Path, database_url: str) -> Program:
     """The program with an archive of two runs, one of which was decided."""
-    engine = connect(database_url)
-    fill(engine)
-    engine.dispose()
-    return bare_program(tmp_path).given(RESULT_ARCHIVER__DATABASE__URL=database_url)
+    return filled_program(database_url, tmp_path)
 
 
 @pytest.fixture
