@@ -5,7 +5,7 @@ from functools import partial
 from itertools import groupby
 
 from sqlalchemy import Connection, Engine, Table, and_, func, select
-from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, StatementError
 
 from etl.answers.rows import COUNTERS, Row
 from etl.archive.differences import (
@@ -66,7 +66,10 @@ def _verify_plan(derived_with: Reporting, engine: Engine, plan_id: str) -> Batch
     with snapshot(engine) as connection:
         try:
             differing = compare_plan(connection, plan_id, derived_with.rules)
-        except (ArithmeticError, LookupError, TypeError, ValueError, DataError):
+        except (ArithmeticError, LookupError, TypeError, ValueError, StatementError) as error:
+            # A value that cannot be sent back is no DBAPIError: the database never saw it.
+            if isinstance(error, DBAPIError) and not isinstance(error, DataError):
+                raise
             # The damaged cell was reported with its run.
             differing = [Difference("outcomes", "", f"plan_id {plan_id}", "cannot be counted")]
     return BatchFindings(0, [], differing, [])

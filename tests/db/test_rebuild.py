@@ -904,6 +904,14 @@ def test_verify_names_a_plan_whose_id_is_no_text(
     assert everything(sqlite_archive) == before
 
 
+@pytest.mark.parametrize("column", ["run_id", "variant_id", "roster_id"])
+def test_verify_names_a_plan_whose_outcomes_have_a_key_that_is_no_text(
+    sqlite_archive: Engine, sqlite_vandal: Vandal, column: str
+) -> None:
+    sqlite_vandal.run(f"UPDATE outcomes SET {column} = CAST({column} AS BLOB)")
+    assert {"outcomes"} <= {found.table for found in wrong(sqlite_archive)}
+
+
 UNREADABLE_COUNT = {
     "sqlite": ("series", "UPDATE series SET test = CAST(x'ff' AS TEXT)"),
     "postgresql": (
