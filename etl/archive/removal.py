@@ -26,7 +26,7 @@ from etl.db.schema import (
     revisions,
     rosters,
     runs,
-    series,
+    series_metrics,
     tests,
     tracked_runs,
 )
@@ -164,7 +164,7 @@ def _read_used_names(connection: Connection, run_ids: Sequence[str]) -> _UsedNam
 
 def _delete_unused_names(connection: Connection, names: _UsedNames) -> None:
     """Delete those of the names that no row refers to any more."""
-    users = (outcomes, series, durations, dirty_marks)
+    users = (outcomes, series_metrics, durations, dirty_marks)
     _delete_unused(connection, plan_variants, names.variant_ids, users)
     of_variants = (plan_variants,)
     _delete_unused(connection, environment_combinations, names.combinations, of_variants)

@@ -560,6 +560,19 @@ series = Table(
     Column("test", Text),
     Column("type", Text),
     Column("test_id", Text),
+    # No foreign keys: to check them for each test of a run would take longer than to insert it.
+    Column("metrics_id", Key, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+Index("ix_series_series_id", series.c.series_id)
+
+# Series of a variant with the same metrics share a row: most tests of a run have the same results.
+series_metrics = Table(
+    "series_metrics",
+    metadata,
+    Column("variant_id", Key, primary_key=True),
+    Column("metrics_id", Key, primary_key=True),
     Column("decided", BigInteger, nullable=False),
     *[Column(name, BigInteger, nullable=False) for name in COUNTERS],
     *_rates(),
@@ -582,8 +595,11 @@ series = Table(
     ForeignKeyConstraint(["variant_id"], ["plan_variants.variant_id"]),
     sqlite_with_rowid=False,
 )
-
-Index("ix_series_series_id", series.c.series_id)
+HAS_METRICS = and_(
+    series_metrics.c.variant_id == series.c.variant_id,
+    series_metrics.c.metrics_id == series.c.metrics_id,
+)
+"""The metrics are those of the series."""
 
 # The series of each test in the rosters of current outcomes, so that a view can name it.
 roster_series = Table(
@@ -593,8 +609,6 @@ roster_series = Table(
     Column("roster_id", Key, primary_key=True),
     Column("position", BigInteger, primary_key=True),
     Column("series_id", Key, nullable=False),
-    ForeignKeyConstraint(["variant_id"], ["plan_variants.variant_id"]),
-    ForeignKeyConstraint(["roster_id"], ["rosters.roster_id"]),
     sqlite_with_rowid=False,
 )
 

@@ -7,6 +7,7 @@ functions; `verify` and `replay` recompute those of a whole plan, and compare.
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
+from operator import itemgetter
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, and_, delete, func, select
@@ -25,6 +26,7 @@ from etl.db.schema import (
     plan_variants,
     roster_series,
     series,
+    series_metrics,
     weekly_results,
 )
 from etl.derived.duration_metrics import compute_durations
@@ -36,26 +38,68 @@ from etl.derived.plan_summaries import compute_plan_summaries
 from etl.derived.plans import Application, Plan, PlanRun, Roster, hash_text
 from etl.derived.series_metrics import Series, compute_series
 
-AGGREGATES = (series, roster_series, durations, plan_summaries, daily_results, weekly_results)
+AGGREGATES = (
+    series,
+    series_metrics,
+    roster_series,
+    durations,
+    plan_summaries,
+    daily_results,
+    weekly_results,
+)
 KEYED_BY_PLAN = (plan_variants, plan_summaries, daily_results, weekly_results)
 KEYS_AT_ONCE = 500
 FIRST_DAY_COLUMNS = ("first_seen_on", "iso_date")
-"""The last columns of `series`: they depend on all runs with the test, not only the newest."""
+"""The last columns of `series_metrics`: they depend on all runs, not only the newest."""
 
 
-@lru_cache(maxsize=8192)  # most tests of a roster are in the next one too
 def build_series_id(variant_id: str, test_key: str) -> str:
-    """Return the key of a series."""
-    return hash_text(f"{variant_id}{test_key}")
+    """Return the key of a series: half of it is its variant's, half its test's.
+
+    So the series of a variant are neighbours in every index.
+    """
+    return f"{variant_id[:16]}{_hash_test_key(test_key)}"
 
 
-def build_series_row(variant_id: str, computed: Series) -> Row:
-    """Return the row of `series`, except `FIRST_DAY_COLUMNS`."""
+@lru_cache(maxsize=8192)  # most tests of a roster are in the next one, and in other variants too
+def _hash_test_key(test_key: str) -> str:
+    return hash_text(test_key)[:16]
+
+
+class SeriesRows(NamedTuple):
+    """Rows of `series`, and those of `series_metrics` that they share."""
+
+    series: list[Row]
+    metrics: list[Row]
+
+
+def build_series_rows(
+    variant_id: str, computed: Iterable[Series], first_days: Mapping[str, date]
+) -> SeriesRows:
+    """Return the rows of a variant's series, from their first days by series ID."""
+    series_rows, metrics_rows = [], {}
+    for each in computed:
+        series_id = build_series_id(variant_id, each.test_key)
+        row = build_metrics_row(variant_id, each, first_days.get(series_id))
+        metrics_rows[row[1]] = row
+        series_rows.append((variant_id, series_id, each.test_key, *each.test, row[1]))
+    return SeriesRows(series_rows, list(metrics_rows.values()))
+
+
+def build_metrics_row(variant_id: str, computed: Series, first_day: date | None) -> Row:
+    """Return the row of `series_metrics` of a series."""
+    values = (*list_metrics(computed), first_day, first_day.isoformat() if first_day else None)
+    return (variant_id, _build_metrics_id(values), *values)
+
+
+@lru_cache(maxsize=1024)  # most tests of a variant have the same metrics
+def _build_metrics_id(values: Row) -> str:
+    return hash_text("|".join(map(str, values)))[:16]
+
+
+def list_metrics(computed: Series) -> Row:
+    """Return the columns of `series_metrics` without its key and `FIRST_DAY_COLUMNS`."""
     return (
-        variant_id,
-        build_series_id(variant_id, computed.test_key),
-        computed.test_key,
-        *computed.test,
         computed.counts.decided,
         *computed.counts.in_column_order,
         *compute_rates(computed.counts),
@@ -79,12 +123,6 @@ def build_series_row(variant_id: str, computed: Series) -> Row:
         computed.last_started_at,
         computed.window_starts_at,
     )
-
-
-def add_first_days(rows: Iterable[Row], first_days: Mapping[str, date | None]) -> list[Row]:
-    """Return rows of `series` with `FIRST_DAY_COLUMNS`, from the first days by series ID."""
-    days = ((row, first_days.get(row[1])) for row in rows)
-    return [(*row, day, day.isoformat() if day else None) for row, day in days]
 
 
 def build_roster_series(variant_id: str, roster: Roster) -> list[Row]:
@@ -139,7 +177,7 @@ def compute_plan_rows(connection: Connection, plan_id: str, rules: Rules) -> dic
     flaky_seen_at: list[datetime] = []
     for variant_id in read_variant_ids(connection, plan_id):
         newest_runs = NewestRuns(connection, variant_id, cache)
-        computed = compute_variant_rows(variant_id, newest_runs, rules)
+        computed = compute_variant(variant_id, newest_runs, rules)
         flaky_seen_at += computed.flaky_seen_at
         rows["durations"] += computed.durations
         days_of_rosters = read_days_of_rosters(connection, variant_id)
@@ -147,7 +185,9 @@ def compute_plan_rows(connection: Connection, plan_id: str, rules: Rules) -> dic
         for roster_id in days_of_rosters:
             rows["roster_series"] += build_roster_series(variant_id, cache[roster_id])
         first_days = find_first_days(variant_id, days_of_rosters, cache)
-        rows["series"] += add_first_days(computed.series, first_days)
+        found = build_series_rows(variant_id, computed.series, first_days)
+        rows["series"] += sorted(found.series)
+        rows["series_metrics"] += sorted(found.metrics, key=itemgetter(1))
     flaky = {plan_id: flaky_seen_at}
     rows["plan_summaries"] = compute_plan_summaries(connection, [plan], flaky, rules)
     days = read_days(connection, {plan_id: plan})[plan_id]
@@ -156,30 +196,29 @@ def compute_plan_rows(connection: Connection, plan_id: str, rules: Rules) -> dic
     return rows
 
 
-class VariantRows(NamedTuple):
-    """The rows of a variant: of its series, and of its durations, if any run was measured."""
+class VariantMetrics(NamedTuple):
+    """The series of a variant, and the rows of its durations, if any run was measured."""
 
-    series: list[Row]
-    """Without `FIRST_DAY_COLUMNS`."""
+    series: list[Series]
     durations: list[Row]
     flaky_seen_at: list[datetime]
     """The start of the newest run of each flaky series."""
 
 
-def compute_variant_rows(
+def compute_variant(
     variant_id: str,
     newest_runs: Iterable[PlanRun],
     rules: Rules,
     keys: Collection[str] | None = None,
-) -> VariantRows:
-    """Return the rows of a variant from its runs, newest first: series of these test keys, or all.
+) -> VariantMetrics:
+    """Return the metrics of a variant from its runs, newest first: of these test keys, or all.
 
     Iterates `newest_runs` twice.
     """
-    computed = compute_series(newest_runs, rules, keys)
+    computed = list(compute_series(newest_runs, rules, keys))
     measured = compute_durations(newest_runs, rules)
-    return VariantRows(
-        [build_series_row(variant_id, each) for each in computed],
+    return VariantMetrics(
+        computed,
         [(variant_id, *measured)] if measured else [],
         [each.last_started_at for each in computed if each.is_flaky],
     )
@@ -258,7 +297,7 @@ def recompute_plan(connection: Connection, plan_id: str, rules: Rules) -> None:
     is_in_plan = select_variant_ids(plan_id)
     connection.execute(delete(dirty_marks).where(dirty_marks.c.variant_id.in_(is_in_plan)))
     rows = compute_plan_rows(connection, plan_id, rules)
-    for table in (roster_series, series, durations):
+    for table in (roster_series, series, series_metrics, durations):
         connection.execute(delete(table).where(table.c.variant_id.in_(is_in_plan)))
     for table in (plan_summaries, daily_results, weekly_results):
         connection.execute(delete(table).where(table.c.plan_id == plan_id))

@@ -20,14 +20,15 @@ from etl.db.schema import (
     plan_variants,
     roster_series,
     series,
+    series_metrics,
     weekly_results,
 )
 from etl.derived.aggregates import (
-    add_first_days,
+    SeriesRows,
+    build_metrics_row,
     build_period_row,
     build_roster_series,
     build_series_id,
-    build_series_row,
 )
 from etl.derived.duration_metrics import compute_durations
 from etl.derived.marks import lock_plans
@@ -35,6 +36,8 @@ from etl.derived.period_metrics import sum_days, sum_weeks
 from etl.derived.plan_summaries import build_first_summary
 from etl.derived.plans import Plan, PlanRun
 from etl.derived.series_metrics import compute_series
+
+_FLAKY_PLACE = series_metrics.columns.keys().index("is_flaky")
 
 
 class FirstRun(NamedTuple):
@@ -66,10 +69,12 @@ def insert_aggregates(connection: Connection, first_runs: Sequence[FirstRun], ru
     runs = [each.run for each in first_runs]
     places = [build_roster_series(run.variant_id, run.roster) for run in runs]
     bulk.insert(connection, roster_series, [row for rows in places for row in rows])
-    series_rows = [_build_series_rows(run, rules) for run in runs]
-    bulk.insert(connection, series, [row for rows in series_rows for row in rows])
+    found = [_build_series_rows(run, rules) for run in runs]
+    bulk.insert(connection, series, [row for rows in found for row in rows.series])
+    bulk.insert(connection, series_metrics, [row for rows in found for row in rows.metrics])
     summaries = [
-        build_first_summary(*each, rows) for each, rows in zip(first_runs, series_rows, strict=True)
+        build_first_summary(*each, _count_flaky(rows))
+        for each, rows in zip(first_runs, found, strict=True)
     ]
     bulk.insert(connection, plan_summaries, summaries)
     measured = [(run.variant_id, compute_durations([run], rules)) for run in runs]
@@ -80,39 +85,39 @@ def insert_aggregates(connection: Connection, first_runs: Sequence[FirstRun], ru
     bulk.insert(connection, weekly_results, [build_period_row(*each) for each in weeks])
 
 
-def _build_series_rows(run: PlanRun, rules: Rules) -> list[Row]:
-    """Return the rows of `series` for the only run of a variant.
+def _build_series_rows(run: PlanRun, rules: Rules) -> SeriesRows:
+    """Return the rows of the series of a variant's only run.
 
-    Tests with the same results have the same row but for their names, so that one of them is
-    computed: a large run has thousands of tests.
+    Computes metrics once for all tests with the same results: a large run has thousands of tests.
     """
-    positions: dict[str, list[int]] = {}
-    for position, key in enumerate(run.roster.keys):
-        positions.setdefault(key, []).append(position)
-    by_results: dict[str, Row] = {}
-    rows: list[Row] = []
-    for key, its in positions.items():
-        letters = "".join([run.outcomes[position] for position in its])
-        if letters not in by_results:
-            by_results[letters] = _compute_row(run, its, rules)
-        names = (
+    results: dict[str, str] = {}
+    for key, letter in zip(run.roster.keys, run.outcomes, strict=True):
+        results[key] = results.get(key, "") + letter
+    metrics = {each: _compute_metrics(run, each, rules) for each in set(results.values())}
+    named = dict(zip(run.roster.keys, run.roster.tests, strict=True))
+    rows = [
+        (
             run.variant_id,
             build_series_id(run.variant_id, key),
             key,
-            *run.roster.tests[its[-1]],
+            *named[key],
+            metrics[letters][1],
         )
-        rows.append(names + by_results[letters][len(names) :])
-    return sorted(rows, key=itemgetter(1))
+        for key, letters in results.items()
+    ]
+    shared = {row[1]: row for row in metrics.values()}
+    return SeriesRows(sorted(rows, key=itemgetter(1)), list(shared.values()))
 
 
-def _compute_row(run: PlanRun, positions: Sequence[int], rules: Rules) -> Row:
-    """Return the row of `series` of the test at these positions of a run."""
-    roster = run.roster
-    alone = roster._replace(
-        keys=tuple(roster.keys[position] for position in positions),
-        tests=tuple(roster.tests[position] for position in positions),
-    )
-    letters = "".join([run.outcomes[position] for position in positions])
+def _count_flaky(rows: SeriesRows) -> int:
+    """Return the number of flaky series."""
+    flaky = {row[1] for row in rows.metrics if row[_FLAKY_PLACE]}
+    return sum(row[-1] in flaky for row in rows.series)
+
+
+def _compute_metrics(run: PlanRun, letters: str, rules: Rules) -> Row:
+    """Return the row of `series_metrics` of a test with these results in its only run."""
+    size = len(letters)
+    alone = run.roster._replace(keys=("",) * size, tests=run.roster.tests[:1] * size)
     [computed] = compute_series([run._replace(roster=alone, outcomes=letters)], rules)
-    row = build_series_row(run.variant_id, computed)
-    return add_first_days([row], {row[1]: run.started_on})[0]
+    return build_metrics_row(run.variant_id, computed, run.started_on)

@@ -1,7 +1,7 @@
 """The summary of each plan: its first and newest run, and what is open, flaky or slow in it."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from itertools import chain
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from etl.answers.rows import Row
 from etl.config.settings import Rules
 from etl.db import bulk
 from etl.db.schema import (
+    HAS_METRICS,
     IS_CURRENT,
     IS_OPEN,
     among,
@@ -19,6 +20,7 @@ from etl.db.schema import (
     plan_summaries,
     plan_variants,
     series,
+    series_metrics,
 )
 from etl.derived.duration_metrics import MEASURED_STATUSES
 from etl.derived.metrics import compute_rates, count_letters, percentile
@@ -27,7 +29,6 @@ from etl.derived.plans import Plan, PlanRun
 SEEN_SPAN = timedelta(days=90)
 """A flaky test counts while it was seen within this time (docs/REPORTS.md)."""
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
-_FLAKY_PLACE = series.columns.keys().index("is_flaky")
 
 
 class _EndRun(NamedTuple):
@@ -56,9 +57,11 @@ def refresh_plan_summaries(connection: Connection, plans: Collection[Plan], rule
     """Recompute the summaries of plans whose series are up to date. The caller has locked them."""
     plan_ids = [plan.plan_id for plan in plans]
     flaky = (
-        select(plan_variants.c.plan_id, series.c.last_started_at)
-        .join(plan_variants, plan_variants.c.variant_id == series.c.variant_id)
-        .where(among(plan_variants.c.plan_id, plan_ids), series.c.is_flaky)
+        select(plan_variants.c.plan_id, series_metrics.c.last_started_at)
+        .select_from(plan_variants)
+        .join(series_metrics, series_metrics.c.variant_id == plan_variants.c.variant_id)
+        .join(series, HAS_METRICS)
+        .where(among(plan_variants.c.plan_id, plan_ids), series_metrics.c.is_flaky)
     )
     seen_at: defaultdict[str, list[datetime]] = defaultdict(list)
     for plan_id, last_started_at in connection.execute(flaky):
@@ -97,14 +100,13 @@ def compute_plan_summaries(
     return rows
 
 
-def build_first_summary(plan: Plan, run: PlanRun, series_rows: Iterable[Row]) -> Row:
-    """Return the row of a plan that has one run, with the rows of its series."""
+def build_first_summary(plan: Plan, run: PlanRun, flaky_tests: int) -> Row:
+    """Return the row of a plan that has one run."""
     counts = count_letters(run.outcomes)
     rate = compute_rates(counts).pass_rate
     end = _EndRun(run.started_at, run.run_id, run.started_on, run.status, rate)
-    flaky = sum(row[_FLAKY_PLACE] for row in series_rows)
     p50_ms = run.duration_ms if run.status in MEASURED_STATUSES else None
-    figures = _Figures(int(counts.unresolved > 0), counts.unresolved, flaky, p50_ms)
+    figures = _Figures(int(counts.unresolved > 0), counts.unresolved, flaky_tests, p50_ms)
     return _build_row(plan, _Ends(end, end), figures)
 
 

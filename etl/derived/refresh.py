@@ -7,16 +7,16 @@ commits and before it ends, or the next pass does. Few statements serve many var
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import date, timedelta
-from operator import itemgetter
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, Table, and_, delete, exists, func, select
+from sqlalchemy import Connection, Engine, Table, and_, delete, exists, func, select, tuple_
 
 from etl.config.settings import Rules
 from etl.db import bulk
 from etl.db.archive_settings import hold_settings
 from etl.db.database import writing
 from etl.db.schema import (
+    HAS_METRICS,
     IS_CURRENT,
     PLAN_NAMES,
     among,
@@ -29,14 +29,15 @@ from etl.db.schema import (
     roster_series,
     rosters,
     series,
+    series_metrics,
     weekly_results,
 )
 from etl.derived.aggregates import (
-    add_first_days,
     build_period_row,
     build_roster_series,
     build_series_id,
-    compute_variant_rows,
+    build_series_rows,
+    compute_variant,
     find_first_days,
     read_days,
     read_days_of_rosters,
@@ -268,9 +269,15 @@ def _read_first_days(
 ) -> dict[str, date]:
     """Return the stored first days of the series of some rosters, by series ID."""
     keys = {key for roster_id in roster_ids for key in cache[roster_id].keys}
-    places = sorted((variant_id, build_series_id(variant_id, key)) for key in keys)
-    found = bulk.find(connection, series, ["iso_date"], places)
-    return {place[1]: date.fromisoformat(day) for place, (day,) in found.items() if day}
+    query = (
+        select(series.c.series_id, series_metrics.c.iso_date)
+        .join(series_metrics, HAS_METRICS)
+        .where(
+            series.c.variant_id == variant_id,
+            among(series.c.series_id, [build_series_id(variant_id, key) for key in keys]),
+        )
+    )
+    return {each: date.fromisoformat(day) for each, day in connection.execute(query) if day}
 
 
 def _write_series(
@@ -281,18 +288,34 @@ def _write_series(
     rules: Rules,
 ) -> None:
     """Replace the series with these test keys of variants, and the durations of the variants."""
-    computed = [
-        compute_variant_rows(variant_id, newest_runs, rules, keys[variant_id])
+    computed = {
+        variant_id: compute_variant(variant_id, newest_runs, rules, keys[variant_id])
         for variant_id, newest_runs in read_newest_runs(connection, caches).items()
-    ]
-    series_rows = [row for each in computed for row in each.series]
-    marked = {(each, build_series_id(each, key)) for each, found in keys.items() for key in found}
+    }
+    found = [build_series_rows(each, of.series, first_days) for each, of in computed.items()]
+    series_rows = sorted(row for rows in found for row in rows.series)
+    marked = {(each, build_series_id(each, key)) for each, keys_ in keys.items() for key in keys_}
     lost = marked - {row[:2] for row in series_rows}
     bulk.delete(connection, series, sorted(lost))
-    complete = add_first_days(series_rows, first_days)
-    bulk.replace(connection, series, sorted(complete, key=itemgetter(0, 1)))
+    bulk.replace(connection, series, series_rows)
+    bulk.replace(connection, series_metrics, [row for rows in found for row in rows.metrics])
+    _delete_unused_metrics(connection, caches)
     bulk.delete(connection, durations, [(variant_id,) for variant_id in caches])
-    bulk.insert(connection, durations, [row for each in computed for row in each.durations])
+    bulk.insert(
+        connection, durations, [row for each in computed.values() for row in each.durations]
+    )
+
+
+def _delete_unused_metrics(connection: Connection, variant_ids: Collection[str]) -> None:
+    """Delete the metrics of variants that none of their series has any more."""
+    metrics = series_metrics.c
+    used = select(series.c.variant_id, series.c.metrics_id).where(
+        among(series.c.variant_id, variant_ids)
+    )
+    is_unused = tuple_(metrics.variant_id, metrics.metrics_id).not_in(used)
+    connection.execute(
+        delete(series_metrics).where(among(metrics.variant_id, variant_ids), is_unused)
+    )
 
 
 def _split(scopes: Mapping[str, _Scope]) -> Iterator[dict[str, _Scope]]:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, select
 
-from etl.db.schema import plan_variants, series
-from etl.derived.aggregates import FIRST_DAY_COLUMNS, build_series_row
+from etl.db.schema import HAS_METRICS, plan_variants, series, series_metrics
+from etl.derived.aggregates import FIRST_DAY_COLUMNS, build_series_id, list_metrics
 from etl.derived.outcome_reader import Variant
 from etl.derived.plans import environments_text
 from etl.derived.series_metrics import compute_series
@@ -73,7 +73,12 @@ _COLUMNS = (
     Column("window_starts_at", Type.MOMENT, "When the first run in the window started"),
     Column("series_id", Type.TEXT, "The key of the series"),
 )
-_REPORTED = [each for each in series.columns if each.name not in FIRST_DAY_COLUMNS]
+_TEST = (series.c.test, series.c.type, series.c.test_id)
+_METRICS = [
+    each
+    for each in series_metrics.columns
+    if not (each.primary_key or each.name in FIRST_DAY_COLUMNS)
+]
 PLACES = {column.name: place for place, column in enumerate(_COLUMNS)}
 _CLASS = Column(
     "class",
@@ -131,7 +136,8 @@ def rows(connection: Connection, request: ReportRequest) -> Iterator[Row]:
 def _streamed(connection: Connection, request: ReportRequest) -> Iterator[Row]:
     for variant, runs in read_runs(connection, request, *start_conditions(requested_span(request))):
         for found in compute_series(runs, request.rules):
-            row = _row(variant, build_series_row(variant.variant_id, found))
+            series_id = build_series_id(variant.variant_id, found.test_key)
+            row = _row(variant, (*found.test, *list_metrics(found), series_id))
             yield _without_labels(row) if request.as_of else row
 
 
@@ -143,8 +149,10 @@ def _without_labels(row: Row) -> Row:
 
 def _stored(connection: Connection, request: ReportRequest) -> Iterator[Row]:
     statement = (
-        select(*plan_variants.columns, *_REPORTED)
-        .join(plan_variants, plan_variants.c.variant_id == series.c.variant_id)
+        select(*plan_variants.columns, *_TEST, *_METRICS, series.c.series_id)
+        .select_from(plan_variants)
+        .join(series, series.c.variant_id == plan_variants.c.variant_id)
+        .join(series_metrics, HAS_METRICS)
         .where(*variant_conditions(request.filters))
         .execution_options(yield_per=PAGE_ROWS)
     )
@@ -153,11 +161,9 @@ def _stored(connection: Connection, request: ReportRequest) -> Iterator[Row]:
         yield _row(Variant(*row[:names]), row[names:])
 
 
-def _row(variant: Variant, stored: Row) -> Row:
-    """Return a row of the report from one of the table `series`."""
-    _, series_id, _, *rest = stored
-    environments = environments_text(variant.environment_signature)
-    return (*variant.names, environments, *rest, series_id)
+def _row(variant: Variant, rest: Row) -> Row:
+    """Return a row of the report; `rest` begins after the environments."""
+    return (*variant.names, environments_text(variant.environment_signature), *rest)
 
 
 def _window(request: ReportRequest) -> str:

@@ -34,6 +34,7 @@ TABLES = (
     "durations",
     "dirty_marks",
     "roster_series",
+    "series_metrics",
     "series",
     "status_changes",
     "outcomes",
@@ -179,6 +180,15 @@ def _create_aggregates() -> None:
         sa.Column("test", sa.Text()),
         sa.Column("type", sa.Text()),
         sa.Column("test_id", sa.Text()),
+        sa.Column("metrics_id", KEY, nullable=False),
+        sa.PrimaryKeyConstraint("variant_id", "series_id", name="pk_series"),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_series_series_id", "series", ["series_id"], unique=False)
+    op.create_table(
+        "series_metrics",
+        sa.Column("variant_id", KEY, nullable=False),
+        sa.Column("metrics_id", KEY, nullable=False),
         sa.Column("decided", sa.BigInteger(), nullable=False),
         *_counts(),
         *_rates(),
@@ -204,24 +214,17 @@ def _create_aggregates() -> None:
         sa.Column("first_seen_on", DAY),
         sa.Column("iso_date", KEY),
         sa.ForeignKeyConstraint(
-            ["variant_id"], ["plan_variants.variant_id"], name="fk_series_plan_variants"
+            ["variant_id"], ["plan_variants.variant_id"], name="fk_series_metrics_plan_variants"
         ),
-        sa.PrimaryKeyConstraint("variant_id", "series_id", name="pk_series"),
+        sa.PrimaryKeyConstraint("variant_id", "metrics_id", name="pk_series_metrics"),
         sqlite_with_rowid=False,
     )
-    op.create_index("ix_series_series_id", "series", ["series_id"], unique=False)
     op.create_table(
         "roster_series",
         sa.Column("variant_id", KEY, nullable=False),
         sa.Column("roster_id", KEY, nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("series_id", KEY, nullable=False),
-        sa.ForeignKeyConstraint(
-            ["variant_id"], ["plan_variants.variant_id"], name="fk_roster_series_plan_variants"
-        ),
-        sa.ForeignKeyConstraint(
-            ["roster_id"], ["rosters.roster_id"], name="fk_roster_series_rosters"
-        ),
         sa.PrimaryKeyConstraint("variant_id", "roster_id", "position", name="pk_roster_series"),
         sqlite_with_rowid=False,
     )

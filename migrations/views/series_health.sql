@@ -6,14 +6,16 @@ CREATE VIEW {reporting}series_health AS
 SELECT series.series_id, plan_variants.source, plan_variants.application, plan_variants.plan,
        series.test, series.type, series.test_id, series.test_key,
        plan_variants.environment_signature,
-       series.decided, series.failed, series.passed, series.aborted, series.pending,
-       series.unresolved, series.pass_rate, series.pass_rate_strict, series.decided_share,
-       series.pass_rate_low, series.pass_rate_high, series.flips, series.flip_rate, series.health,
-       series.is_flaky, series.is_confirmed_flaky, series.is_regression, series.is_new_failure,
-       series.is_always_failing, series.is_recovered,
-       series.recent, series.last_status, series.last_run_id, series.last_started_at,
-       series.fail_streak, series.streak_since, series.streak_since_run_id,
-       series.last_flip_at, series.last_flip_run_id, series.window_starts_at,
-       series.first_seen_on, series.iso_date, plan_variants.plan_id, plan_variants.variant_id
+       metrics.decided, metrics.failed, metrics.passed, metrics.aborted, metrics.pending,
+       metrics.unresolved, metrics.pass_rate, metrics.pass_rate_strict, metrics.decided_share,
+       metrics.pass_rate_low, metrics.pass_rate_high, metrics.flips, metrics.flip_rate, metrics.health,
+       metrics.is_flaky, metrics.is_confirmed_flaky, metrics.is_regression, metrics.is_new_failure,
+       metrics.is_always_failing, metrics.is_recovered,
+       metrics.recent, metrics.last_status, metrics.last_run_id, metrics.last_started_at,
+       metrics.fail_streak, metrics.streak_since, metrics.streak_since_run_id,
+       metrics.last_flip_at, metrics.last_flip_run_id, metrics.window_starts_at,
+       metrics.first_seen_on, metrics.iso_date, plan_variants.plan_id, plan_variants.variant_id
   FROM series
+  JOIN series_metrics AS metrics ON metrics.variant_id = series.variant_id
+       AND metrics.metrics_id = series.metrics_id
   JOIN plan_variants ON plan_variants.variant_id = series.variant_id

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select, text
 
 from etl.config.settings import DEFAULT_RULES
 from etl.db.database import connect, prepare, reading, writing
-from etl.db.schema import aliases, plan_variants, series
+from etl.db.schema import HAS_METRICS, aliases, plan_variants, series, series_metrics
 from etl.derived import marks
 from etl.derived.aliases import Alias, add_alias
 from etl.derived.plans import Plan
@@ -39,8 +39,10 @@ def engine(database_url: str, api: FakeApi, archiver: Program) -> Iterator[Engin
 
 def histories(engine: Engine) -> list[tuple[str, str | None, str]]:
     """Return plan, test and outcomes of each series."""
-    query = select(plan_variants.c.plan, series.c.test, series.c.recent).join(
-        plan_variants, plan_variants.c.variant_id == series.c.variant_id
+    query = (
+        select(plan_variants.c.plan, series.c.test, series_metrics.c.recent)
+        .join(series, series.c.variant_id == plan_variants.c.variant_id)
+        .join(series_metrics, HAS_METRICS)
     )
     with reading(engine) as connection:
         return sorted(tuple(row) for row in connection.execute(query))

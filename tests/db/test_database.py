@@ -46,10 +46,9 @@ from etl.db.schema import (
     plan_variants,
     rejects,
     revisions,
-    roster_series,
     rosters,
     runs,
-    series,
+    series_metrics,
     status_changes,
     test_revisions,
     tests,
@@ -103,7 +102,6 @@ VARIANT = {
 }
 ROSTER = {"roster_id": "roster-1", "tests": "[]"}
 MARK = {"variant_id": "variant-1", "run_id": "run-1", "revision": 1}
-PLACE = {"variant_id": "variant-1", "roster_id": "roster-1", "position": 1, "series_id": "series-1"}
 COUNTED = dict.fromkeys(COUNTERS, 0)
 OUTCOME = RUN | {
     "revision": 1,
@@ -121,10 +119,9 @@ STATUS_CHANGE = RUN | {
     "last_seen_at": NOW,
     "changed_by": NOW,
 }
-SERIES = COUNTED | {
-    "series_id": "series-1",
+SERIES_METRICS = COUNTED | {
     "variant_id": "variant-1",
-    "test_key": "Checkout",
+    "metrics_id": "metrics-1",
     "decided": 0,
     "flips": 0,
     **dict.fromkeys(SERIES_CLASSES, False),
@@ -217,9 +214,11 @@ ROWS_TO_REFUSE: list[tuple[str, Table, dict[str, Any]]] = [
     ("fk_dirty_marks_tracked_runs", dirty_marks, MARK | {"run_id": "run-2"}),
     ("fk_dirty_marks_plan_variants", dirty_marks, MARK | {"variant_id": "variant-2"}),
     ("ck_status_changes_change", status_changes, STATUS_CHANGE | {"change": "moved"}),
-    ("fk_series_plan_variants", series, SERIES | {"variant_id": "variant-2"}),
-    ("fk_roster_series_plan_variants", roster_series, PLACE | {"variant_id": "variant-2"}),
-    ("fk_roster_series_rosters", roster_series, PLACE | {"roster_id": "roster-2"}),
+    (
+        "fk_series_metrics_plan_variants",
+        series_metrics,
+        SERIES_METRICS | {"variant_id": "variant-2"},
+    ),
     ("fk_durations_plan_variants", durations, DURATIONS | {"variant_id": "variant-2"}),
     (
         "ck_identities_key_kind",

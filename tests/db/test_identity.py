@@ -19,7 +19,7 @@ from etl.archive.replay import replay_archive
 from etl.archive.verify import verify_archive
 from etl.config.settings import DEFAULT_RULES, Reporting
 from etl.db.database import connect, prepare, reading, writing
-from etl.db.schema import drift, identities, identity_decisions, rosters, runs, series
+from etl.db.schema import drift, identities, identity_decisions, rosters, runs
 from etl.derived import refresh
 from etl.derived.identity_rules import IdentityRules
 from etl.derived.plans import Application
@@ -28,7 +28,7 @@ from etl.reports import series as report
 from etl.reports.model import ReportRequest
 from tests.support.dump import dump, rows_of
 from tests.support.fake_api import FakeApi, result
-from tests.support.histories import BERLIN, forget_all, keep
+from tests.support.histories import BERLIN, forget_all, keep, list_recent
 from tests.support.program import Program
 
 AT = datetime(2024, 5, 1, tzinfo=UTC)
@@ -94,8 +94,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 def known_tests(engine: Engine) -> list[tuple[str | None, str]]:
     """Return each series by its test's name and its outcomes."""
     with reading(engine) as connection:
-        rows = connection.execute(select(series.c.test, series.c.recent))
-        return sorted(tuple(row) for row in rows)
+        return list_recent(connection)
 
 
 def measured(engine: Engine) -> list[tuple[Any, ...]]:

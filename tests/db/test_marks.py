@@ -20,7 +20,7 @@ from etl.derived import marks
 from etl.derived.plans import Plan
 from etl.derived.refresh import refresh_plans
 from tests.support.dump import dump, rows_of
-from tests.support.histories import CHROME, SAFARI, a_run, count_all, forget_all, keep
+from tests.support.histories import CHROME, SAFARI, a_run, count_all, forget_all, keep, list_recent
 from tests.support.program import program
 
 NOW = datetime(2024, 7, 1, 9, 30, tzinfo=UTC)
@@ -48,8 +48,7 @@ def test_the_first_run_of_a_plan_is_derived_with_its_commit(engine: Engine) -> N
     with writing(engine) as connection:
         keep(connection, NOW, {"run-1": a_run(on(1), {"home": "F", "cart": "PU"})})
         assert not marks.has_dirty_marks(connection)
-        recent = {row["test"]: row["recent"] for row in rows_of(connection, series)}
-        assert recent == {"home": "F", "cart": "PU"}
+        assert list_recent(connection) == [("cart", "PU"), ("home", "F")]
         for table in (durations, daily_results, weekly_results):
             assert len(rows_of(connection, table)) == 1, table.name
     assert differences(engine) == []
@@ -149,7 +148,7 @@ def test_two_commits_of_one_new_plan_at_a_time_derive_both(postgresql_url: str) 
     with writing(engine) as connection:
         assert marks.count_marked(connection) == 1
         count_all(connection)
-        assert sorted(row["recent"] for row in rows_of(connection, series)) == ["F", "P"]
+        assert sorted(recent for _, recent in list_recent(connection)) == ["F", "P"]
     assert differences(engine) == []
     engine.dispose()
 
@@ -167,7 +166,7 @@ def test_a_mark_that_comes_during_a_refresh_stays(postgresql_url: str) -> None:
     with writing(engine) as connection:
         assert marks.count_marked(connection) == 1
         count_all(connection)
-        assert [row["recent"] for row in rows_of(connection, series)] == ["PPF"]
+        assert [recent for _, recent in list_recent(connection)] == ["PPF"]
     assert differences(engine) == []
     engine.dispose()
 
@@ -222,4 +221,4 @@ def test_a_refresh_can_be_asked_for(engine: Engine, database_url: str, tmp_path:
     assert said not in archiver.call("status").stdout
     assert archiver.call("export", "--csv", "after").stderr == ""
     with reading(engine) as connection:
-        assert [row["recent"] for row in rows_of(connection, series)] == ["PP"]
+        assert [recent for _, recent in list_recent(connection)] == ["PP"]

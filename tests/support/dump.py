@@ -20,6 +20,7 @@ COUNTED = (
     "outcomes",
     "status_changes",
     "series",
+    "series_metrics",
     "roster_series",
     "dirty_marks",
     "durations",

@@ -19,7 +19,14 @@ from etl.config.loading import load
 from etl.config.settings import DEFAULT_RULES, Reporting, Rules
 from etl.db import archive_settings
 from etl.db.database import reading, writing
-from etl.db.schema import PLAN_NAMES, metadata, plan_variants
+from etl.db.schema import (
+    HAS_METRICS,
+    PLAN_NAMES,
+    metadata,
+    plan_variants,
+    series,
+    series_metrics,
+)
 from etl.derived import refresh
 from etl.derived.plans import Application
 from etl.ingest import begin
@@ -138,11 +145,22 @@ def forget_all(engine: Engine) -> None:
                 connection.execute(delete(table))
 
 
+_METRICS = [column for column in series_metrics.c if not column.primary_key]
+
+
 def named_rows(engine: Engine, table: Table) -> list[Row]:
     """Return a table's rows without keys that we make up: with the names of what they are of."""
     with reading(engine) as connection:
         rows = _rows(connection, table)
-    made_up = ("series_id", "variant_id", "plan_id", "test_key", "test_id", "roster_id")
+    made_up = (
+        "series_id",
+        "variant_id",
+        "plan_id",
+        "test_key",
+        "test_id",
+        "roster_id",
+        "metrics_id",
+    )
     return [{name: row[name] for name in row if name not in made_up} for row in rows]
 
 
@@ -153,7 +171,15 @@ def _rows(connection: Connection, table: Table) -> list[Row]:
     query = select(*PLAN_NAMES, of.environment_signature, *table.c).join(
         table, table.c.variant_id == of.variant_id
     )
+    if table is series:
+        query = query.add_columns(*_METRICS).join(series_metrics, HAS_METRICS)
     return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def list_recent(connection: Connection) -> list[tuple[str | None, str]]:
+    """Return the test's name and the last results of each series, sorted."""
+    query = select(series.c.test, series_metrics.c.recent).join(series_metrics, HAS_METRICS)
+    return sorted((test, recent) for test, recent in connection.execute(query))
 
 
 def rounded(value: Any) -> Any:
