@@ -81,6 +81,8 @@ def build_roster(roster_id: str, tests: Iterable[NamedTest], rule: IdentityRule)
 
 def _apply_rule(test: NamedTest, rule: IdentityRule) -> NamedTest:
     """Return a test under its newest name, without its id unless ids repeat."""
+    if test.name not in rule.renamed and (rule.by_id or test.test_id is None):
+        return test
     name = rule.renamed.get(test.name, test.name) if test.name else test.name
     return NamedTest(name, test.type, test.test_id if rule.by_id else None)
 
