@@ -45,7 +45,7 @@ from etl.sandbox.runs import Run
 from etl.sandbox.server import Sandbox, running
 from etl.sandbox.world import Shape, World
 from etl.sandbox.world_clock import Clock
-from tests.support.dump import PASSES, dump
+from tests.support.dump import DECISIONS, PASSES, dump
 from tests.support.postgres import Server, find_programs, run, server_user
 from tests.support.program import COMMAND, Done, Program, program
 
@@ -118,7 +118,7 @@ def with_short_leases(archiver: Program) -> Program:
 def content(url: str) -> dict[str, list[dict[str, Any]]]:
     """Return all that an archive says, but when we looked and how often."""
     with opened(url) as engine, database.reading(engine) as connection:
-        tables = dump(connection, leave_out=PASSES)
+        tables = dump(connection, leave_out=(*PASSES, *DECISIONS))
     hidden = OUR_TIMES | {"fetches"}
     return {
         name: [{key: value for key, value in row.items() if key not in hidden} for row in rows]
