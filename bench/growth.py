@@ -22,7 +22,7 @@ import psycopg
 
 from bench import about, compare, content, fill
 from bench.compare import WITHOUT_AGGREGATES, Task, run, serve_task
-from bench.content import CHANGED_EVERY, PROFILES, History, Offer
+from bench.content import CHANGED_EVERY, NAMES, PROFILES, History, Offer
 from bench.figures import ARCHIVER, LABELS, Figure, figure_table
 from bench.process import FailedError, Sample, measure
 from bench.states import DATABASES, State, States, states
@@ -51,15 +51,13 @@ COLD, UNCHANGED = 0.8, 0.95
 class Grown:
     """The growing archive on one kind of database, and its measurements."""
 
-    def __init__(self, place: States, folder: Path, kind: str, runs: int) -> None:
-        today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        # Reports look back from today. Runs that end at midnight are no longer watched.
-        self._history = History(today, runs)
+    def __init__(self, place: States, folder: Path, kind: str, offer: Offer) -> None:
+        self._offer = offer
         self._place = place
         self._folder = folder
         self._kind = kind
         self._label = LABELS[kind]
-        self._runs = runs
+        self._runs = offer.runs
         self._state = place.new()
 
     def grow(self) -> Iterator[Figure]:
@@ -69,17 +67,17 @@ class Grown:
         for name, first in (("first", 0), ("last", self._runs - few)):
             if first:
                 began = time.perf_counter()
-                self._fill(Offer(PROFILE, between, first=few, history=self._history))
+                self._fill(self._offer._replace(runs=between, first=few))
                 elapsed_s = time.perf_counter() - began
                 yield Figure(f"{self._label}, filled in bulk", between / elapsed_s, "runs/s")
-            with self._serve_task(Offer(PROFILE, few, first=first, history=self._history)) as task:
+            with self._serve_task(self._offer._replace(runs=few, first=first)) as task:
                 sample = run(ARCHIVER, task, self._state)
             yield Figure(
                 f"{self._label}, the {name} {few:,} runs", few / sample.elapsed_s, "runs/s"
             )
             yield Figure(f"{self._label}, the {name} {few:,} runs: peak", sample.peak_mib, "MiB")
         times = self._runs // CHANGED_EVERY
-        changed = Offer(PROFILE, times, "changed", 0, CHANGED_EVERY, self._history)
+        changed = self._offer._replace(runs=times, content="changed", every=CHANGED_EVERY)
         with self._serve_task(changed) as task:
             sample = run(ARCHIVER, task, self._state, is_again=True)
         yield Figure(f"{self._label}, changed runs", times / sample.elapsed_s, "runs/s")
@@ -105,7 +103,7 @@ class Grown:
         wanted = (runs, runs * PROFILE.environments, runs * PROFILE.tests)
         if found[:3] != wanted:
             raise FailedError(f"the archive has {found} instead of {wanted}")
-        offer = Offer(PROFILE, runs, content="changed", history=self._history)
+        offer = self._offer._replace(content="changed")
         for index in range(0, runs, max(runs // SAMPLES, 1)):
             if self._newest_body(offer.run_ids()[index]) != offer.answer(index):
                 raise FailedError(f"the payload of run number {index} differs from the API")
@@ -134,7 +132,7 @@ class Grown:
         for repeat in range(repeats):
             fresh = self._place.new()
             self._prepare(fresh)
-            offer = Offer(PROBE, runs, first=FIRST_PROBE + repeat * runs, history=self._history)
+            offer = self._probe(runs, repeat)
             with self._serve_task(offer) as task:
                 for where, state in (("empty", fresh), ("full", self._state)):
                     for is_again in (False, True):
@@ -150,6 +148,10 @@ class Grown:
             yield Figure(f"{label} when full", runs / full_s, "runs/s")
             yield Figure(f"{label}", empty_s / full_s, "of the rate when empty", at_least)
             yield Figure(f"{label}, CPU alone", empty_cpu_s / full_cpu_s, "of the rate when empty")
+
+    def _probe(self, runs: int, number: int) -> Offer:
+        first = FIRST_PROBE + number * runs
+        return self._offer._replace(profile=PROBE, runs=runs, first=first)
 
     def _prepare(self, state: State) -> None:
         engine = database.connect(state.url)
@@ -170,7 +172,7 @@ class Grown:
     def questions(self, repeats: int) -> Iterator[Figure]:
         """Yield the time of each answer as a whole process, with its number of lines."""
         environment = compare.environment_of(self._state)
-        for name, arguments in questions(self._history.ends_at - LAST_MONTH).items():
+        for name, arguments in questions(self._offer.history.ends_at - LAST_MONTH).items():
             command = [sys.executable, "-m", "etl", *arguments]
             samples = [measure(command, environment, self._state.folder) for _ in range(repeats)]
             lines = (self._state.folder / "output").read_text().count("\n")
@@ -188,7 +190,7 @@ class Grown:
         samples: dict[str, list[Sample]] = {ARCHIVER: [], WITHOUT_AGGREGATES: []}
         contenders = [*samples] * repeats
         for number, contender in enumerate(contenders, repeats):
-            offer = Offer(PROBE, runs, first=FIRST_PROBE + number * runs, history=self._history)
+            offer = self._probe(runs, number)
             with self._serve_task(offer) as task:
                 samples[contender].append(run(contender, task, self._state))
         for unit, of in (("of the time", _elapsed_s), ("of the CPU", _cpu_s)):
@@ -267,6 +269,7 @@ def main() -> int:
     parser.add_argument(
         "--repeats", type=int, default=3, help="rounds of each measurement (default: 3)"
     )
+    parser.add_argument("--names", choices=NAMES, default="mixed", help="of plans and tests")
     parser.add_argument("--folder", type=Path, help="folder that keeps SQLite's archive")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print all figures as JSON")
@@ -297,7 +300,7 @@ def _show(given: argparse.Namespace, figures: list[Figure]) -> None:
 
 def _figures(given: argparse.Namespace, kind: str) -> Iterator[Figure]:
     with _folder(given.folder) as folder, states(kind, folder, folder) as place:
-        grown = Grown(place, folder, kind, given.test_rows // PROFILE.tests)
+        grown = Grown(place, folder, kind, _make_offer(given))
         for figure in chain(
             grown.grow(),
             grown.size(),
@@ -308,6 +311,16 @@ def _figures(given: argparse.Namespace, kind: str) -> Iterator[Figure]:
         ):
             print(f"{figure.name}: {figure.shown} {figure.unit}", file=sys.stderr)
             yield figure
+
+
+def _make_offer(given: argparse.Namespace) -> Offer:
+    """Return the archive's runs. Reports look back from today.
+
+    Runs that end at midnight are no longer watched.
+    """
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    runs = given.test_rows // PROFILE.tests
+    return Offer(PROFILE, runs, history=History(today, runs), names=given.names)
 
 
 @contextmanager
