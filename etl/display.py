@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import date, datetime
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import click
@@ -19,6 +20,7 @@ LONGEST_CELL = 1000
 GAP = 1
 """Blanks between two columns."""
 UUID_LENGTH = 36
+LINES_AT_ONCE = 500
 
 
 def safe(value: Any) -> str:
@@ -44,9 +46,11 @@ def say(text: str = "") -> None:
     click.echo(text, sys.stdout)  # by itself Click sends UTF-8 to an ASCII terminal
 
 
-def say_raw(text: str) -> None:
-    """Print one line unescaped, for programs."""
-    click.echo(text, sys.stdout, color=True)  # else Click removes colour sequences
+def say_lines(lines: Iterable[str]) -> None:
+    """Print lines unescaped, for programs: many at once, since each write is flushed."""
+    waiting = iter(lines)
+    while part := list(islice(waiting, LINES_AT_ONCE)):
+        click.echo("\n".join(part), sys.stdout, color=True)  # else Click removes colour sequences
 
 
 _take_note: ContextVar[Callable[[str], None] | None] = ContextVar("take_note", default=None)

@@ -190,11 +190,12 @@ def _print_report(found: "ReportResult", form: Form, *, raw: bool) -> None:
 
     if form is Form.TABLE:
         forms.show_table(found)
-    elif form is Form.CSV:
-        for line in forms.as_csv(found, raw=raw):
-            display.say_raw(line)
+    elif form is Form.MARKDOWN:
+        for line in forms.as_markdown(found):
+            display.say(line)
+    elif form is Form.JSON:
+        display.say_lines(forms.as_json(found))
+    else:
+        display.say_lines(forms.as_csv(found, raw=raw))
         for line in forms.context(found):
             display.note(line)
-    else:
-        for line in forms.as_json(found) if form is Form.JSON else forms.as_markdown(found):
-            display.say(line)

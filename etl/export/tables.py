@@ -165,7 +165,7 @@ def write_csv(file: Path, rows: FromClause, parts: Parts, *, raw: bool) -> int:
         writer.writerow(rows.c.keys())
         for part in parts:
             for row in with_json_as_text(rows, part):
-                writer.writerow([forms.csv_cell(value, raw=raw) for value in row])
+                writer.writerow(forms.csv_cells(row, raw=raw))
             count += len(part)
     return count
 

@@ -9,9 +9,10 @@ import io
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import date, datetime
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -123,21 +124,19 @@ def as_csv(report: ReportResult, *, raw: bool) -> Iterator[str]:
     """Yield the lines of a report as CSV; `raw` leaves texts as the API sent them."""
     for row in ([column.name for column in report.columns], *report.rows):
         line = io.StringIO()
-        csv.writer(line, lineterminator="").writerow([csv_cell(value, raw=raw) for value in row])
+        csv.writer(line, lineterminator="").writerow(csv_cells(row, raw=raw))
         yield line.getvalue()
 
 
-def csv_cell(value: Any, *, raw: bool) -> Any:
-    """Return the content of a CSV cell; formulas are escaped, unless `raw`."""
-    if isinstance(value, str):
-        return value if raw else _no_formula(display.safe(value))
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return plain(value)
+def csv_cells(row: Iterable[Any], *, raw: bool) -> list[Any]:
+    """Return the contents of the cells of a CSV row; formulas are escaped, unless `raw`."""
+    by_type = _RAW_CELLS if raw else _CELLS
+    return [convert(value) if (convert := by_type.get(type(value))) else value for value in row]
 
 
-def _no_formula(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+def _csv_text(text: str) -> str:
+    safe = display.safe(text)
+    return f"'{safe}" if safe.startswith(FORMULA_STARTS) else safe
 
 
 def as_json(report: ReportResult) -> Iterator[str]:
@@ -176,3 +175,11 @@ def plain(value: Any) -> Any:
 
 def _moment(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+_RAW_CELLS: dict[type, Callable[[Any], str]] = {
+    bool: {True: "true", False: "false"}.__getitem__,
+    datetime: lru_cache(4096)(_moment),  # all tests of a run have its times
+    date: date.isoformat,
+}
+_CELLS = {**_RAW_CELLS, str: _csv_text}
