@@ -3,9 +3,10 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, or_
 
 from etl.answers.rows import COUNTERS
+from etl.db.schema import series_metrics
 from etl.derived.metrics import Counts, add_counts, compute_rates
 from etl.derived.period_metrics import Period
 from etl.derived.plan_summaries import SEEN_SPAN
@@ -68,7 +69,10 @@ def _series(
     flaky: Counter[Application] = Counter()
     seen_since = request.now - SEEN_SPAN
     seen_place, enough = series.PLACES["last_started_at"], require_decided(request.rules)
-    for row in series.rows(connection, request):
+    metrics = series_metrics.c
+    is_counted = or_(metrics.decided >= enough, metrics.is_flaky)
+    needed = (metrics.last_started_at >= seen_since, is_counted)
+    for row in series.rows(connection, request, *needed):
         application, is_seen = Application(*row[:2]), row[seen_place] >= seen_since
         judged[application] += is_seen and row[series.PLACES["decided"]] >= enough
         flaky[application] += is_seen and row[series.PLACES["is_flaky"]]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, literal_column, or_, select
 
 from etl.db.schema import HAS_METRICS, plan_variants, series, series_metrics
 from etl.derived.aggregates import FIRST_DAY_COLUMNS, build_series_id, list_metrics
@@ -92,7 +92,8 @@ def _series(connection: Connection, request: ReportRequest) -> ReportData:
 
 
 def _flaky(connection: Connection, request: ReportRequest) -> ReportData:
-    found = (row for row in rows(connection, request) if row[PLACES["is_flaky"]])
+    metrics = series_metrics.c
+    found = (row for row in rows(connection, request, metrics.is_flaky) if row[PLACES["is_flaky"]])
     rules = request.rules
     threshold = (
         f"flaky: {rules.flaky_min_results} decided results or more, {rules.flaky_min_flips} flips"
@@ -102,7 +103,7 @@ def _flaky(connection: Connection, request: ReportRequest) -> ReportData:
 
 
 def _failures(connection: Connection, request: ReportRequest) -> ReportData:
-    classed = ((classify_failure(row), row) for row in rows(connection, request))
+    classed = ((classify_failure(row), row) for row in rows(connection, request, _HAS_CLASS))
     found = ((word, *row) for word, row in classed if word)
     return ReportData(found, _window(request))
 
@@ -120,10 +121,25 @@ def classify_failure(row: Row) -> str | None:
     return "recovered" if row[PLACES["is_recovered"]] else None
 
 
-def rows(connection: Connection, request: ReportRequest) -> Iterator[Row]:
-    """Yield a row of the report `series` for each series."""
+_HAS_CLASS = or_(
+    series_metrics.c.is_new_failure,
+    series_metrics.c.is_always_failing,
+    series_metrics.c.is_regression,
+    series_metrics.c.fail_streak > literal_column("1"),
+    series_metrics.c.is_recovered,
+)
+"""`classify_failure` gives the row a class."""
+
+
+def rows(
+    connection: Connection, request: ReportRequest, *needed: ColumnElement[bool]
+) -> Iterator[Row]:
+    """Yield a row of the report `series` for each series.
+
+    Stored rows that are not `needed` are left out: the caller does not use them.
+    """
     found = (
-        _stored(connection, request)
+        _stored(connection, request, *needed)
         if can_use_stored(connection, request, STORED_FILTERS)
         else _streamed(connection, request)
     )
@@ -147,13 +163,15 @@ def _without_labels(row: Row) -> Row:
     return (*row[:place], None, *row[place + 1 :])
 
 
-def _stored(connection: Connection, request: ReportRequest) -> Iterator[Row]:
+def _stored(
+    connection: Connection, request: ReportRequest, *needed: ColumnElement[bool]
+) -> Iterator[Row]:
     statement = (
         select(*plan_variants.columns, *_TEST, *_METRICS, series.c.series_id)
         .select_from(plan_variants)
         .join(series, series.c.variant_id == plan_variants.c.variant_id)
         .join(series_metrics, HAS_METRICS)
-        .where(*variant_conditions(request.filters))
+        .where(*variant_conditions(request.filters), *needed)
         .execution_options(yield_per=PAGE_ROWS)
     )
     names = len(plan_variants.columns)
