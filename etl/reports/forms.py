@@ -122,10 +122,13 @@ def _disarmed(text: str) -> str:
 
 def as_csv(report: ReportResult, *, raw: bool) -> Iterator[str]:
     """Yield the lines of a report as CSV; `raw` leaves texts as the API sent them."""
+    line = io.StringIO()
+    writer = csv.writer(line, lineterminator="")
     for row in ([column.name for column in report.columns], *report.rows):
-        line = io.StringIO()
-        csv.writer(line, lineterminator="").writerow(csv_cells(row, raw=raw))
+        writer.writerow(csv_cells(row, raw=raw))
         yield line.getvalue()
+        line.seek(0)
+        line.truncate()
 
 
 def csv_cells(row: Iterable[Any], *, raw: bool) -> list[Any]:
@@ -135,7 +138,7 @@ def csv_cells(row: Iterable[Any], *, raw: bool) -> list[Any]:
 
 
 def _csv_text(text: str) -> str:
-    safe = display.safe(text)
+    safe = text if text.isprintable() else display.safe(text)
     return f"'{safe}" if safe.startswith(FORMULA_STARTS) else safe
 
 
