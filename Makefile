@@ -18,6 +18,7 @@ test: $(SETUP) ## run all tests on SQLite and PostgreSQL, and all checks
 	.ci/setup postgresql
 	.ci/setup pgbouncer
 	.ci/setup chromium
+	.ci/setup drivers
 	$(BIN)/pytest -n 3 --dist worksteal
 
 quick: $(SETUP) ## run the unit tests (under 30 seconds; no server, no other process)
