@@ -38,6 +38,11 @@ from etl.db.opening import open_to_migrate
 
 FOLDER = Path(__file__).parent
 
+AGE_IN_DAYS = {
+    "sqlite": "julianday('now') - julianday(outcomes.opened_at)",
+    "postgresql": "extract(epoch FROM now() - outcomes.opened_at) / 86400",
+}
+"""The time since a run waits for a person, as each database computes it."""
 COMMENT_ON_ALL = r"""
 DO $$
 DECLARE entry record;
@@ -105,6 +110,7 @@ def _create_views(connection: Connection, in_schema: str | None) -> None:
     prefix = f"{ownership.quote_name(connection, in_schema)}." if in_schema else ""
     for file in ownership.view_files(connection):
         statement = file.read_text(encoding="utf-8").replace("{reporting}", prefix)
+        statement = statement.replace("{age_in_days}", AGE_IN_DAYS[connection.dialect.name])
         marked = statement.replace(" AS\n", f" AS {ownership.VIEW_MARK}\n", 1)
         connection.exec_driver_sql(marked)
 

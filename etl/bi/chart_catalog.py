@@ -24,19 +24,6 @@ class Measure(Struct, frozen=True, forbid_unknown_fields=True):
     per: int = 1
 
 
-class Expression(Struct, frozen=True, forbid_unknown_fields=True):
-    """A column that depends on the time of the query, in the SQL of each database."""
-
-    title: str
-    views: Sequence[str]
-    postgresql: str
-    sqlite: str
-
-    def in_dialect(self, dialect: str) -> str:
-        """Return its SQL on a database."""
-        return (self.postgresql if dialect == "postgresql" else self.sqlite).strip()
-
-
 class BoardChart(Struct, frozen=True, forbid_unknown_fields=True):
     """A chart; charts.toml explains the fields."""
 
@@ -62,7 +49,6 @@ class Catalog(Struct, frozen=True, forbid_unknown_fields=True):
     """All of charts.toml."""
 
     measures: Mapping[str, Measure]
-    expressions: Mapping[str, Expression]
     charts: Mapping[str, BoardChart]
 
 

@@ -27,12 +27,11 @@ def _add(columns: Sequence[str]) -> str:
 def chart_sql(
     catalog: Catalog,
     chart: BoardChart,
-    dialect: str,
     schema: str | None,
     filters: Iterable[str] = (),
 ) -> str:
     """Return the query of a chart; `filters` are further conditions."""
-    selected = [*chart.columns, *_dimensions(catalog, chart, dialect)]
+    selected = [*chart.columns, *chart.dimensions]
     selected += [f"{measure_sql(catalog.measures[name])} AS {name}" for name in chart.measures]
     conditions = [*filter(None, [chart.where]), *filters]
     view = f"{schema}.{chart.view}" if schema else chart.view
@@ -43,12 +42,6 @@ def chart_sql(
         lines.append(f" GROUP BY {', '.join(chart.dimensions)}")
     lines.append(f" ORDER BY {', '.join(map(_direction, chart.order))}")
     return "\n".join(lines)
-
-
-def _dimensions(catalog: Catalog, chart: BoardChart, dialect: str) -> Iterable[str]:
-    for name in chart.dimensions:
-        expression = catalog.expressions.get(name)
-        yield f"{expression.in_dialect(dialect)} AS {name}" if expression else name
 
 
 def _direction(name: str) -> str:

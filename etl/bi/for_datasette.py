@@ -56,7 +56,7 @@ def _query(source: BiSource, chart: BoardChart) -> Content:
     return {
         "title": chart.title,
         "description": chart.description,
-        "sql": chart_sql(source.catalog, chart, "sqlite", None, filters),
+        "sql": chart_sql(source.catalog, chart, None, filters),
     }
 
 
@@ -89,7 +89,7 @@ def _drawing(source: BiSource, chart: BoardChart, database: str) -> Content:
     drawing = {
         "title": chart.title,
         "db": database,
-        "query": chart_sql(source.catalog, chart, "sqlite", None, [condition]),
+        "query": chart_sql(source.catalog, chart, None, [condition]),
     }
     if chart.drawing == "table":
         return drawing | {"library": "table"}

@@ -65,7 +65,7 @@ def panel_sql(source: BiSource, chart: BoardChart) -> str:
         f"({ALL} IN (${{{name}:sqlstring}}) OR {name} IN (${{{name}:sqlstring}}))"
         for name in source.views[chart.view].filters
     ]
-    query = chart_sql(source.catalog, chart, "postgresql", source.quoted_schema, filters)
+    query = chart_sql(source.catalog, chart, source.quoted_schema, filters)
     if chart.time and chart.drawing != "table":
         query = query.replace(f"SELECT {chart.time},", f"SELECT {chart.time} AS time,", 1)
     return query

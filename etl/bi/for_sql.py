@@ -16,7 +16,7 @@ def make(source: BiSource) -> Mapping[str, bytes]:
     schemas = {"postgresql": source.quoted_schema, "sqlite": None}
     return {
         f"{name}.{dialect}.sql": (
-            f"{_head(chart)}\n{chart_sql(source.catalog, chart, dialect, schema)};\n".encode()
+            f"{_head(chart)}\n{chart_sql(source.catalog, chart, schema)};\n".encode()
         )
         for name, chart in source.catalog.charts.items()
         for dialect, schema in schemas.items()

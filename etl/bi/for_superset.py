@@ -91,13 +91,6 @@ def _database(source: BiSource) -> Content:
 
 def _dataset(source: BiSource, name: str, view: DescribedView) -> Content:
     measures = {key: each for key, each in source.catalog.measures.items() if name in each.views}
-    expressions = [
-        _column(key, ViewColumn(each.title, "text", "dimension", None), source)
-        | {"expression": each.in_dialect(source.dialect)}
-        for key, each in source.catalog.expressions.items()
-        if name in each.views
-    ]
-    columns = [_column(key, each, source) for key, each in view.columns.items()]
     # Names of datasets are unique in a Superset whose own database is SQLite.
     query = f"SELECT * FROM {source.quoted_view(name)}"  # noqa: S608  our names
     return {
@@ -109,7 +102,7 @@ def _dataset(source: BiSource, name: str, view: DescribedView) -> Content:
         "filter_select_enabled": True,
         "uuid": make_uuid(source, "dataset", name),
         "metrics": [_metric(key, each) for key, each in measures.items()] or [COUNT],
-        "columns": columns + expressions,
+        "columns": [_column(key, each, source) for key, each in view.columns.items()],
         "version": VERSION,
         "database_uuid": make_uuid(source, "database", ""),
     }

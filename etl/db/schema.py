@@ -714,6 +714,15 @@ dates = Table(
     sqlite_with_rowid=False,
 )
 
+age_buckets = Table(
+    "age_buckets",
+    metadata,
+    Column("name", Key, primary_key=True),
+    Column("from_days", BigInteger),
+    Column("until_days", BigInteger),
+    sqlite_with_rowid=False,
+)
+
 identities = Table(
     "identities",
     metadata,

@@ -17,7 +17,7 @@ from etl.reports.selection import PAGE_ROWS, RosterLoader, TestPlaces, request_c
 from etl.reports.spans import describe_requested
 
 AGES = (
-    ("under_1_day", "under 1 day", timedelta(days=1)),
+    ("under_1_day", "0 to 1 days", timedelta(days=1)),
     ("days_1_to_3", "1 to 3 days", timedelta(days=3)),
     ("days_3_to_7", "3 to 7 days", timedelta(days=7)),
     ("days_7_to_14", "7 to 14 days", timedelta(days=14)),

@@ -2,8 +2,8 @@
 
 All of it but `aliases` follows from the payloads: an archive that has runs is incomplete after this
 migration until `db upgrade` has derived all rows. A downgrade is refused while there are aliases to
-lose. `dates` is a
-calendar for BI tools, from 2010 to 2039.
+lose. `dates` is a calendar for BI tools, from 2010 to 2039; `age_buckets` has the ages of the
+backlog.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,7 @@ TABLES = (
     "aliases",
     "identities",
     "identity_decisions",
+    "age_buckets",
     "dates",
     "weekly_results",
     "daily_results",
@@ -58,6 +59,7 @@ def upgrade() -> None:
     _create_facts()
     _create_aggregates()
     _create_dates()
+    _create_age_buckets()
     _create_rest()
 
 
@@ -427,6 +429,21 @@ def _create_dates() -> None:
         sqlite_with_rowid=False,
     )
     _fill_dates(op.get_bind())
+
+
+def _create_age_buckets() -> None:
+    op.create_table(
+        "age_buckets",
+        sa.Column("name", KEY, nullable=False),
+        sa.Column("from_days", sa.BigInteger()),
+        sa.Column("until_days", sa.BigInteger()),
+        sa.PrimaryKeyConstraint("name", name="pk_age_buckets"),
+        sqlite_with_rowid=False,
+    )
+    op.execute(
+        "INSERT INTO age_buckets VALUES ('0 to 1 days', NULL, 1), ('1 to 3 days', 1, 3),"
+        " ('3 to 7 days', 3, 7), ('7 to 14 days', 7, 14), ('over 14 days', 14, NULL)"
+    )
 
 
 def _fill_dates(bind: sa.Connection) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from etl.config.settings import Reporting
+from tests.db.test_charts import age_bucket
 from tests.support import restated
 from tests.support.month import Month, Row, as_day, rounded
 
@@ -246,13 +247,8 @@ def then_and_now(month: Month) -> Rows:
 @answers("Unresolved tests by age")
 def unresolved_tests_by_age(month: Month) -> Rows:
     waiting = [run for run in month.runs if count_tests(run, "unresolved")]
-    for age, runs in group(waiting, lambda run: age_of(month.opened_at(run))).items():
+    for age, runs in group(waiting, lambda run: age_bucket(month.opened_at(run))).items():
         yield age, len(runs), sum(count_tests(run, "unresolved") for run in runs)
-
-
-def age_of(opened_at: datetime) -> str:
-    days = (today() - opened_at.date()).days
-    return "today or yesterday" if days <= 1 else "this week" if days <= 7 else "older"
 
 
 @answers("New tests by month")

@@ -226,7 +226,7 @@ def test_a_role_that_is_not_there_is_told_how_to_make(archive: Engine) -> None:
 
 
 def test_a_role_that_reads_more_is_no_reader(archive: Engine, role: str) -> None:
-    assert "the role 'archiver' can use the table aliases already" in complaint(
+    assert "the role 'archiver' can use the table age_buckets already" in complaint(
         UsageError, archive, ROLE
     )
     with writing(archive) as connection:

@@ -2,6 +2,7 @@
 
 import tomllib
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from etl.db import database
 from etl.db.database import connect, prepare, reading
+from etl.reports.backlog import AGES
 from tests.support.looks import CHROME, a_test, look
 from tests.support.view_rows import as_read, only, prefix, select_all
 from tests.support.views_page import PAGE, page
@@ -525,6 +527,22 @@ def test_an_unresolved_run_has_a_link_to_the_first_open_test(engine: Engine) -> 
         "results_url": "https://example.com/results/2",
     }
     assert sitemaps == [None] * 3
+
+
+def test_an_age_bucket_is_the_age_of_the_report(engine: Engine) -> None:
+    """At each limit, a minute before and after it; a clock ahead of ours makes no age below 0."""
+    minute, now = timedelta(minutes=1), datetime.now(UTC)
+    ages = {-timedelta(days=2): AGES[0][1], minute: AGES[0][1]}
+    for (_, younger, limit), (_, older, _) in pairwise(AGES):
+        ages |= {limit - minute: younger, limit + minute: older}
+    for number, age in enumerate(ages):
+        started_at = (now - age).isoformat()
+        test = a_test("cart", "unresolved")
+        look(engine, f"run-{number}", now, test, started_at=started_at, duration=0)
+    with reading(engine) as connection:
+        rows = select_all(connection, "unresolved_backlog")
+    found = {row["run_id"]: row["age_bucket"] for row in rows}
+    assert [found[f"run-{number}"] for number in range(len(ages))] == list(ages.values())
 
 
 def test_operators_see_what_could_not_be_read_and_what_is_new(engine: Engine) -> None:

@@ -34,7 +34,7 @@ COUNTED = (
 """The tables that reports count from; tests/test_golden.py has their rows."""
 DECISIONS = ("identity_decisions",)
 """When test ids are first known to repeat depends on the answers that came before."""
-FIXED = ("dates", "data_dictionary", "archive_settings")
+FIXED = ("dates", "age_buckets", "data_dictionary", "archive_settings")
 """The tables that migrations fill: no run changes them."""
 
 
