@@ -1,5 +1,6 @@
 """Each chart's query, on both databases, equals a count in plain Python."""
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ import pytest
 
 from etl.bi.chart_catalog import read_catalog
 from etl.bi.chart_sql import chart_sql
+from etl.bi.for_grafana import make as make_dashboard
 from etl.bi.for_grafana import panel_sql
 from etl.bi.view_columns import FILTERS, BiSource, read_views
 from etl.config.settings import DEFAULT_RULES
@@ -215,6 +217,20 @@ def test_a_filter_of_grafana_leaves_its_application(month_postgresql: Month, nam
         assert one == [row for row in all_rows if row["application"] == "Storefront"]
     assert one != all_rows
     assert panel(month_postgresql, name, NO_FILTER | {"${plan:sqlstring}": "'Nobody'"}) == []
+
+
+def test_a_variable_of_grafana_lists_its_values(month_postgresql: Month) -> None:
+    [content] = make_dashboard(grafana_source(month_postgresql)).values()
+    variables = json.loads(content)["templating"]["list"]
+    found = {
+        each["name"]: {row[each["name"]] for row in month_postgresql.ask(each["query"])}
+        for each in variables
+        if each["type"] == "query"
+    }
+    runs = month_postgresql.runs
+    branches = {labels.get("branch") for labels in month_postgresql.labels.values()}
+    names = {name: {getattr(run, name) for run in runs} for name in FILTERS if name != "branch"}
+    assert found == names | {"branch": branches}
 
 
 def panel(month: Month, name: str, values: dict[str, str]) -> list[Row]:

@@ -12,6 +12,7 @@ from sqlalchemy import make_url
 
 from tests.db.test_views import VIEWS
 from tests.program.test_export import filled_program
+from tests.support import grafana
 from tests.support.postgres import Server
 from tests.support.program import Program
 
@@ -244,6 +245,27 @@ def test_a_dashboard_of_grafana_has_no_data_source_of_its_own(archiver: Program)
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"]) == 10
     places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]}
     assert len(places) == 10
+
+
+def test_a_dashboard_of_grafana_is_valid_by_grafanas_models(archiver: Program) -> None:
+    archiver.call("bi", "grafana", "--output", "board.json")
+    board = json.loads((archiver.folder / "board.json").read_text())
+    assert grafana.list_faults(board) == []
+
+
+def test_a_fault_of_a_dashboard_is_seen(archiver: Program) -> None:
+    archiver.call("bi", "grafana", "--output", "board.json")
+    board = json.loads((archiver.folder / "board.json").read_text())
+    board["templating"]["list"][1]["refresh"] = "often"
+    board["panels"][0]["gridPos"]["w"] = "12"
+    board["panels"][1]["fieldConfig"]["defaults"]["custom"]["lineColour"] = "red"
+    board["panels"][2] |= {"legend": True}
+    assert [fault.partition(":")[0] for fault in grafana.list_faults(board)] == [
+        ".panels[1].fieldConfig.defaults.custom.lineColour",
+        ".panels[2].legend",
+        ".panels[0].grid_pos[0].w",
+        ".templating[0].list_val[1].refresh",
+    ]
 
 
 def sources_in(part: Any) -> list[str]:
