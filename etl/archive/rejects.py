@@ -229,7 +229,8 @@ def _store_reject(
     saved = store.store_answers(connection, [owned], config.reporting.rules)
     archived = saved[answer.run_id].archived
     standing = _stand_after(connection, tracked, archived, answer.fetched_at, config.polling)
-    recorded = Recorded(answer.run_id, standing, answer.fetched_at)
+    dated = lifecycle.date_failure(standing, None, now)
+    recorded = Recorded(answer.run_id, dated, answer.fetched_at)
     leases.record_without_fetch(connection, recorded)
     connection.execute(delete(rejects).where(rejects.c.id == readable.reject_id))
     return True

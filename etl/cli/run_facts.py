@@ -33,7 +33,7 @@ RUN_FACTS = (
 TAKE_BACK = "`result-archiver track --again RUN_ID` takes it back"
 HIDDEN_IN_LEDGER = ("read_token", "gone_at", "context_changed_at")
 """A secret, and columns that the row of `runs` shows."""
-LEDGER_FACTS = ("state", "due_at", "last_fetched_at", "fetches", "last_error")
+LEDGER_FACTS = ("state", "due_at", "last_fetched_at", "fetches", "last_error", "failing_since")
 
 
 def read_run(connection: Connection, run_id: str) -> dict[str, Any]:

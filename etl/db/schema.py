@@ -255,6 +255,7 @@ tracked_runs = Table(
     # A code of answers.outcome.Reason, for programs; last_error is for people.
     Column("reason", Text),
     Column("last_error", Text),
+    Column("failing_since", Timestamp),
     Column("first_tracked_at", Timestamp, nullable=False),
     Column("last_fetched_at", Timestamp),
     Column("fetches", BigInteger, nullable=False, server_default="0"),

@@ -97,6 +97,7 @@ def _lease(connection: Connection, lease: Lease, chosen: Select[tuple[str]]) -> 
             table.c.attempts,
             table.c.reason,
             table.c.last_error,
+            table.c.failing_since,
             table.c.gone_at,
         )
     )
@@ -148,7 +149,9 @@ def urgency(now: datetime) -> Sequence[ColumnElement[Any]]:
 
 def _claim(row: Any) -> Claim:
     reason = Reason(row.reason) if row.reason else None
-    standing = Standing(State(row.state), row.due_at, row.attempts, reason, row.last_error)
+    standing = Standing(
+        State(row.state), row.due_at, row.attempts, reason, row.last_error, row.failing_since
+    )
     return Claim(
         row.run_id,
         row.source,
@@ -180,7 +183,7 @@ def record(connection: Connection, recorded: Sequence[Recorded]) -> None:
     """Write how runs stand after a fetch, and release them."""
     answered = [each for each in recorded if each.fetched_at is not None]
     others = [each for each in recorded if each.fetched_at is None]
-    names = ["state", "due_at", "attempts", "reason", "last_error"]
+    names = ["state", "due_at", "attempts", "reason", "last_error", "failing_since"]
     also = "fetches = tracked_runs.fetches + 1, lease_owner = NULL, lease_until = NULL"
     bulk.update(
         connection,
@@ -213,8 +216,8 @@ def record_without_fetch(connection: Connection, recorded: Recorded) -> None:
 
 
 def _standing_row(standing: Standing) -> tuple[Any, ...]:
-    state, due_at, attempts, reason, last_error = standing
-    return (state.value, due_at, attempts, reason.value if reason else None, last_error)
+    state, due_at, attempts, reason, *rest = standing
+    return (state.value, due_at, attempts, reason.value if reason else None, *rest)
 
 
 def mark_gone(connection: Connection, run_ids: Sequence[str], now: datetime) -> None:

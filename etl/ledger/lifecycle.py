@@ -40,7 +40,8 @@ class State(StrEnum):
 class Standing(NamedTuple):
     """How a run stands: `attempts` counts the failed ones since the last answer.
 
-    `reason` is for programs, `last_error` for people.
+    `reason` is for programs, `last_error` for people. `failing_since` is the time of the first
+    failed fetch since the last accepted answer.
     """
 
     state: State
@@ -48,6 +49,7 @@ class Standing(NamedTuple):
     attempts: int = 0
     reason: Reason | None = None
     last_error: str | None = None
+    failing_since: datetime | None = None
 
 
 class Seen(NamedTuple):
@@ -156,6 +158,13 @@ def after_missing(seen: Seen | None, message: str, now: datetime, rules: Polling
     if standing.state is State.FAILED:
         standing = Standing(State.SETTLED, None)
     return standing._replace(reason=Reason.GONE, last_error=message)
+
+
+def date_failure(standing: Standing, failing_since: datetime | None, now: datetime) -> Standing:
+    """Return a standing with the time since when it fails: that of before, or else `now`."""
+    if standing.state not in {State.RETRYING, State.FAILED}:
+        return standing
+    return standing._replace(failing_since=failing_since or now)
 
 
 def requeue(fetches: int, now: datetime) -> Standing:

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Select, case, func, select, type_coerce
+from sqlalchemy import Connection, Select, case, func, select
 
 from etl.answers.outcome import Reason, Target
-from etl.db.schema import HAS_FAILED, Timestamp, among, tracked_runs
+from etl.db.schema import HAS_FAILED, among, tracked_runs
 from etl.ledger import leases
 from etl.ledger.lifecycle import State
 
@@ -62,7 +62,7 @@ def control_of(connection: Connection, source: str) -> Target | None:
 
 
 class FailedRun(NamedTuple):
-    """A run that was given up. `since` is its last answer, or the time it was first tracked."""
+    """A run that was given up. `since` is its first failed fetch since the last answer."""
 
     run_id: str
     source: str
@@ -74,14 +74,13 @@ class FailedRun(NamedTuple):
 def read_failed(connection: Connection) -> list[FailedRun]:
     """Return all failed runs by source and reason."""
     table = tracked_runs
-    since = func.coalesce(table.c.last_fetched_at, table.c.first_tracked_at)
     query = (
         select(
             table.c.run_id,
             table.c.source,
             table.c.reason,
             table.c.last_error,
-            type_coerce(since, Timestamp),
+            table.c.failing_since,
         )
         .where(HAS_FAILED)
         .order_by(table.c.source, table.c.reason, table.c.run_id)

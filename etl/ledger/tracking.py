@@ -183,7 +183,7 @@ def retry(
         statement = (
             update(tracked_runs)
             .where(tracked_runs.c.state == State.FAILED, was_fetched if fetched else ~was_fetched)
-            .values(state=standing.state, due_at=now, attempts=0, reason=None, last_error=None)
+            .values(standing._asdict())
         )
         if reason is not None:
             statement = statement.where(tracked_runs.c.reason == reason)
@@ -222,6 +222,7 @@ _UNTOUCHED = {
     "attempts": 0,
     "reason": None,
     "last_error": None,
+    "failing_since": None,
     "last_fetched_at": None,
     "fetches": 0,
     "lease_owner": None,

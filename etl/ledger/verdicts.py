@@ -61,7 +61,7 @@ def judge_outcome(
             # A clock that was set back must not make a run look fetched earlier than before.
             fetched_at = max(outcome.fetched_at, claim.last_fetched_at or outcome.fetched_at)
             standing = lifecycle.after_answer(seen, outcome.fetched_at, rules)
-            return Recorded(claim.run_id, standing, fetched_at)
+            return Recorded(claim.run_id, lifecycle.date_failure(standing, None, now), fetched_at)
         case Missing():
             standing = lifecycle.after_missing(seen, outcome.message, outcome.fetched_at, rules)
         case Denied():
@@ -78,7 +78,8 @@ def judge_outcome(
             standing = lifecycle.after_deferral(claim.standing, _failure(outcome.error), now)
         case _:
             assert_never(outcome)
-    return Recorded(claim.run_id, standing, None)
+    failing_since = claim.standing.failing_since
+    return Recorded(claim.run_id, lifecycle.date_failure(standing, failing_since, now), None)
 
 
 def _failure(error: TransientError) -> Failure:

@@ -140,6 +140,7 @@ def upgrade() -> None:
         sa.Column("attempts", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("last_error", sa.Text(), nullable=True),
+        sa.Column("failing_since", TIMESTAMP, nullable=True),
         sa.Column("first_tracked_at", TIMESTAMP, nullable=False),
         sa.Column("last_fetched_at", TIMESTAMP, nullable=True),
         sa.Column("fetches", sa.BigInteger(), server_default="0", nullable=False),

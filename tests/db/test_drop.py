@@ -191,6 +191,7 @@ def test_a_tombstone_has_nothing_but_its_name(engine: Engine) -> None:
         "attempts": 0,
         "reason": None,
         "last_error": None,
+        "failing_since": None,
         "first_tracked_at": START,
         "last_fetched_at": None,
         "fetches": 0,

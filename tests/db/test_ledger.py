@@ -81,6 +81,7 @@ def test_a_new_run_is_queued_and_due_now(connection: Connection) -> None:
             "attempts": 0,
             "reason": None,
             "last_error": None,
+            "failing_since": None,
             "first_tracked_at": NOW,
             "last_fetched_at": None,
             "fetches": 0,

@@ -347,7 +347,7 @@ def fill_every_column_that_has_times(connection: Connection) -> None:
     connection.execute(insert(ingests).values(run))
     tracking.make_due(connection, None, START)
     held = {tracked_runs.c.lease_owner: "somebody", tracked_runs.c.lease_until: START}
-    connection.execute(tracked_runs.update().values(held))
+    connection.execute(tracked_runs.update().values(held | {tracked_runs.c.failing_since: START}))
 
 
 # --- the same again, and something else -----------------------------------------------------

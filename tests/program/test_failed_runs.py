@@ -4,6 +4,7 @@ import json
 import random
 import re
 import sqlite3
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from etl.answers.outcome import Reason
 from etl.db import database
 from tests.support.fake_api import NOT_FOUND, Answer, FakeApi, result
 from tests.support.program import Done, Program, program
+from tests.support.view_rows import as_read, select_all
 
 DENIED = Answer(b"{}", 403)
 SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -255,10 +257,40 @@ def test_bi_tools_count_failed_runs_by_source_and_reason(
         columns = connection.execute(text(f"SELECT * FROM {schema}failed_runs")).keys()
     assert counts == [("default", "denied", 1), ("default", "not_found", 2)]
     assert list(columns) == [
-        "run_id", "source", "reason", "attempts", "first_tracked_at", "last_fetched_at",
+        "run_id", "source", "reason", "failing_since", "attempts", "first_tracked_at",
+        "last_fetched_at",
     ]  # fmt: skip
     with_failures.call("retry", "--reason", "denied")
     with database.reading(engine) as connection:
         counts = [tuple(row) for row in connection.execute(text(by_reason))]
     engine.dispose()
     assert counts == [("default", "not_found", 2)]
+
+
+def test_a_failed_run_fails_since_its_first_failed_fetch(
+    archiver: Program, api: FakeApi, database_url: str
+) -> None:
+    """An answer, and a retry that somebody asks for, begin anew."""
+    archiver = archiver.given(RESULT_ARCHIVER__API__ATTEMPTS="1")
+    times = []
+    for answer in (result(status="pending"), Answer(b"{}", 500), DENIED, DENIED):
+        api.answers["secret"] = [answer]
+        times.append(datetime.now(UTC) - timedelta(milliseconds=1))  # which columns round to
+        archiver.call("ingest", "secret", "--refresh")
+        if len(times) == 3:
+            assert times[1] <= failing_since(archiver, database_url) <= times[2]
+            archiver.call("retry", "secret")
+            assert archiver.call("status", "--failed", "--json").json()["failed"] == []
+    assert times[3] <= failing_since(archiver, database_url)
+
+
+def failing_since(archiver: Program, database_url: str) -> datetime:
+    """Return since when the one failed run fails: by `status` and by the view alike."""
+    [failed] = archiver.call("status", "--failed", "--json").json()["failed"]
+    engine = database.connect(database_url)
+    with database.reading(engine) as connection:
+        [row] = select_all(connection, "failed_runs")
+        since = datetime.fromisoformat(failed["since"])
+        assert row["failing_since"] == as_read(since, connection)
+    engine.dispose()
+    return since

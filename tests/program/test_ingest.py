@@ -146,6 +146,7 @@ SHOWN = {
         "attempts": 0,
         "reason": None,
         "last_error": None,
+        "failing_since": None,
         "first_tracked_at": "2026-11-02T09:01:00.000Z",
         "last_fetched_at": "2026-11-02T09:01:00.000Z",
         "fetches": 1,
