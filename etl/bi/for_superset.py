@@ -23,7 +23,7 @@ HEIGHT = 50
 ROW_LIMIT = 10_000
 TIMES = (
     "started_at", "day", "week_starts_on", "last_started_at", "changed_by", "measured_at",
-    "last_fetched_at",
+    "failing_since", "last_fetched_at",
 )  # fmt: skip
 """The columns that a dataset's charts can be limited by, the best first."""
 ON_SQLITE = {

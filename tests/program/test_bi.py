@@ -242,9 +242,9 @@ def test_a_dashboard_of_grafana_has_no_data_source_of_its_own(archiver: Program)
     assert {"datasource", "source", "application", "plan"} <= {
         each["name"] for each in board["templating"]["list"]
     }
-    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"]) == 10
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"]) == 11
     places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]}
-    assert len(places) == 10
+    assert len(places) == 11
 
 
 def test_a_dashboard_of_grafana_is_valid_by_grafanas_models(archiver: Program) -> None:
