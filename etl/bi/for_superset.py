@@ -40,6 +40,19 @@ DRAWINGS = {
 }
 FORMATS = {"share": ".1%", "hours": ",.1f", "minutes": ",.0f", "milliseconds": "DURATION"}
 
+COLORS = {
+    "passed": "#3c9a5f",
+    "failed": "#c8443c",
+    "aborted": "#8a8f98",
+    "unresolved": "#e0a030",
+    "open_tests": "#e0a030",
+    "run_count": "#1fa8c9",
+    "pass_rate": "#1fa8c9",
+    "pass_rate_low": "#b0b7c3",
+    "pass_rate_high": "#8a8f98",
+}
+"""The colors of measures: without them, two in one chart can have the same."""
+
 Content = dict[str, Any]
 
 
@@ -215,6 +228,8 @@ def _params(chart: BoardChart) -> Content:
         "rich_tooltip": True,
         "x_axis_sort_asc": True,
         "x_axis_time_format": "%Y-%m-%d",
+        "xAxisLabelInterval": "auto" if chart.time else "0",  # 0: all labels
+        "xAxisLabelRotation": 0 if chart.time else 30,
         "y_axis_format": ".0%" if shares else "SMART_NUMBER",
         "truncateYAxis": shares,
         "y_axis_bounds": [0, 1] if shares else [None, None],
@@ -244,6 +259,7 @@ def _dashboard(source: BiSource) -> Content:
         "metadata": {
             "native_filter_configuration": list(_list_native_filters(source)),
             "color_scheme": "supersetColors",
+            "label_colors": COLORS,
             "cross_filters_enabled": True,
             "filter_bar_orientation": "HORIZONTAL",  # beside the charts it fills a phone
         },
