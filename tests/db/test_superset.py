@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Page, expect
 
 from tests.db.test_charts import CATALOG, COUNTED, OF_RUNS, in_order, plain
+from tests.db.test_datasette import wait_for
+from tests.support.browser import chromium
 from tests.support.month import Month, Row, month_on_postgresql, month_on_sqlite, rounded
-from tests.support.postgres import Server
+from tests.support.postgres import Server, free_port
 from tests.support.program import bare_program
 
 pytestmark = pytest.mark.superset
@@ -46,6 +49,22 @@ def superset(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for command in ("db upgrade", f"fab create-admin {admin}", "init"):
         run(environment, BIN / "superset", *command.split())
     return environment
+
+
+@pytest.fixture(scope="module")
+def server(superset: dict[str, str]) -> Iterator[str]:
+    """The URL of that Superset's pages."""
+    port = free_port()
+    command = [str(BIN / "superset"), "run", "--port", str(port), "--with-threads"]
+    with subprocess.Popen(
+        command, env=superset, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_for(f"{url}/health")
+            yield url
+        finally:
+            process.terminate()
 
 
 def run(environment: dict[str, str], *command: str | Path) -> str:
@@ -109,6 +128,48 @@ def test_every_chart_equals_a_count_in_plain_python(
             those = [row for row in expected if row["application"] == "Storefront"]
             assert in_order(comparable(filtered, expected)) == in_order(those), name
         assert (filtered != all_rows) == (name in OF_RUNS)
+
+
+@pytest.mark.timeout(900)
+def test_the_dashboard_is_drawn_without_an_error(
+    superset: dict[str, str], server: str, tmp_path: Path
+) -> None:
+    """On a desktop and on a phone; the pictures stay in the test's folder, to be looked at."""
+    with month_on_sqlite(tmp_path, "UTC") as month:
+        url = f"sqlite:///{month.engine.url.database}"
+        archiver = bare_program(tmp_path).given(RESULT_ARCHIVER__DATABASE__URL=url)
+        assert archiver.call("bi", "superset", "--output", "bundle.zip").exit_code == 0
+        bundle = tmp_path / "bundle.zip"
+        run(superset, BIN / "superset", "import-dashboards", "--path", bundle, "-u", "admin")
+        with chromium() as browser:
+            for name, width in {"desktop": 1280, "phone": 390}.items():
+                page = browser.new_page(viewport={"width": width, "height": TALL_PX})
+                assert draw(page, server) == []
+                page.locator("[data-test=grid-content]").screenshot(path=tmp_path / f"{name}.png")
+
+
+TALL_PX = 3400
+"""Superset draws a chart when it comes into view."""
+
+
+def draw(page: Page, server: str) -> list[str]:
+    """Open the dashboard, wait for all of its charts, and return errors and failed requests."""
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("response", lambda each: faults.append(each.url) if each.status >= 400 else None)
+    page.goto(f"{server}/login/")
+    page.get_by_label("Username").fill("admin")
+    page.get_by_label("Password").fill("admin")
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/welcome/")
+    page.goto(f"{server}/superset/dashboard/test-results/")
+    charts = page.locator("[data-test=slice-container]")
+    drawn = charts.filter(has=page.locator("canvas, td"))
+    expect(drawn).to_have_count(len(CATALOG.charts), timeout=120_000)
+    expect(page.locator(".loading, .ant-spin")).to_have_count(0, timeout=120_000)
+    page.wait_for_timeout(2_000)  # charts grow into view
+    alerts = page.get_by_role("alert").all_inner_texts()
+    return [*faults, *alerts]
 
 
 def comparable(rows: list[dict[str, Any]], expected: list[Row]) -> list[Row]:
