@@ -137,6 +137,12 @@ class Breaker:
         """Queue runs."""
         self._ready.extend(map(Job, targets))
 
+    def drop(self) -> list[Job]:
+        """Remove the queued runs, and return them."""
+        dropped = [job for job in self._ready if not job.is_control]
+        self._ready = deque(job for job in self._ready if job.is_control)
+        return dropped
+
     def take(self, now: float) -> Job | None:
         """Return a job that may be sent `now` (seconds of any steady clock), if there is one."""
         if self.wait_s(now) != 0:

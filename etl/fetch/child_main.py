@@ -19,7 +19,7 @@ from msgspec import msgpack
 from etl import clock
 from etl.fetch.child_process import STOP_SIGNAL
 from etl.fetch.fetcher import RunFetcher
-from etl.fetch.messages import Begin, Done, Targets
+from etl.fetch.messages import Begin, Done, Drop, Targets
 from etl.fetch.permits import Permits
 from etl.fetch.pool import FetchPool
 from etl.runtime import relax_garbage_collection, tune_heap
@@ -41,11 +41,13 @@ def serve(connection: "Connection[bytes, bytes]") -> None:
 
 
 def _take_messages(connection: "Connection[bytes, bytes]", pool: FetchPool) -> None:
-    decoder = msgpack.Decoder(Targets | Permits | Done)
+    decoder = msgpack.Decoder(Targets | Drop | Permits | Done)
     while True:
         match decoder.decode(connection.recv_bytes()):
             case Targets(targets):
                 pool.give(targets)
+            case Drop():
+                pool.drop()
             case Permits() as permits:
                 pool.permit(permits)
             case Done():

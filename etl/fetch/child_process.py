@@ -15,7 +15,7 @@ from msgspec import DecodeError, msgpack
 
 from etl.answers.outcome import Target
 from etl.errors import ArchiverError, OutOfFilesError, is_out_of_files
-from etl.fetch.messages import Ask, Batch, Begin, Done, Targets
+from etl.fetch.messages import Ask, Batch, Begin, Done, Drop, Targets
 from etl.fetch.permits import PermitAsk, Permits
 
 DATABASE_VARIABLES = {"RESULT_ARCHIVER__DATABASE__URL", "PGPASSWORD"}
@@ -70,6 +70,10 @@ class ChildProcess:
         """Send the targets that were asked for."""
         self._send(Targets(list(targets)))
 
+    def drop(self) -> None:
+        """Drop the targets that wait to be fetched."""
+        self._send(Drop())
+
     def permit(self, permits: Permits) -> None:
         """Send permits."""
         self._send(permits)
@@ -92,7 +96,7 @@ class ChildProcess:
         self._process.wait()
         self._connection.close()
 
-    def _send(self, message: Begin | Targets | Permits | Done) -> None:
+    def _send(self, message: Begin | Targets | Drop | Permits | Done) -> None:
         with self._sending, suppress(OSError):  # the child is gone: `receive` says so
             self._connection.send_bytes(msgpack.encode(message))
 

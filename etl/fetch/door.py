@@ -28,8 +28,8 @@ CHILD_FROM_RUNS = 300
 
 ROUTE_VARIABLES = {"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HTTPS_PROXY", "ALL_PROXY"}
 
-Claim = Callable[[int, Sequence[str]], list[Target]]
-"""Called with a count and the sources to leave out; returns [] when nothing is due."""
+Claim = Callable[[Ask], list[Target]]
+"""Returns [] when nothing is due."""
 AskPermits = Callable[[PermitAsk], None]
 
 
@@ -41,6 +41,9 @@ class Peer(Protocol):
 
     def give(self, targets: Sequence[Target]) -> None:
         """Queue the targets that were asked for."""
+
+    def drop(self) -> None:
+        """Drop the targets that wait to be fetched."""
 
     def permit(self, permits: Permits) -> None:
         """Take permits to send requests."""
@@ -96,7 +99,7 @@ class Fetching:
             if message is None:
                 return
             if isinstance(message, Ask):
-                self._peer.give(claim(message.count, message.without))
+                self._peer.give(claim(message))
                 continue
             if isinstance(message, PermitAsk):
                 ask_permits(message)
@@ -104,6 +107,10 @@ class Fetching:
             self.requests, self.end = message.requests, message.end
             if message.count:
                 yield FetchedBatch(message, self._peer.done)
+
+    def drop(self) -> None:
+        """Drop the targets that wait: others are asked for. Any thread may call it."""
+        self._peer.drop()
 
     def permit(self, permits: Permits) -> None:
         """Pass permits on. Any thread may call it."""

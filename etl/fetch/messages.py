@@ -1,6 +1,7 @@
 """The messages between a pass and the threads or the process that fetches for it.
 
-A pull protocol: the fetching side asks for targets, the pass gives some or none; it asks for
+A pull protocol: the fetching side asks for targets, the pass gives some or none (and can have those
+dropped that wait, by `Drop`); it asks for
 permits to send requests (`PermitAsk` and `Permits` of `breaker`); it gives a batch, the pass says
 when that is committed, which is the credit for the next one. Messages are msgpack
 with a type for each field: input is checked, and never executed. API keys are not among them: each
@@ -43,16 +44,24 @@ class Begin(Struct, array_like=True, frozen=True, tag=True):
 
 
 class Ask(Struct, array_like=True, frozen=True, tag=True):
-    """Give up to `count` targets, `without` those of sources that need none."""
+    """Give up to `count` targets, `without` those of sources that need none.
+
+    `dropped` are the run IDs of targets that will not be fetched.
+    """
 
     count: int
     without: list[str]
+    dropped: list[str] = []
 
 
 class Targets(Struct, array_like=True, frozen=True, tag=True):
     """Fetch these; an empty list says that no more are due of the sources asked for."""
 
     targets: list[Target]
+
+
+class Drop(Struct, array_like=True, frozen=True, tag=True):
+    """Drop the targets that wait to be fetched: their leases have expired."""
 
 
 class End(Struct, array_like=True, frozen=True):

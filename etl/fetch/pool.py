@@ -49,6 +49,8 @@ class FetchPool:
         self._uncommitted = 0
         self._is_asking = False
         self._asked_without: list[str] = []
+        self._dropped: list[str] = []
+        """Targets that were dropped, and that the pass does not know of yet."""
         self._left: set[str] | None = None
         """The sources of which more runs may be due; None: any."""
         self._is_closed = False
@@ -75,6 +77,15 @@ class FetchPool:
                 self._left = set(self._asked_without)
             self._sources.offer(targets)
             self._jobs.notify()
+            self._news.notify()
+
+    def drop(self) -> None:
+        """Drop the targets that wait; `Ask` tells which, and asks for others in their place."""
+        with self._lock:
+            for job in self._sources.drop():
+                self._attempts.pop(job, None)
+                self._dropped.append(job.target.run_id)
+            self._left = None
             self._news.notify()
 
     def permit(self, permits: Permits) -> None:
@@ -123,7 +134,8 @@ class FetchPool:
         if not self._is_asking and self._is_low:
             self._is_asking = True
             self._asked_without = self._sources.full(self._begin.low_mark)
-            return Ask(2 * self._begin.low_mark, self._asked_without)
+            dropped, self._dropped = self._dropped, []
+            return Ask(2 * self._begin.low_mark, self._asked_without, dropped)
         return None
 
     @property

@@ -70,6 +70,10 @@ class Sources:
         for target in targets:
             self.of(target).offer([target])
 
+    def drop(self) -> list[Job]:
+        """Remove the queued runs of all sources, and return them."""
+        return [job for each in self._by_name.values() for job in each.drop()]
+
     def take(self, now: float) -> Job | None:
         """Return a job that may be sent now, of each source in its turn."""
         for name, breaker in self._by_name.items():

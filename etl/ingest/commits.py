@@ -96,7 +96,7 @@ class BatchStore:
         claims = {claim.run_id: claim for claim in self._held.claims_of(run_ids)}
         with writing(self._ingest.engine) as connection:
             require_settings(connection, self._ingest.config.reporting)
-            held = leases.lock_held(connection, self._held.owner, run_ids)
+            held = leases.lock_held(connection, self._held.owner, run_ids, self._ingest.now)
             ours = [outcome for outcome in outcomes if outcome.run_id in held]
             answers = [each for each in ours if isinstance(each, Answer)]
             saved = store.store_answers(connection, answers, self._rules)
@@ -107,9 +107,10 @@ class BatchStore:
             pass_workers.count_ends(connection, self._held.owner, ends)
             self._unacknowledged |= {end.recorded.run_id: end for end in ends}
         # A run no longer leased to us was stored by a commit whose acknowledgement got lost, or
-        # its lease expired and is another owner's: then it has no end here.
+        # its lease has expired: then it has no end here.
         known = [self._unacknowledged.pop(run_id, None) for run_id in run_ids]
         self._held.drop(run_ids)
+        self._held.has_lost_runs |= None in known
         comparable = store.find_comparable(answers)
         return Committed([end for end in known if end], saved.values(), comparable)
 

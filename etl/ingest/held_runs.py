@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Self
@@ -31,12 +31,16 @@ class HeldRuns:
     """Claims runs that were due at the start of a pass, and keeps their leases alive."""
 
     def __init__(self, engine: Engine, polling: Polling, started_at: datetime, now: Clock) -> None:
+        self.has_lost_runs = False
+        """Whether answers could not be stored, since their leases had expired."""
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._engine = engine
         self._polling = polling
         self.started_at = started_at
         self._now = now
         self._in_hand: dict[str, Claim] = {}
+        self._renewed = self.lease()
+        self._report_expiry: Callable[[], None] = _report_to_nobody
         self._changing = threading.Lock()
 
     @classmethod
@@ -77,7 +81,7 @@ class HeldRuns:
             return [self._in_hand[run_id] for run_id in run_ids]
 
     def drop(self, run_ids: Sequence[str]) -> None:
-        """Forget runs that are committed."""
+        """Forget runs that are committed, or that will not be fetched."""
         with self._changing:
             for run_id in run_ids:
                 del self._in_hand[run_id]
@@ -88,9 +92,21 @@ class HeldRuns:
         return Lease(self.owner, now, now + self._polling.lease_for)
 
     def renew(self) -> None:
-        """Extend the leases of all runs in hand."""
+        """Extend the leases of all runs in hand that have not expired."""
+        lease = self.lease()
         with writing(self._engine) as connection:
-            leases.renew(connection, self.lease())
+            leases.renew(connection, lease)
+        self.check_expiry()
+        self._renewed = lease
+
+    def report_expiry_to(self, report: Callable[[], None]) -> None:
+        """Call `report` when leases have expired: the process was frozen, or cut off."""
+        self._report_expiry = report
+
+    def check_expiry(self) -> None:
+        """Report whether leases have expired since they were last renewed."""
+        if self._now() >= self._renewed.until:
+            self._report_expiry()
 
     def release(self) -> None:
         """Give back the runs that are in hand."""
@@ -118,3 +134,7 @@ class HeldRuns:
         finally:
             is_over.set()
             beating.join()
+
+
+def _report_to_nobody() -> None:
+    """Report to nobody: the fetching side is not there yet."""

@@ -1,6 +1,6 @@
 """The work of a pass: claim due runs, fetch them, commit them, until nothing is due."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -12,8 +12,8 @@ from etl.db import database
 from etl.db.database import reading, writing
 from etl.errors import ArchiverError, DatabaseError
 from etl.fetch.door import Fetching, open_fetching
-from etl.fetch.messages import Begin
-from etl.fetch.permits import Halt
+from etl.fetch.messages import Ask, Begin
+from etl.fetch.permits import Halt, Permits
 from etl.fetch.rate_limit import RequestLimits
 from etl.ingest import pass_workers
 from etl.ingest.begin import OpenPass
@@ -58,7 +58,12 @@ def work(ingest: IngestContext, opened: OpenPass, hooks: PassHooks) -> None:
     elif due:
         try:
             with _counted(ingest, held.owner, opened.tally, hooks.interrupt):
-                _fetch_due(_begin(ingest, due), ingest, held, opened.tally, hooks)
+                while due and opened.tally.halt is None:
+                    held.has_lost_runs = False
+                    _fetch_due(_begin(ingest, due), ingest, held, opened.tally, hooks)
+                    # Nobody else may have taken the runs whose leases have expired.
+                    is_limited = ingest.config.polling.max_requests_per_pass > 0
+                    due = held.count_due() if held.has_lost_runs and not is_limited else {}
         finally:
             held.release()
 
@@ -111,22 +116,29 @@ def _fetch_due(
         open_fetching(begin, ingest.now, ingest.way) as fetching,
         hooks.interrupt.calling(partial(_stop, fetching, patience)),
     ):
-        permits.answer_by(fetching.permit, partial(fetching.stop, 0.0))
+        permits.answer_by(partial(_permit, fetching, held), partial(fetching.stop, 0.0))
+        held.report_expiry_to(fetching.drop)
         for batch in fetching.batches(partial(_claim, commits, held), permits.ask):
             commits.submit(batch)
             hooks.progress(tally.done, begin.due)
     if permits.error is not None:
         raise permits.error
     hooks.progress(tally.done, begin.due)
-    tally.requests = fetching.requests
+    tally.requests += fetching.requests
     if end := fetching.end:
         tally.halt, tally.halt_reason = end.halt, end.halt_reason
     if hooks.interrupt.signal is not None:
         tally.halt, tally.halt_reason = Halt.INTERRUPTED, hooks.interrupt.name
 
 
-def _claim(commits: Commits, held: HeldRuns, limit: int, without: Collection[str]) -> list[Target]:
-    return commits.run(partial(held.claim, limit, without))
+def _permit(fetching: Fetching, held: HeldRuns, permits: Permits) -> None:
+    held.check_expiry()  # before further requests: others may have the runs that wait
+    fetching.permit(permits)
+
+
+def _claim(commits: Commits, held: HeldRuns, ask: Ask) -> list[Target]:
+    held.drop(ask.dropped)
+    return commits.run(partial(held.claim, ask.count, ask.without))
 
 
 def _stop(fetching: Fetching, patience: Patience) -> None:

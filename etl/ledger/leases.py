@@ -23,6 +23,7 @@ from sqlalchemy import (
 
 from etl.answers.outcome import Reason
 from etl.db import bulk
+from etl.db.database_clock import Clock
 from etl.db.schema import IS_QUEUED, QUEUED, Timestamp, among, runs, seconds_between, tracked_runs
 from etl.ledger.lifecycle import Standing, State
 from etl.ledger.run_context import record_context_changes
@@ -164,19 +165,21 @@ def _claim(row: Any) -> Claim:
     )
 
 
-def lock_held(connection: Connection, owner: str, run_ids: Sequence[str]) -> set[str]:
+def lock_held(connection: Connection, owner: str, run_ids: Sequence[str], now: Clock) -> set[str]:
     """Return the members of `run_ids` still leased to `owner`, their rows locked until commit.
 
-    An answer fetched under a lease that another owner holds by now must not be stored: the other
-    owner's answer will be newer. Rows are locked in the order of run IDs.
+    An answer fetched under a lease that has expired must not be stored: another owner's may be
+    newer. The time counts once the rows are locked. They are locked in the order of run IDs.
     """
     query = (
-        select(tracked_runs.c.run_id)
+        select(tracked_runs.c.run_id, tracked_runs.c.lease_until)
         .where(among(tracked_runs.c.run_id, run_ids), tracked_runs.c.lease_owner == owner)
         .order_by(tracked_runs.c.run_id)
         .with_for_update()
     )
-    return set(connection.scalars(query).all())
+    until = dict(connection.execute(query).all())
+    locked_at = now()
+    return {run_id for run_id, lease_until in until.items() if lease_until > locked_at}
 
 
 def record(connection: Connection, recorded: Sequence[Recorded]) -> None:
@@ -249,12 +252,13 @@ def clear_gone(connection: Connection, found_at: Mapping[str, datetime]) -> None
 
 
 def renew(connection: Connection, lease: Lease) -> None:
-    """Extend the lease of all runs that the owner holds.
+    """Extend the leases of all runs that the owner holds; one that has expired stays so.
 
     Rows are locked in the order of `lock_held`, so that the two cannot deadlock.
     """
     table = tracked_runs
-    held = select(table.c.run_id).where(table.c.lease_owner == lease.owner)
+    is_held = and_(table.c.lease_owner == lease.owner, table.c.lease_until > lease.since)
+    held = select(table.c.run_id).where(is_held)
     in_order = held.order_by(table.c.run_id).with_for_update()
     connection.execute(
         update(table).where(table.c.run_id.in_(in_order)).values(lease_until=lease.until)

@@ -355,30 +355,40 @@ def test_two_processes_never_claim_the_same_run(sqlite_url: str) -> None:
 # --- what is held, and how it ends ----------------------------------------------------------
 
 
+def held(connection: Connection, *run_ids: str) -> set[str]:
+    return leases.lock_held(connection, "us", run_ids, lambda: NOW)
+
+
 def test_a_run_is_held_by_who_claimed_it_last(connection: Connection) -> None:
     track(connection, *"abcd")
     claim(connection, 2)
     claim(connection, 1, THEIRS)
-    assert leases.lock_held(connection, "us", ["a", "c", "d", "unknown"]) == {"a"}
+    assert held(connection, "a", "c", "d", "unknown") == {"a"}
     claim(connection, 1, Lease("them", at(10), at(20)))
-    assert leases.lock_held(connection, "us", ["a", "b"]) == {"b"}
+    assert held(connection, "a", "b") == {"b"}
 
 
-def test_a_lease_that_ran_out_holds_until_somebody_else_takes_the_run(
-    connection: Connection,
-) -> None:
-    put(connection, "run-1", lease_owner="us", lease_until=at(-60))
-    assert leases.lock_held(connection, "us", ["run-1"]) == {"run-1"}
+def test_a_lease_that_has_expired_holds_nothing(connection: Connection) -> None:
+    put(connection, "run-1", lease_owner="us", lease_until=NOW)
+    put(connection, "run-2", lease_owner="us", lease_until=at(1))
+    assert held(connection, "run-1", "run-2") == {"run-2"}
+
+
+def test_a_lease_that_has_expired_is_not_renewed(connection: Connection) -> None:
+    put(connection, "run-1", lease_owner="us", lease_until=NOW)
+    put(connection, "run-2", lease_owner="us", lease_until=at(1))
+    leases.renew(connection, OURS)
+    assert rows(connection, "lease_until") == {"run-1": (NOW,), "run-2": (at(10),)}
 
 
 def test_what_is_held_cannot_be_claimed_before_it_is_stored(postgresql_url: str) -> None:
     engine = connect(postgresql_url)
     prepare(engine)
     with writing(engine) as connection:
-        put(connection, "run-1", lease_owner="us", lease_until=at(-60))
+        put(connection, "run-1", lease_owner="us", lease_until=at(1))
     with writing(engine) as ours, writing(engine) as theirs:
-        assert leases.lock_held(ours, "us", ["run-1"]) == {"run-1"}
-        assert claim(theirs, 1, THEIRS) == []
+        assert held(ours, "run-1") == {"run-1"}
+        assert claim(theirs, 1, Lease("them", at(2), at(12))) == []
     engine.dispose()
 
 

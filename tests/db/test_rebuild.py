@@ -519,7 +519,7 @@ def when_reading(engine: Engine, table: Table, do: Any) -> Iterator[None]:
 
 def store_a_new_answer(engine: Engine, run_id: str) -> None:
     with writing(engine) as connection:
-        leases.lock_held(connection, "a pass", [run_id])
+        leases.lock_held(connection, "a pass", [run_id], lambda: after(60))
         look(connection, after(60), {run_id: ended(name="newest")})
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.support.postgres import find_programs, run, running_server
 from tests.support.program import Program, program
 
 RUNS = 240
+CONNECTIONS = 8
 OUR_TIMES = {
     "archived_at", "changed_at", "row_changed_at", "observed_at", "opened_at", "fetched_at",
     "first_seen_at", "decided_at", "measured_at", "digest",
@@ -46,15 +48,19 @@ def slow_api(api: FakeApi) -> FakeApi:
     return api
 
 
-def timeless(archiver: Program) -> dict[str, list[dict[str, Any]]]:
-    """Dump an archive without the times at which it was made."""
+def tables_of(archiver: Program) -> dict[str, list[dict[str, Any]]]:
     engine = database.connect(archiver.environment["RESULT_ARCHIVER__DATABASE__URL"])
     with database.reading(engine) as connection:
         tables = dump(connection, leave_out=(*LEDGER, *DECISIONS))
     engine.dispose()
+    return tables
+
+
+def timeless(archiver: Program) -> dict[str, list[dict[str, Any]]]:
+    """Dump an archive without the times at which it was made."""
     return {
         name: [{key: row[key] for key in row.keys() - OUR_TIMES} for row in rows]
-        for name, rows in tables.items()
+        for name, rows in tables_of(archiver).items()
     }
 
 
@@ -135,6 +141,33 @@ def test_a_worker_that_was_frozen_for_longer_than_its_lease_stores_nothing(
     assert code in {0, 1}, stderr
     assert archiver.call("ingest").exit_code == 0
     check(archiver, slow_api)
+
+
+def test_a_process_that_was_frozen_for_longer_than_its_lease_stores_nothing_of_before(
+    api: FakeApi, archiver: Program
+) -> None:
+    """Also if nobody has taken its runs: the same process fetches them again."""
+    in_order = sorted(f"r-{number}" for number in range(RUNS))
+    under_way = in_order[RUNS // 2 :][:CONNECTIONS]
+    api.other = result()
+    api.answers |= {run_id: [result()._replace(delay_s=3.0), result()] for run_id in under_way}
+    impatient = archiver.given(
+        RESULT_ARCHIVER__POLLING__LEASE_FOR="3s",
+        RESULT_ARCHIVER__API__CONNECTIONS=str(CONNECTIONS),
+    )
+    with impatient.started("ingest") as process:
+        await_requests(api, RUNS // 2 + CONNECTIONS)
+        time.sleep(2)  # the answers before are committed
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        woken_at = datetime.now(UTC)
+        process.send_signal(signal.SIGCONT)
+        code, stderr = ended(process)
+    assert code == 0, stderr
+    fetched_at = {row["run_id"]: row["fetched_at"] for row in tables_of(archiver)["payloads"]}
+    assert all(fetched_at[run_id] > woken_at for run_id in under_way)
+    assert {run_id for run_id in in_order if api.requests[run_id] > 1} == {*under_way}
+    assert archiver.call("verify").exit_code == 0
 
 
 def test_workers_outlive_a_restart_of_the_database(tmp_path: Path, slow_api: FakeApi) -> None:

@@ -136,6 +136,28 @@ def test_targets_are_asked_for_before_they_run_out() -> None:
         assert len(fetcher.asked) <= 20
 
 
+def test_dropped_targets_are_reported_and_others_asked_for() -> None:
+    under_way = threading.Event()
+    is_answered = threading.Event()
+
+    def fetch(target: Target) -> Attempt:
+        under_way.set()
+        is_answered.wait(10)
+        return unchanged(target)
+
+    with fetching(fetch, connections=1) as (pool, fetcher):
+        assert ask_of(pool).dropped == []
+        pool.give(targets(5))
+        assert under_way.wait(10)
+        pool.drop()
+        assert ask_of(pool).dropped == [f"run-{number}" for number in range(1, 5)]
+        is_answered.set()
+        pool.give([])
+        last = batch_of(pool)
+    assert (run_ids(last), fetcher.asked) == (["run-0"], ["run-0"])
+    assert last.end is not None
+
+
 def test_backpressure_stops_the_fetching_while_commits_are_behind() -> None:
     with fetching(BULKY) as (pool, fetcher):
         ask_of(pool)
