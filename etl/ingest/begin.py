@@ -93,13 +93,19 @@ def _track(
     vault = TokenVault(ingest.config.security.token_key_file)
     tracked = Tracked()
     without_token: Counter[str] = Counter()
+    is_key_lost: bool | None = None
     runs = given.runs
     while batch := list(islice(runs, ENTRIES_AT_ONCE)):
         entries = lists.entries(given.refuse_second_accounts(ingest.engine, batch), vault)
         has_tokens = any(entry.read_token for entry in entries)
         with writing(ingest.engine) as connection:
             if has_tokens:
-                archive_settings.record_token_key(connection, vault.fingerprints()[0])
+                if is_key_lost is None:
+                    is_key_lost = _is_key_lost(connection, vault)
+                    archive_settings.record_token_key(connection, vault.fingerprints()[0])
+                if is_key_lost:
+                    renewed = [entry.run_id for entry in entries if entry.read_token]
+                    tracking.forget_tokens(connection, renewed)
             taken_back = take_back(connection, [entry.run_id for entry in entries])
             _retry_with_new_tokens(connection, entries, vault, ingest.now())
             added = _track_batch(connection, ingest, entries, then)
@@ -120,6 +126,12 @@ def _track(
     if tracked.new:
         _warn_of_missing_tokens(ingest, without_token)
     return tracked
+
+
+def _is_key_lost(connection: Connection, vault: TokenVault) -> bool:
+    """Tell whether the archive's tokens were encrypted with a key that this host does not have."""
+    token_key = archive_settings.read_token_key(connection)
+    return token_key is not None and token_key not in vault.fingerprints()
 
 
 def _retry_with_new_tokens(
@@ -190,6 +202,24 @@ def adopt_settings(ingest: IngestContext) -> IngestContext:
     return ingest._replace(config=replace(ingest.config, reporting=stored.reporting))
 
 
+def require_token_key(ingest: IngestContext) -> None:
+    """Check that this host has the key of the archive's read tokens, if runs need them.
+
+    Raises:
+        ConfigError: it has another one, or none.
+    """
+    file = ingest.config.security.token_key_file
+    with database.reading(ingest.engine) as connection:
+        if not _is_key_lost(connection, TokenVault(file)):
+            return
+        if not standings.has_open_tokens(connection):
+            return
+    raise ConfigError(
+        f"security.token_key_file: {file} does not have the key of this archive's read tokens",
+        "copy the file of the host that tracks the runs; if it is lost, track them again",
+    )
+
+
 def open_pass(ingest: IngestContext, trigger: str) -> OpenPass:
     """Write the row of a pass that begins now."""
     now = ingest.now()
@@ -206,24 +236,16 @@ def reopen_pass(ingest: IngestContext, pass_id: int) -> OpenPass | None:
 
     Raises:
         UsageError: there is no such pass.
-        ConfigError: the token key of this host is not the archive's.
     """
     with database.reading(ingest.engine) as connection:
         query = select(ingests.c.started_at, ingests.c.finished_at).where(ingests.c.id == pass_id)
         row = connection.execute(query).one_or_none()
-        token_key = archive_settings.read_token_key(connection)
     if row is None:
         problem = f"pass {pass_id} does not exist"
         raise UsageError(problem, "`result-archiver passes` lists the passes")
     if row.finished_at is not None:
         log.info("the pass has ended: nothing to do", text=f"pass {pass_id} has ended")
         return None
-    file = ingest.config.security.token_key_file
-    if token_key is not None and token_key not in TokenVault(file).fingerprints():
-        raise ConfigError(
-            f"security.token_key_file: {file} does not have the key of this archive's read tokens",
-            "copy the file of the host that tracks the runs",
-        )
     until = row.started_at + ingest.config.polling.lease_for
     return OpenPass(Tally(pass_id=pass_id), Lease("", row.started_at, until))
 

@@ -4,7 +4,14 @@ from typing import NamedTuple
 
 from etl.errors import OutOfFilesError, is_out_of_files
 from etl.ingest import pass_workers
-from etl.ingest.begin import OpenPass, adopt_settings, open_pass, reopen_pass, track
+from etl.ingest.begin import (
+    OpenPass,
+    adopt_settings,
+    open_pass,
+    reopen_pass,
+    require_token_key,
+    track,
+)
 from etl.ingest.context import IngestContext, PassHooks
 from etl.ingest.end import end_pass, fail_pass
 from etl.ingest.runners import Workers, await_others, work_together
@@ -30,6 +37,7 @@ def run_pass(ingest: IngestContext, order: PassOrder, hooks: PassHooks) -> Tally
     """Track the watched lists, fetch and store all due runs, and report the pass.
 
     Raises:
+        ConfigError: the token key of this host is not the archive's. No pass has begun.
         ArchiverError: the pass could not be done; metrics and ping have reported it.
     """
     try:
@@ -48,6 +56,7 @@ def _run_pass(ingest: IngestContext, order: PassOrder, hooks: PassHooks) -> Tall
         ingest = ingest.agree_on_time()
         watched = lists.read_watched(ingest.config)
         track(ingest, watched)
+        require_token_key(ingest)
         opened = open_pass(ingest, order.trigger)
         bind_context(pass_id=opened.tally.pass_id)
         bad_lines = order.bad_lines + watched.bad_lines
@@ -80,6 +89,7 @@ def join_pass(ingest: IngestContext, pass_id: int, hooks: PassHooks) -> Tally:
     opened = reopen_pass(ingest, pass_id)
     if opened is None:
         return Tally(pass_id=pass_id)
+    require_token_key(ingest)
     bind_context(pass_id=pass_id)
     work(ingest, opened, hooks)
     return opened.tally

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Select, case, func, select
+from sqlalchemy import Connection, Select, and_, case, func, select
 
 from etl.answers.outcome import Reason, Target
 from etl.db.schema import HAS_FAILED, among, tracked_runs
@@ -49,6 +49,12 @@ def sources_without_permission(connection: Connection) -> set[str]:
     denied = without_token.where(table.c.reason == Reason.DENIED)
     read = without_token.where(table.c.last_fetched_at.is_not(None))
     return set(connection.scalars(denied)) - set(connection.scalars(read))
+
+
+def has_open_tokens(connection: Connection) -> bool:
+    """Tell whether a run that will be fetched has a read token."""
+    has_token = and_(tracked_runs.c.read_token.is_not(None), tracked_runs.c.due_at.is_not(None))
+    return connection.scalar(select(tracked_runs.c.run_id).where(has_token).limit(1)) is not None
 
 
 def control_of(connection: Connection, source: str) -> Target | None:

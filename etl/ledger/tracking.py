@@ -161,6 +161,12 @@ def _list_labels(entries: Iterable[Entry]) -> list[Row]:
     ]
 
 
+def forget_tokens(connection: Connection, run_ids: Sequence[str]) -> None:
+    """Delete the read tokens of runs, which no key decrypts any more."""
+    of_runs = among(tracked_runs.c.run_id, run_ids)
+    connection.execute(update(tracked_runs).where(of_runs).values(read_token=None))
+
+
 def make_due(connection: Connection, run_ids: Sequence[str] | None, now: datetime) -> int:
     """Make runs due now, unless dropped (None: all but the failed); return how many."""
     statement = update(tracked_runs).where(tracked_runs.c.state != State.DROPPED).values(due_at=now)

@@ -50,13 +50,11 @@ class TokenVault:
     def fingerprints(self) -> list[str]:
         """Return a text that identifies each key of the file; [] if there is no file.
 
-        Raises ConfigError as `decrypt` does.
+        Raises ConfigError if others can read the file, or we cannot.
         """
         if not self.has_key_file():
             return []
-        self._opened()
-        keys = self._path.read_text().split()
-        return [hashlib.sha256(key.encode()).hexdigest()[:16] for key in keys]
+        return [hashlib.sha256(key.encode()).hexdigest()[:16] for key in _read_keys(self._path)]
 
     def has_key_file(self) -> bool:
         """Tell whether the key file exists. Raises ConfigError where its home folder does not."""
@@ -95,20 +93,30 @@ def _ensure_key_file(path: Path) -> None:
         ) from None
 
 
-def _load_keys(path: Path) -> "MultiFernet":
-    from cryptography.fernet import Fernet, MultiFernet  # noqa: PLC0415
-
+def _read_keys(path: Path) -> list[str]:
     try:
         if path.stat().st_mode & 0o077:
             raise ConfigError(
                 f"security.token_key_file: {path} can be read by others", f"run `chmod 600 {path}`"
             )
-        return MultiFernet([Fernet(line) for line in path.read_text().split()])
+        return path.read_text().split()
     except OSError as error:
         raise ConfigError(
             f"security.token_key_file: {path} cannot be read: {error.strerror}"
         ) from None
+    except UnicodeDecodeError:
+        raise _no_valid_key(path) from None
+
+
+def _load_keys(path: Path) -> "MultiFernet":
+    from cryptography.fernet import Fernet, MultiFernet  # noqa: PLC0415
+
+    try:
+        return MultiFernet([Fernet(key) for key in _read_keys(path)])
     except ValueError:
-        raise ConfigError(
-            f"security.token_key_file: {path} has no valid key", "bring the right file back"
-        ) from None
+        raise _no_valid_key(path) from None
+
+
+def _no_valid_key(path: Path) -> ConfigError:
+    problem = f"security.token_key_file: {path} has no valid key"
+    return ConfigError(problem, "bring the right file back")

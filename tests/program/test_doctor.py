@@ -579,11 +579,11 @@ FAULTS: dict[str, tuple[Break, Fault]] = {
     ),
     "token key missing": (
         without_the_token_key,
-        Fault("token key", "token_key_missing", "token.key does not exist", "bring the file", 2, 1),
+        Fault("token key", "token_key_missing", "token.key does not exist", "bring the file", 2, 2),
     ),
     "token key of another archive": (
         with_another_token_key,
-        Fault("token key", "bad_setting", "has another key", "bring that key back", 2, 1),
+        Fault("token key", "bad_setting", "has another key", "bring that key back", 2, 2),
     ),
     "proxy dead": (
         with_variables(HTTPS_PROXY="http://u:s3cret@127.0.0.1:{port}", **{BASE_URL: ELSEWHERE}),

@@ -247,7 +247,8 @@ def test_in_a_pass_that_has_ended_there_is_nothing_to_do(
     assert slow_api.requests.total() == RUNS
 
 
-def test_a_host_with_another_token_key_cannot_join(slow_api: FakeApi, archiver: Program) -> None:
+def test_a_host_with_another_token_key_is_refused(slow_api: FakeApi, archiver: Program) -> None:
+    slow_api.answers["r-1"] = [result(status="pending")]
     listed = archiver.write("token.csv", "run_id,read_token\nr-1,secret-token-of-r-1\n")
     assert archiver.call("track", "--from", listed).exit_code == 0
     other = archiver.write("other.key", f"{Fernet.generate_key().decode()}\n")
@@ -256,10 +257,23 @@ def test_a_host_with_another_token_key_cannot_join(slow_api: FakeApi, archiver: 
     slowly = archiver.given(RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND="20")
     with slowly.started("ingest", "--json") as process:
         await_requests(slow_api, 10)
-        code, stderr = join(stranger, 1)
+        joined = join(stranger, 1)
         assert ended(process)[0] == 0
-    assert code == 2
-    assert stderr == (
+    refusal = (
         f"error: security.token_key_file: {other} does not have the key of this archive's read"
-        " tokens; copy the file of the host that tracks the runs\n"
+        " tokens; copy the file of the host that tracks the runs; if it is lost, track them again\n"
     )
+    assert joined == (2, refusal)
+    alone = stranger.run("ingest")
+    assert (alone.exit_code, alone.stderr) == (2, refusal)
+    [only] = archiver.call("passes", "--json").json()
+    assert only["requests"] == RUNS
+
+
+def test_a_key_that_no_run_needs_any_more_stops_no_pass(api: FakeApi, archiver: Program) -> None:
+    api.other = result()
+    listed = archiver.write("token.csv", "run_id,read_token\nr-1,secret-token-of-r-1\n")
+    assert archiver.call("ingest", "--from", listed).exit_code == 0
+    [key_file] = (archiver.folder / "home").rglob("token.key")
+    key_file.unlink()
+    assert archiver.call("ingest", "r-new").exit_code == 0
