@@ -40,6 +40,7 @@ DESCRIPTIONS = {
     f"{REPORTING}flaky_min_flips": "Minimum of flips in the window of a flaky test",
     f"{REPORTING}flaky_min_flip_rate": "Minimum of flips per pair of neighbours of a flaky test",
 }
+_END_IF_IDLE = "set_config('idle_in_transaction_session_timeout', '60s', true)"
 _LOCK = 0x73_65_74_74_69_6E_67  # "setting": any number that all processes share
 
 
@@ -106,12 +107,13 @@ def hold_settings(connection: Connection) -> Reporting:
     """Return the settings to derive rows with, which do not change before the commit.
 
     Takes a shared lock on PostgreSQL, where `begin_rebuild` takes the exclusive one. That has no
-    other lock, so the place in the lock order does not matter.
+    other lock, so the place in the lock order does not matter. If the process is frozen or its
+    host is lost, the server ends the transaction after a minute, and its locks with it.
 
     Raises:
         DatabaseError: a rebuild has begun and is not complete, or a setting is damaged.
     """
-    _lock(connection, "pg_advisory_xact_lock_shared")
+    _lock(connection, "pg_advisory_xact_lock_shared", f", {_END_IF_IDLE}")
     return read_settings(connection).reporting
 
 
@@ -247,6 +249,6 @@ def _list_values(reporting: Reporting) -> list[tuple[str, str]]:
     return [(f"{REPORTING}{name}", str(value)) for name, value in asdict(reporting).items()]
 
 
-def _lock(connection: Connection, function: str) -> None:
+def _lock(connection: Connection, function: str, more: str = "") -> None:
     if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
-        connection.execute(text(f"SELECT {function}({_LOCK})"))
+        connection.execute(text(f"SELECT {function}({_LOCK}){more}"))

@@ -30,12 +30,19 @@ _BUSY_TIMEOUT_MS = 60_000
 _CHECKPOINT_PAGES = 4000
 """Pages of 4 KiB in the WAL at a checkpoint: with more of them, commits wait less for the disk."""
 CONNECT_TIMEOUT_S = 10
+SILENCE_S = 25
+"""A server that acknowledges nothing for this long counts as lost."""
 FOREIGN_REMEDY = "name another file, database or schema in database.url: one for the archive alone"
 
 _OF_SERVERS: Mapping[str, Any] = {
     "connect_args": {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "client_encoding": "UTF8",
+        # A server that is cut off is noticed, and waited for by `Patience`, not for hours.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": SILENCE_S * 1000,
         "prepare_threshold": None,  # a pooler gives our transactions sessions of other clients
     },
     # Whatever the server's default: after waiting for a lock we must see the other commit.

@@ -368,3 +368,16 @@ def has_begun(engine: Engine, instant: str) -> bool:
             return bool(connection.scalar(text(INSTANTS[instant])))
     except DatabaseError:  # there is no such table yet
         return False
+
+
+def test_a_server_ends_a_transaction_whose_host_is_lost(postgresql_url: str) -> None:
+    """Its locks would hold up all others for two hours, until the server misses the host."""
+    engine = connect(postgresql_url)
+    prepare(engine)
+    limit = text("SHOW idle_in_transaction_session_timeout")
+    with writing(engine) as connection:
+        archive_settings.hold_settings(connection)
+        assert connection.scalar(limit) == "1min"
+    with reading(engine) as connection:
+        assert connection.scalar(limit) == "0", "only of the transaction: a pooler shares sessions"
+    engine.dispose()
