@@ -69,29 +69,29 @@ class BatchStore:
         self._unacknowledged: dict[str, RunEnd] = {}
         """The ends of runs in a transaction whose commit is not acknowledged yet."""
 
-    def commit(self, outcomes: Collection[Outcome]) -> list[Committed]:
-        """Store outcomes and their ledger rows in one transaction.
+    def commit(self, outcomes: Collection[Outcome], requests: int) -> list[Committed]:
+        """Store outcomes and their ledger rows in one transaction; `requests` were sent so far.
 
         An outcome with values that the database refuses costs its own run, not the others'.
         """
         try:
-            return [self._commit(outcomes)]
+            return [self._commit(outcomes, requests)]
         except DatabaseError as error:
             if not error.is_of_values:
                 raise
             for outcome in outcomes:
                 self._unacknowledged.pop(outcome.run_id, None)
-            return [self._commit_alone(outcome) for outcome in outcomes]
+            return [self._commit_alone(outcome, requests) for outcome in outcomes]
 
-    def _commit_alone(self, outcome: Outcome) -> Committed:
+    def _commit_alone(self, outcome: Outcome, requests: int) -> Committed:
         try:
-            return self._commit([outcome])
+            return self._commit([outcome], requests)
         except DatabaseError as error:
             if not error.is_of_values or not isinstance(outcome, Answer):
                 raise
-            return self._commit([_refused(outcome, error)])
+            return self._commit([_refused(outcome, error)], requests)
 
-    def _commit(self, outcomes: Collection[Outcome]) -> Committed:
+    def _commit(self, outcomes: Collection[Outcome], requests: int) -> Committed:
         run_ids = [outcome.run_id for outcome in outcomes]
         claims = {claim.run_id: claim for claim in self._held.claims_of(run_ids)}
         with writing(self._ingest.engine) as connection:
@@ -104,7 +104,7 @@ class BatchStore:
             _mark_absence(connection, ours, claims)
             ends = [self._judge(each, claims[each.run_id], saved) for each in ours]
             leases.record(connection, [end.recorded for end in ends])
-            pass_workers.count_ends(connection, self._held.owner, ends)
+            pass_workers.count_ends(connection, self._held.owner, ends, requests)
             self._unacknowledged |= {end.recorded.run_id: end for end in ends}
         # A run no longer leased to us was stored by a commit whose acknowledgement got lost, or
         # its lease has expired: then it has no end here.
@@ -218,7 +218,8 @@ class Commits:
         engine, zone = self._ingest.engine, self._ingest.config.reporting.zone
         if self._is_refresh_due():
             self._patience.run(partial(identity.refresh_archive, engine, self._ingest.now(), zone))
-        committed = self._patience.run(partial(self._batches.commit, outcomes))
+        commit = partial(self._batches.commit, outcomes, batch.batch.requests)
+        committed = self._patience.run(commit)
         self._report(outcomes)
         for each in committed:
             self._count(each)

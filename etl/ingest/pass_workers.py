@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Integer, and_, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Integer, and_, case, exists, func, insert, or_, select, update
 
 from etl.db.database_clock import database_now, later
 from etl.db.schema import OUTCOMES, pass_workers, workers
@@ -27,15 +27,16 @@ def open_worker(connection: Connection, name: str, pass_id: int, now: datetime) 
     connection.execute(insert(pass_workers).values(row))
 
 
-def count_ends(connection: Connection, name: str, ends: Sequence[RunEnd]) -> None:
-    """Add the runs that a transaction stores to a worker's counts."""
+def count_ends(connection: Connection, name: str, ends: Sequence[RunEnd], requests: int) -> None:
+    """Add the runs that a transaction stores to a worker's counts; it has sent `requests`."""
     tally = Tally()
     for end in ends:
         tally.add(end)
     counts = {column: getattr(tally, column) for column in COUNTS}
     values = {column: pass_workers.c[column] + more for column, more in counts.items() if more}
-    if values:
-        connection.execute(update(pass_workers).where(pass_workers.c.worker == name).values(values))
+    sent = pass_workers.c.requests
+    values["requests"] = case((sent < requests, requests), else_=sent)
+    connection.execute(update(pass_workers).where(pass_workers.c.worker == name).values(values))
 
 
 def close_worker(connection: Connection, name: str, tally: Tally, now: datetime) -> None:

@@ -338,7 +338,7 @@ class AnyLife(RuleBasedStateMachine):
         if not self.hands:
             return
         held, targets = self.hands.pop(which % len(self.hands))
-        BatchStore(self.ingest, held).commit([outcome(target) for target in targets])
+        BatchStore(self.ingest, held).commit([outcome(target) for target in targets], 0)
 
     @invariant()
     def every_run_is_looked_after(self) -> None:
