@@ -6,7 +6,7 @@ BENCH_SETUP := .venv-bench/set-up
 SUPERSET_SETUP := .venv-superset/set-up
 DBT_SETUP := .venv-dbt/set-up
 
-.PHONY: help demo test soak chaos superset dbt fuzz month polling bench bench-claims bench-growth views picture check lock clean quick
+.PHONY: help demo test soak chaos hosts superset dbt fuzz month polling bench bench-claims bench-growth views picture check lock clean quick
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -31,6 +31,11 @@ soak: $(SETUP) ## run the service for ten minutes with outages, and 2,000 passes
 chaos: $(SETUP) ## kill processes, cut networks, fill disks and break the API (15 minutes)
 	.ci/setup postgresql
 	$(BIN)/pytest -m chaos -s
+
+hosts: $(SETUP) ## kill, freeze and cut off hosts that share passes (as root; 12 minutes)
+	.ci/setup postgresql
+	.ci/setup hosts
+	$(BIN)/pytest -m hosts -s
 
 superset: $(SETUP) $(SUPERSET_SETUP) ## import the bundle of `bi superset` into Superset, and compare its data (10 minutes)
 	.ci/setup postgresql

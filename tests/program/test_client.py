@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import hashlib
-import ipaddress
 import json
 import logging
 import socket
@@ -21,10 +20,6 @@ import certifi
 import msgspec
 import pytest
 import structlog
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +37,7 @@ from etl.fetch.client import (
 from etl.secrets.masking import Secret, forget_secrets
 from etl.telemetry.log import configure
 from tests.support import faulty
+from tests.support.certificate import write_certificate
 from tests.support.faulty import (
     Answer,
     Faulty,
@@ -682,25 +678,8 @@ def test_too_many_open_files_are_called_by_their_name(host: str, server: Faulty)
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with a certificate for 127.0.0.1, signed by itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    signed = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
-        .not_valid_after(datetime(2100, 1, 1, tzinfo=UTC))
-        .add_extension(names, critical=False)
-        .sign(key, hashes.SHA256())
-    )
     path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    path.write_bytes(
-        signed.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
+    write_certificate(path, "127.0.0.1")
     return path
 
 

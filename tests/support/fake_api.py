@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import ssl
 import sys
 import threading
 import time
@@ -47,8 +48,16 @@ class FakeApi(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port: int) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
+    def __init__(self, port: int, certificate: Path | None = None) -> None:
+        """Listen on loopback; with a certificate and its key on all addresses, by TLS."""
+        super().__init__(("0.0.0.0" if certificate else "127.0.0.1", port), _Handler)
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            # A client may be cut off amid its handshake: its own thread waits for that.
+            self.socket = context.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.answers: dict[str, list[Answer]] = {}
         self.other = NOT_FOUND
         self.requests: Counter[str] = Counter()
@@ -56,11 +65,11 @@ class FakeApi(ThreadingHTTPServer):
         self.most_at_once = 0
         self._at_once = 0
         self._counting = threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Stay silent about a client that hangs up: else its test's standard error has it."""
-        if not isinstance(sys.exception(), ConnectionError):
+        if not isinstance(sys.exception(), ConnectionError | ssl.SSLError | TimeoutError):
             super().handle_error(request, client_address)
 
     @contextlib.contextmanager
@@ -108,9 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(port: int = 0) -> Iterator[FakeApi]:
+def serving(port: int = 0, certificate: Path | None = None) -> Iterator[FakeApi]:
     """Run an API that knows no run until it is told of one; port 0 is any free one."""
-    with FakeApi(port) as api:
+    with FakeApi(port, certificate) as api:
         thread = threading.Thread(target=api.serve_forever, args=[0.01])
         thread.start()
         try:
