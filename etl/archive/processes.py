@@ -1,4 +1,4 @@
-"""Tasks on batches of an archive, done in turn or by several processes; results are in order.
+"""Tasks on batches of an archive, done in turn or side by side; results are in order.
 
 The batches are the same for any number of processes, so the output is the same, byte for byte.
 """
@@ -9,7 +9,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -51,15 +51,33 @@ def in_processes(engine: Engine, number: int, connect: Callable[[str], Engine]) 
         context = multiprocessing.get_context("spawn")
         begin = partial(_begin, connect, url)
         with ProcessPoolExecutor(number, context, initializer=begin) as pool:
-            waiting: deque[Future[BatchFindings]] = deque()
-            for item in items:
-                waiting.append(pool.submit(_do, task, item))
-                if len(waiting) >= AHEAD * number:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+
+            def submit(item: T) -> Pending:
+                return pool.submit(_do, task, item)
+
+            yield from take_in_order(submit, items, number)
 
     return spread
+
+
+class Pending(Protocol):
+    """A task that was given out."""
+
+    def result(self) -> BatchFindings:
+        """Wait for the result, and return it."""
+
+
+def take_in_order(
+    submit: Callable[[T], Pending], items: Iterable[T], number: int
+) -> Iterator[BatchFindings]:
+    """Give out a task for each item to `number` processes; yield the results in order."""
+    waiting: deque[Pending] = deque()
+    for item in items:
+        waiting.append(submit(item))
+        if len(waiting) >= AHEAD * number:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 _engines: list[Engine] = []

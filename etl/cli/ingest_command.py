@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from etl import display
-from etl.cli import options
+from etl.cli import dask_option, options
 from etl.errors import ArchiverError, UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--wait", is_flag=True, help="Repeat until every run has finished.")
 @click.option("--dry-run", is_flag=True, help="Only list the runs that would be fetched.")
 @options.workers
-@click.option("--dask", metavar="ADDRESS", help="Do the work on a Dask cluster: tcp://HOST:8786.")
+@dask_option.dask
 @options.as_json
 @options.quiet
 @options.verbose
@@ -66,14 +66,7 @@ def _place_on_dask(address: str, number: int | None) -> "Workers":
     """Return workers on a Dask cluster, by default one for each of its workers."""
     from etl.ingest.runners import Workers
 
-    try:
-        from etl.ingest.dask_runner import DaskRunner
-    except ImportError:
-        raise UsageError(
-            "--dask: the package distributed is missing",
-            "run `pip install 'result-archiver[dask]'` here and on the cluster",
-        ) from None
-    runner = DaskRunner(address)
+    runner = dask_option.connect_to_dask(address)
     return Workers(number or max(1, runner.count_workers()), runner)
 
 

@@ -5,17 +5,20 @@ Differences are printed at once, and not kept: there can be as many as there are
 
 import sys
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from etl import display
-from etl.cli import options
+from etl.cli import dask_option, options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from sqlalchemy import Engine
+
     from etl.archive.differences import BatchFindings, Difference
+    from etl.archive.processes import Spread
     from etl.archive.rejects import ReadableReject
     from etl.cli.session import Session
     from etl.config.settings import Reporting
@@ -25,6 +28,13 @@ if TYPE_CHECKING:
 
 LISTED = 1_000
 """How many differences of a kind are listed as JSON; all are counted."""
+
+
+class Helpers(NamedTuple):
+    """The processes that share the work: a number on this machine, or those of a Dask cluster."""
+
+    workers: int | None
+    dask: str | None
 
 
 class _Differences:
@@ -65,9 +75,10 @@ class _Totals:
 
 @click.command(epilog="Example: result-archiver verify")
 @options.workers
+@dask_option.dask
 @options.as_json
 @options.pass_session
-def verify(session: "Session", *, workers: int | None, as_json: bool) -> int:
+def verify(session: "Session", *, workers: int | None, dask: str | None, as_json: bool) -> int:
     """Check tables and history against the payloads, row by row.
 
     Each row that differs is named; the exit code is 1 then.
@@ -78,7 +89,7 @@ def verify(session: "Session", *, workers: int | None, as_json: bool) -> int:
         with archive.reading() as connection:
             derived_with = read_settings(connection).reporting
         tell = _print_nothing if as_json else _print_all
-        found = _verify_all(archive, derived_with, tell, workers or 1)
+        found = _verify_all(archive, derived_with, tell, Helpers(workers, dask))
     wrong = found.damage.count + found.differing.count
     if as_json:
         display.as_json(
@@ -101,28 +112,30 @@ def verify(session: "Session", *, workers: int | None, as_json: bool) -> int:
 @click.command(epilog="Example: result-archiver replay --dry-run")
 @click.option("--dry-run", is_flag=True, help="Only list the rows that would change, and why.")
 @options.workers
+@dask_option.dask
 @options.as_json
 @options.pass_session
-def replay(session: "Session", *, dry_run: bool, workers: int | None, as_json: bool) -> int:
+def replay(
+    session: "Session", *, dry_run: bool, workers: int | None, dask: str | None, as_json: bool
+) -> int:
     """Rebuild all derived tables from the payloads, offline.
 
     Answers in `rejects` that can be read by now are archived first. It needs no key. Damaged
     payloads are left as they were; the exit code is 1 then.
     """
     from etl.archive import identity
-    from etl.archive.processes import choose_spread
     from etl.archive.rejects import find_readable, replay_rejects
     from etl.archive.replay import replay_archive
     from etl.db import database
     from etl.db.archive_settings import begin_rebuild
 
     tell = _print_nothing if as_json else _print_wrong
-    reporting = session.config.reporting
+    reporting, helpers = session.config.reporting, Helpers(workers, dask)
     if dry_run:
         with session.open_to_read() as archive:
             readable = find_readable(archive.engine, reporting.zone)
             accepted = _count_rejects(readable, "would be archived", tell)
-            found = _verify_all(archive, reporting, tell, workers or 1)
+            found = _verify_all(archive, reporting, tell, helpers)
         _print_changes(found, accepted, "would be ", as_json=as_json)
         return 0
     with session.open_to_rebuild() as archive:
@@ -130,7 +143,7 @@ def replay(session: "Session", *, dry_run: bool, workers: int | None, as_json: b
         identity.measure_damaged(archive.engine, session.now, reporting.zone)
         readable = replay_rejects(archive.engine, session.config, session.now)
         accepted = _count_rejects(readable, "archived", tell)
-        spread = choose_spread(archive.engine, workers or 1, database.connect)
+        spread = _choose_spread(archive, helpers, database.connect)
         batches = replay_archive(archive.engine, reporting, spread=spread)
         found = _work_through(archive, batches, tell)
     _print_changes(found, accepted, "", as_json=as_json)
@@ -151,14 +164,23 @@ def _count_rejects(
     return accepted
 
 
-def _verify_all(
-    archive: "Archive", derived_with: "Reporting", tell: "Tell", workers: int
-) -> _Totals:
+def _choose_spread(
+    archive: "Archive", helpers: Helpers, connect: "Callable[[str], Engine]"
+) -> "Spread":
+    if helpers.dask is not None:
+        return dask_option.connect_to_dask(helpers.dask).spread(connect, helpers.workers)
     from etl.archive.processes import choose_spread
+
+    return choose_spread(archive.engine, helpers.workers or 1, connect)
+
+
+def _verify_all(
+    archive: "Archive", derived_with: "Reporting", tell: "Tell", helpers: Helpers
+) -> _Totals:
     from etl.archive.verify import verify_archive
     from etl.db import database
 
-    spread = choose_spread(archive.engine, workers, database.connect_to_read)
+    spread = _choose_spread(archive, helpers, database.connect_to_read)
     return _work_through(archive, verify_archive(archive.engine, derived_with, spread=spread), tell)
 
 

@@ -1,8 +1,9 @@
-"""The workers of a pass on a Dask cluster. Nothing else imports `distributed`.
+"""The work of a pass, or of `verify` and `replay`, on a Dask cluster.
 
-A task is one worker's whole share of a pass, as a process of its own beside the Dask worker: that
-has the settings and the API key in its environment. Dask repeats the tasks of a worker that dies;
-work that is done already is not found again.
+Nothing else imports `distributed`. Settings and keys are in the environment of each Dask worker,
+and never sent. In a pass a task is one worker's whole share, as a process of its own beside the
+Dask worker; in `verify` and `replay` it is a batch of runs. Dask repeats the tasks of a worker that
+dies; work that is done already is not found again.
 """
 
 import os
@@ -11,19 +12,30 @@ import socket
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
-from distributed import Client, Event, Future
+from distributed import Client, Event, Future, KilledWorker
+from sqlalchemy import Engine
 
-from etl.errors import UsageError
+from etl.archive.differences import BatchFindings
+from etl.archive.processes import Spread, Task, take_in_order
+from etl.config import loading
+from etl.errors import ArchiverError, UsageError
 from etl.ingest.runners import WorkerEnd
+
+T = TypeVar("T")
+Connect = Callable[[str], Engine]
 
 ANSWER_S = 10
 POLL_S = 0.5
 
 
 class DaskRunner:
-    """Places the workers of a pass on a Dask cluster."""
+    """Places work on a Dask cluster."""
 
     def __init__(self, address: str) -> None:
         """Connect. Raises UsageError: no scheduler answers at `address`."""
@@ -56,6 +68,46 @@ class DaskRunner:
     def stop(self) -> None:
         """Ask all workers to end after the runs in hand."""
         Event(self._stop, client=self._client).set()
+
+    def spread(self, connect: Connect, number: int | None) -> Spread:
+        """Return the way to do tasks on batches of the archive, `number` or more at once."""
+
+        def spread(task: Task[T], items: Iterable[T]) -> Iterator[BatchFindings]:
+            def submit(item: T) -> _ClusterBatch:
+                key = f"result-archiver-batch-{uuid.uuid4()}"
+                future = self._client.submit(
+                    do_on_archive, connect, task, item, key=key, pure=False
+                )
+                return _ClusterBatch(future)
+
+            yield from take_in_order(submit, items, number or max(1, self.count_workers()))
+
+        return spread
+
+
+class _ClusterBatch(NamedTuple):
+    future: "Future[BatchFindings]"
+
+    def result(self) -> BatchFindings:
+        """Wait for the result. Raises ArchiverError: it cannot be had."""
+        try:
+            return self.future.result()
+        except (KilledWorker, CancelledError) as error:
+            raise ArchiverError(
+                f"the Dask cluster gave a batch up ({type(error).__name__})",
+                "see the logs of its workers, and run the command again",
+            ) from None
+
+
+@cache
+def _open_archive(connect: Connect) -> Engine:
+    """Connect a Dask worker to the archive that its environment names."""
+    return connect(loading.load(None).database.url)
+
+
+def do_on_archive(connect: Connect, task: Task[T], item: T) -> BatchFindings:
+    """Do a task on a batch. Called by a Dask worker."""
+    return task(_open_archive(connect), item)
 
 
 def _read_end(future: "Future[tuple[str, int]]") -> WorkerEnd:

@@ -1,11 +1,13 @@
 """`verify` and `replay` by several processes: the output of one, byte for byte."""
 
+import time
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from etl.db import database
+from tests.support.dask_cluster import cluster
 from tests.support.fake_api import FakeApi, result
 from tests.support.program import Program
 
@@ -73,3 +75,25 @@ def test_an_error_of_a_process_is_one_line(tmp_path: Path, archiver: Program) ->
     done = archiver.run("verify", "--workers", "2")
     assert done.exit_code == 4
     assert "Traceback" not in done.stderr
+
+
+def test_verify_and_replay_on_a_cluster_print_the_same(damaged: Program) -> None:
+    with cluster(damaged) as its:
+        alone, dask = damaged.run("verify"), ("--dask", its.address)
+        assert len(alone.stdout) > 1000
+        assert damaged.run("verify", *dask) == alone
+        assert damaged.run("replay", "--dry-run", *dask) == damaged.run("replay", "--dry-run")
+        replayed = damaged.run("replay", *dask)
+        assert replayed.exit_code == 1, "two payloads are damaged"
+        assert "replay` mends" not in damaged.run("verify").stdout
+        damage(damaged)
+        assert damaged.run("replay") == replayed
+
+
+def test_the_batch_of_a_killed_dask_worker_is_repeated(damaged: Program) -> None:
+    alone = damaged.run("verify")
+    with cluster(damaged) as its, damaged.started("verify", "--dask", its.address) as process:
+        time.sleep(1.5)
+        its.workers[0].kill()
+        stdout, _ = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (alone.exit_code, alone.stdout)

@@ -2,49 +2,14 @@
 
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
 
 import pytest
 
 from tests.promises.test_pass_workers import RUNS, await_requests, check, ended, runs_of_plans
+from tests.support.dask_cluster import cluster
 from tests.support.fake_api import FakeApi
 from tests.support.postgres import free_port
 from tests.support.program import Program
-
-
-class Cluster(NamedTuple):
-    address: str
-    workers: list[subprocess.Popen[bytes]]
-
-
-@contextmanager
-def dask(archiver: Program, module: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program of Dask in the archiver's environment."""
-    command = [sys.executable, "-m", f"distributed.cli.dask_{module}", *options, "--no-dashboard"]
-    output = subprocess.DEVNULL
-    with subprocess.Popen(
-        command, cwd=archiver.folder, env=archiver.environment, stdout=output, stderr=output
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-@contextmanager
-def cluster(archiver: Program) -> Iterator[Cluster]:
-    port = free_port()
-    address = f"tcp://127.0.0.1:{port}"
-    with ExitStack() as stack:
-        options = ("--host", "127.0.0.1", "--port", str(port))
-        stack.enter_context(dask(archiver, "scheduler", *options))
-        worker = ("worker", address, "--nthreads", "1", "--no-nanny", "--death-timeout", "60")
-        workers = [stack.enter_context(dask(archiver, *worker)) for _ in range(2)]
-        time.sleep(3)
-        yield Cluster(address, workers)
 
 
 @pytest.fixture
@@ -86,8 +51,9 @@ def test_the_task_of_a_killed_dask_worker_is_repeated_without_harm(
     check(archiver, slow_api)
 
 
-def test_an_address_without_a_scheduler_is_one_line(archiver: Program) -> None:
-    done = archiver.run("ingest", "--dask", f"tcp://127.0.0.1:{free_port()}")
+@pytest.mark.parametrize("command", ["ingest", "verify", "replay"])
+def test_an_address_without_a_scheduler_is_one_line(archiver: Program, command: str) -> None:
+    done = archiver.run(command, "--dask", f"tcp://127.0.0.1:{free_port()}")
     assert done.exit_code == 2
     assert "no Dask scheduler answers" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
