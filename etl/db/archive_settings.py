@@ -40,7 +40,7 @@ DESCRIPTIONS = {
     f"{REPORTING}flaky_min_flips": "Minimum of flips in the window of a flaky test",
     f"{REPORTING}flaky_min_flip_rate": "Minimum of flips per pair of neighbours of a flaky test",
 }
-_END_IF_IDLE = "set_config('idle_in_transaction_session_timeout', '60s', true)"
+_MAY_BE_IDLE = "set_config('idle_in_transaction_session_timeout', '0', true)"
 _LOCK = 0x73_65_74_74_69_6E_67  # "setting": any number that all processes share
 
 
@@ -107,13 +107,12 @@ def hold_settings(connection: Connection) -> Reporting:
     """Return the settings to derive rows with, which do not change before the commit.
 
     Takes a shared lock on PostgreSQL, where `begin_rebuild` takes the exclusive one. That has no
-    other lock, so the place in the lock order does not matter. If the process is frozen or its
-    host is lost, the server ends the transaction after a minute, and its locks with it.
+    other lock, so the place in the lock order does not matter.
 
     Raises:
         DatabaseError: a rebuild has begun and is not complete, or a setting is damaged.
     """
-    _lock(connection, "pg_advisory_xact_lock_shared", f", {_END_IF_IDLE}")
+    _lock(connection, "pg_advisory_xact_lock_shared")
     return read_settings(connection).reporting
 
 
@@ -130,10 +129,12 @@ def require_settings(connection: Connection, derived_with: Reporting) -> None:
 def require_rebuild(connection: Connection, derived_with: Reporting) -> None:
     """Check that a rebuild can write rows, and hold the settings as `hold_settings` does.
 
+    The transaction may be idle while the rows of a large plan are computed.
+
     Raises:
         DatabaseError: another rebuild has begun, with other settings.
     """
-    _lock(connection, "pg_advisory_xact_lock_shared")
+    _lock(connection, "pg_advisory_xact_lock_shared", f", {_MAY_BE_IDLE}")
     if read_settings_of_rebuild(connection).reporting != derived_with:
         raise _describe_change(connection)
 

@@ -30,6 +30,12 @@ _BUSY_TIMEOUT_MS = 60_000
 _CHECKPOINT_PAGES = 4000
 """Pages of 4 KiB in the WAL at a checkpoint: with more of them, commits wait less for the disk."""
 CONNECT_TIMEOUT_S = 10
+_SESSION = """
+SET TIME ZONE 'UTC';
+SET idle_in_transaction_session_timeout = '60s'
+"""
+"""In another zone the driver cannot read the last hours of the year 9999. The server would keep the
+locks of a process that is frozen, or whose host is lost, for hours."""
 SILENCE_S = 25
 """A server that acknowledges nothing for this long counts as lost."""
 FOREIGN_REMEDY = "name another file, database or schema in database.url: one for the archive alone"
@@ -145,8 +151,7 @@ def _set_up_postgresql(place: str, connection: Any, _record: Any) -> None:
             faults.ENCODING_REMEDY,
             Fault.ENCODING,
         )
-    # In another zone the driver cannot read the last hours of the year 9999.
-    connection.execute("SET TIME ZONE 'UTC'")
+    connection.execute(_SESSION)
     connection.commit()
 
 
@@ -179,6 +184,23 @@ def writing(engine: Engine) -> Iterator[Connection]:
         _explained(engine),
         engine.connect().execution_options(sqlite_begin="IMMEDIATE") as connection,
         connection.begin(),
+    ):
+        yield connection
+
+
+@contextmanager
+def writing_once(engine: Engine) -> Iterator[Connection]:
+    """Give a connection for one statement that writes.
+
+    On a server it commits by itself: a process that is frozen or lost cannot leave its locks.
+    """
+    if engine.dialect.name == "sqlite":
+        with writing(engine) as connection:
+            yield connection
+        return
+    with (
+        _explained(engine),
+        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
     ):
         yield connection
 

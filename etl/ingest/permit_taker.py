@@ -17,7 +17,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 from sqlalchemy import Connection, Engine
 
-from etl.db.database import writing
+from etl.db.database import writing, writing_once
 from etl.errors import DatabaseError
 from etl.fetch.permits import Halt, PermitAsk, Permits
 from etl.fetch.rate_limit import RequestLimits
@@ -135,7 +135,7 @@ class PermitTaker:
         now = time.monotonic()
         answered_ms_ago = int((now - ask.answered_at) * 1000) if ask.answered_at else None
         demand = Demand(length_ms, ask.probes, is_alone, answered_ms_ago)
-        slot = self._write(
+        slot = self._write_once(
             lambda connection: source_limits.take_slot(connection, self._worker, ask.source, demand)
         )
         now = time.monotonic()
@@ -185,7 +185,7 @@ class PermitTaker:
             self._reported_until[ask.source] = ask.asked_until
             wait_ms = ceil((ask.asked_until - time.monotonic()) * 1000)
             report_wait = partial(source_limits.report_wait, source=ask.source, wait_ms=wait_ms)
-            self._write(report_wait)
+            self._write_once(report_wait)
         if ask.halt:
             report_halt = partial(
                 source_limits.report_halt,
@@ -193,14 +193,23 @@ class PermitTaker:
                 halt=ask.halt.value,
                 reason=ask.halt_reason,
             )
-            self._write(report_halt)
+            self._write_once(report_halt)
 
     def _write(self, task: Callable[[Connection], T]) -> T:
-        def write() -> T:
-            with writing(self._engine) as connection:
-                return task(connection)
+        return self._patience.run(partial(_write, self._engine, task))
 
-        return self._patience.run(write)
+    def _write_once(self, task: Callable[[Connection], T]) -> T:
+        return self._patience.run(partial(_write_once, self._engine, task))
+
+
+def _write(engine: Engine, task: Callable[[Connection], T]) -> T:
+    with writing(engine) as connection:
+        return task(connection)
+
+
+def _write_once(engine: Engine, task: Callable[[Connection], T]) -> T:
+    with writing_once(engine) as connection:
+        return task(connection)
 
 
 def _give_nobody(_permits: Permits) -> None:

@@ -370,14 +370,10 @@ def has_begun(engine: Engine, instant: str) -> bool:
         return False
 
 
-def test_a_server_ends_a_transaction_whose_host_is_lost(postgresql_url: str) -> None:
-    """Its locks would hold up all others for two hours, until the server misses the host."""
+def test_a_rebuild_may_be_idle_while_it_computes(postgresql_url: str) -> None:
     engine = connect(postgresql_url)
     prepare(engine)
-    limit = text("SHOW idle_in_transaction_session_timeout")
     with writing(engine) as connection:
-        archive_settings.hold_settings(connection)
-        assert connection.scalar(limit) == "1min"
-    with reading(engine) as connection:
-        assert connection.scalar(limit) == "0", "only of the transaction: a pooler shares sessions"
+        archive_settings.require_rebuild(connection, OLD)
+        assert connection.scalar(text("SHOW idle_in_transaction_session_timeout")) == "0"
     engine.dispose()

@@ -580,6 +580,14 @@ def test_who_waits_for_a_lock_sees_what_came_of_it_whatever_the_servers_default(
     engine.dispose()
 
 
+def test_a_server_ends_a_transaction_that_a_lost_host_has_begun(postgresql_url: str) -> None:
+    """Its locks would hold up all others for two hours, until the server misses the host."""
+    engine = connect(postgresql_url)
+    with reading(engine) as connection:
+        assert connection.scalar(text("SHOW idle_in_transaction_session_timeout")) == "1min"
+    engine.dispose()
+
+
 def test_a_wrong_password_is_told_without_it(postgresql_url: str) -> None:
     url = make_url(postgresql_url).set(password="hunter2")
     engine = connect(url.render_as_string(hide_password=False))

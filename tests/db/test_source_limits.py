@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, func, insert, select
 
 from etl.clock import now
-from etl.db.database import connect, prepare, reading, writing
+from etl.db.database import connect, prepare, reading, writing, writing_once
 from etl.db.schema import ingests, source_limits, workers
 from etl.errors import DatabaseError
 from etl.ledger.source_limits import (
@@ -44,6 +44,18 @@ def joined(engine: Engine, *members: Worker) -> None:
 def take(engine: Engine, worker: Worker, demand: Demand = TENTH) -> Slot:
     with writing(engine) as connection:
         return take_slot(connection, worker, "default", demand)
+
+
+def test_a_worker_that_is_lost_after_it_took_a_slot_leaves_no_lock(postgresql_url: str) -> None:
+    engine = connect(postgresql_url)
+    prepare(engine)
+    joined(engine, ONE, OTHER)
+    with writing_once(engine) as connection:
+        take_slot(connection, ONE, "default", TENTH)
+        begun_at = time.monotonic()
+        take(engine, OTHER)
+        assert time.monotonic() - begun_at < 1
+    engine.dispose()
 
 
 def share_of(engine: Engine, worker: Worker, in_use: int = 0) -> Share:
