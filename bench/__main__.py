@@ -19,9 +19,10 @@ from bench.content import NAMES
 from bench.figures import Cell, Figure, Result
 from bench.process import FailedError
 from bench.states import DATABASES, States, states
+from bench.workers import workers
 from tests.support.postgres import roomy_folder
 
-PARTS = ("cells", "latency", "memory", "start")
+PARTS = ("cells", "latency", "memory", "start", "workers")
 CONTENTS = ("cold", "unchanged", "changed")
 RUNS = {"small": 20_000, "medium": 6000, "large": 600}
 """Enough runs for some seconds, so that the start has a small share."""
@@ -95,7 +96,7 @@ def _measure(given: argparse.Namespace, measured: Measured) -> None:
             with states(kind, folder, server_folder) as place:
                 if "cells" in given.parts:
                     measured.cells.extend(_cells(given, place, folder, kind))
-                measured.alone.extend(_alone(given.parts, place, folder, kind))
+                measured.alone.extend(_alone(given, place, folder, kind))
 
 
 def _cells(given: argparse.Namespace, place: States, folder: Path, kind: str) -> Iterator[Result]:
@@ -106,7 +107,8 @@ def _cells(given: argparse.Namespace, place: States, folder: Path, kind: str) ->
                 yield bench.measure(Cell(profile, content, kind, runs, names))
 
 
-def _alone(parts: list[str], place: States, folder: Path, kind: str) -> Iterator[Figure]:
+def _alone(given: argparse.Namespace, place: States, folder: Path, kind: str) -> Iterator[Figure]:
+    parts = given.parts
     if "latency" in parts and kind == "sqlite":  # the kind of database does not matter here
         for connections in CONNECTIONS:
             yield from extras.latency(place, folder, connections)
@@ -114,6 +116,8 @@ def _alone(parts: list[str], place: States, folder: Path, kind: str) -> Iterator
         yield from extras.memory(place, folder, kind)
     if "start" in parts:
         yield from extras.start(place, folder, kind)
+    if "workers" in parts:
+        yield from workers(place, folder, kind, given.repeats)
 
 
 def _show(given: argparse.Namespace, measured: Measured) -> None:
