@@ -121,12 +121,14 @@ def refresh_some(connection: Connection, rules: Rules) -> bool:
     is visible to the computation.
     """
     plans = _choose_variants(connection)
+    if not plans:
+        return False
     lock_plans(connection, [plan.plan_id for plan in plans.values()])
     scopes = _take_marks(connection, plans)
     _refresh_series(connection, scopes, rules)
     _refresh_periods(connection, scopes)
     refresh_plan_summaries(connection, set(plans.values()), rules)
-    return bool(plans)
+    return True
 
 
 def _choose_variants(connection: Connection) -> dict[str, Plan]:

@@ -7,7 +7,7 @@ the others wait no longer than that.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from math import ceil
@@ -35,6 +35,7 @@ SOON_S = 0.2
 """A worker that lacks connections, or the right to probe, asks again after this time."""
 
 Give = Callable[[Permits], None]
+Renew = Callable[[Connection, Worker, Mapping[str, int], int], dict[str, Share]]
 T = TypeVar("T")
 
 
@@ -96,14 +97,13 @@ class PermitTaker:
             self.error = error
             self._fail()
 
-    def _beat(self) -> None:
+    def _beat(self, renew: Renew = source_limits.beat) -> None:
         """Renew the worker's rows, and pass on the shares that have changed."""
         if not self._in_use:
             self._beat_at = time.monotonic() + BEAT_S
             return
-        most = self._limits.connections
-        beat = partial(source_limits.beat, worker=self._worker, in_use=self._in_use, most=most)
-        shares = self._write(beat)
+        worker, in_use, most = self._worker, self._in_use, self._limits.connections
+        shares = self._write(lambda connection: renew(connection, worker, in_use, most))
         is_final = all(share.is_final for share in shares.values())
         self._beat_at = time.monotonic() + (BEAT_S if is_final else SOON_S)
         for source, share in shares.items():
@@ -124,9 +124,8 @@ class PermitTaker:
 
     def _join(self, source: str) -> None:
         """Register the worker with a source, from which it is about to fetch for the first time."""
-        self._write(partial(source_limits.join, worker=self._worker, source=source))
         self._in_use[source] = 0
-        self._beat()
+        self._beat(source_limits.join)
 
     def _take(self, ask: PermitAsk) -> Permits:
         is_alone = self._shares[ask.source].workers == 1

@@ -84,12 +84,15 @@ class Share(NamedTuple):
     state: LimitState
 
 
-def join(connection: Connection, worker: Worker, source: str) -> None:
-    """Register a worker with a source; it may use no connection yet."""
-    row = {"source": source, "next_slot_at": database_now()}
-    insert = upsert_into(connection, source_limits).values(row)
-    connection.execute(insert.on_conflict_do_nothing())
-    _beat(connection, worker, {source: 0})
+def join(
+    connection: Connection, worker: Worker, in_use: Mapping[str, int], most: int
+) -> dict[str, Share]:
+    """Register a worker with sources, and return its shares as `beat` does."""
+    for source in sorted(in_use):
+        row = {"source": source, "next_slot_at": database_now()}
+        insert = upsert_into(connection, source_limits).values(row)
+        connection.execute(insert.on_conflict_do_nothing())
+    return beat(connection, worker, in_use, most)
 
 
 def leave(connection: Connection, name: str) -> None:

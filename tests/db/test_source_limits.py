@@ -38,7 +38,7 @@ def joined(engine: Engine, *members: Worker) -> None:
         for worker in members:
             row = {"id": worker.pass_id, "trigger": "test", "started_at": now()}
             connection.execute(insert(ingests).values(row))
-            join(connection, worker, "default")
+            join(connection, worker, {"default": 0}, 0)
 
 
 def take(engine: Engine, worker: Worker, demand: Demand = TENTH) -> Slot:
