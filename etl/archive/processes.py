@@ -9,7 +9,6 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -48,6 +47,9 @@ def in_processes(engine: Engine, number: int, connect: Callable[[str], Engine]) 
     url = engine.url.render_as_string(hide_password=False)
 
     def spread(task: Task[T], items: Iterable[T]) -> Iterator[BatchFindings]:
+        # Loaded here: an ingest loads this module, too.
+        from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
+
         context = multiprocessing.get_context("spawn")
         begin = partial(_begin, connect, url)
         with ProcessPoolExecutor(number, context, initializer=begin) as pool:

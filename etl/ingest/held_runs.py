@@ -108,11 +108,6 @@ class HeldRuns:
         if self._now() >= self._renewed.until:
             self._report_expiry()
 
-    def release(self) -> None:
-        """Give back the runs that are in hand."""
-        with writing(self._engine) as connection:
-            leases.release(connection, self.owner)
-
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
         """Renew the leases each third of their length, by a thread, within the context."""

@@ -8,7 +8,7 @@ the others wait no longer than that.
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from math import ceil
 from queue import Empty, SimpleQueue
@@ -18,7 +18,6 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, Engine
 
 from etl.db.database import writing, writing_once
-from etl.errors import DatabaseError
 from etl.fetch.permits import Halt, PermitAsk, Permits
 from etl.fetch.rate_limit import RequestLimits
 from etl.ingest.patience import Patience
@@ -77,9 +76,6 @@ class PermitTaker:
         finally:
             self._asks.put(None)
             thread.join()
-            # If the database is lost, the worker's rows expire.
-            with suppress(DatabaseError), writing(self._engine) as connection:
-                source_limits.leave(connection, self._worker.name)
 
     def _serve(self) -> None:
         try:

@@ -24,7 +24,7 @@ from etl.ingest.interrupt import Interrupt
 from etl.ingest.patience import Patience
 from etl.ingest.permit_taker import PermitTaker
 from etl.ingest.tally import Tally, exit_code
-from etl.ledger import standings
+from etl.ledger import leases, source_limits, standings
 from etl.ledger.source_limits import Worker
 from etl.secrets.keys import require_keys
 from etl.telemetry.log import get_logger
@@ -56,23 +56,20 @@ def work(ingest: IngestContext, opened: OpenPass, hooks: PassHooks) -> None:
         opened.tally.halt = Halt.INTERRUPTED
         opened.tally.halt_reason = hooks.interrupt.name
     elif due:
-        try:
-            with _counted(ingest, held.owner, opened.tally, hooks.interrupt):
-                while due and opened.tally.halt is None:
-                    held.has_lost_runs = False
-                    _fetch_due(_begin(ingest, due), ingest, held, opened.tally, hooks)
-                    # Nobody else may have taken the runs whose leases have expired.
-                    is_limited = ingest.config.polling.max_requests_per_pass > 0
-                    due = held.count_due() if held.has_lost_runs and not is_limited else {}
-        finally:
-            held.release()
+        with _counted(ingest, held.owner, opened.tally, hooks.interrupt):
+            while due and opened.tally.halt is None:
+                held.has_lost_runs = False
+                _fetch_due(_begin(ingest, due), ingest, held, opened.tally, hooks)
+                # Nobody else may have taken the runs whose leases have expired.
+                is_limited = ingest.config.polling.max_requests_per_pass > 0
+                due = held.count_due() if held.has_lost_runs and not is_limited else {}
 
 
 @contextmanager
 def _counted(
     ingest: IngestContext, name: str, tally: Tally, interrupt: Interrupt
 ) -> Iterator[None]:
-    """Register the worker with its pass, and record how it ended."""
+    """Register the worker with its pass; in the end record how, and give back all that it has."""
     patience = Patience(ingest.patience_s)
     with writing(ingest.engine) as connection:
         pass_workers.open_worker(connection, name, tally.pass_id or 0, ingest.now())
@@ -88,8 +85,11 @@ def _counted(
 
 
 def _close_worker(ingest: IngestContext, name: str, tally: Tally) -> None:
+    # If the database is lost, leases and the worker's rows expire.
     with writing(ingest.engine) as connection:
         pass_workers.close_worker(connection, name, tally, ingest.now())
+        source_limits.leave(connection, name)
+        leases.release(connection, name)
 
 
 def warn_of_leased_runs(ingest: IngestContext) -> None:

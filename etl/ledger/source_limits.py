@@ -5,7 +5,7 @@ database's clock decides, so that the clocks of hosts do not matter. A worker ha
 while it works, renewed by its heartbeat. All functions work in the caller's transaction.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -201,7 +201,7 @@ def beat(
     `in_use` has the connections that it uses, `most` is their number for all workers. A worker
     gets only connections that no other one has; it keeps those in use until they are free.
     """
-    _lock(connection, in_use)
+    states = {row.source: _read_state(row, worker) for row in _lock(connection, in_use)}
     others: dict[str, dict[str, int]] = {source: {} for source in in_use}
     is_dead = (workers.c.seen_at <= later(database_now(), -ALIVE_MS)).label("is_dead")
     query = select(workers.c.source, workers.c.worker, workers.c.connections, is_dead)
@@ -210,11 +210,6 @@ def beat(
             leave(connection, row.worker)
         else:
             others[row.source][row.worker] = row.connections
-    query_of_limits = select(source_limits, database_now().label("now"))
-    states = {
-        row.source: _read_state(row, worker)
-        for row in connection.execute(query_of_limits.where(among(source_limits.c.source, in_use)))
-    }
     shares = {
         source: divide_connections(worker.name, others[source], used, most)
         for source, used in in_use.items()
@@ -235,16 +230,17 @@ def divide_connections(name: str, held: Mapping[str, int], in_use: int, most: in
     return Share(max(0, min(due, free)), len(names), free >= due and in_use <= due, NO_STATE)
 
 
-def _lock(connection: Connection, sources: Collection[str]) -> None:
-    """Lock the rows of sources, so that one worker at a time takes connections.
+def _lock(connection: Connection, sources: Collection[str]) -> Sequence[Any]:
+    """Lock the rows of sources, so that one worker at a time takes connections; return them.
 
     A server ends the transaction of a worker that is frozen in it, or cut off: the others wait for
     a second at most.
     """
     if connection.dialect.name != "sqlite":
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '1s'"))
-    rows = select(source_limits.c.source).where(among(source_limits.c.source, sources))
-    connection.execute(rows.order_by(source_limits.c.source).with_for_update())
+    rows = select(source_limits, database_now().label("now"))
+    of_sources = rows.where(among(source_limits.c.source, sources))
+    return connection.execute(of_sources.order_by(source_limits.c.source).with_for_update()).all()
 
 
 def _beat(connection: Connection, worker: Worker, held: Mapping[str, int]) -> None:

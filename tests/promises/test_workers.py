@@ -49,7 +49,7 @@ from etl.ingest.held_runs import HeldRuns
 from etl.ingest.interrupt import Interrupt
 from etl.ingest.one_pass import PassOrder, run_pass
 from etl.ingest.tally import Tally
-from etl.ledger import standings, tracking
+from etl.ledger import leases, standings, tracking
 from etl.ledger.lifecycle import State
 from etl.ledger.tracking import Entry
 from etl.sandbox.api import READ_KEY
@@ -323,7 +323,8 @@ class AnyLife(RuleBasedStateMachine):
     def give_back(self, which: int) -> None:
         if self.hands:
             held, _ = self.hands.pop(which % len(self.hands))
-            held.release()
+            with database.writing(self.ingest.engine) as connection:
+                leases.release(connection, held.owner)
 
     @rule(by=st.timedeltas(timedelta(days=-2), timedelta(days=9)))
     def let_the_clock_jump(self, by: timedelta) -> None:
