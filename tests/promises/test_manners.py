@@ -1,5 +1,6 @@
 """Several processes on one archive: the API sees one worker's manners, by its own log."""
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -61,6 +62,11 @@ def most_in_a_second(api: FakeApi) -> int:
     return max(sum(at <= other < at + 1 for other in arrivals) for at in arrivals)
 
 
+def tell(figures: str) -> None:
+    """Print what the API's log shows; `pytest -s` shows it."""
+    sys.stdout.write(f"\n{figures}\n")
+
+
 @pytest.mark.parametrize("number", [2, 4])
 def test_processes_together_keep_to_the_rate_and_the_connections(
     api: FakeApi, archiver: Program, number: int
@@ -70,6 +76,10 @@ def test_processes_together_keep_to_the_rate_and_the_connections(
     with working(archiver, number) as processes:
         assert ends(processes) == [0] * number
     assert len(api.log) == 300 == api.requests.total()
+    tell(
+        f"{number} processes at {RATE}/s: at most {most_in_a_second(api)} requests in a second,"
+        f" {api.most_at_once} of {CONNECTIONS} connections"
+    )
     assert most_in_a_second(api) <= MOST_IN_A_SECOND
     assert api.most_at_once <= CONNECTIONS
     took_s = api.log[-1].at - api.log[0].at
@@ -102,6 +112,7 @@ def test_a_wait_that_one_process_is_asked_for_is_kept_by_all(
         assert ends(processes) == [0] * 4
     [asked_at] = [each.at for each in api.log if each.status == 429]
     within = [each for each in api.log if asked_at < each.at < asked_at + 2.9]
+    tell(f"after a 429: {len(within)} more requests of 4 processes")
     assert len(within) <= 4 * PORTION
 
 
@@ -113,6 +124,7 @@ def test_a_refusal_costs_a_handful_of_requests_in_all(
     track(archiver, 300)
     with working(archiver, 4) as processes:
         assert set(ends(processes)) <= {3, 5, 0}
+    tell(f"each answer is a {status}: {len(api.log)} requests of 4 processes")
     assert len(api.log) <= A_HANDFUL
 
 
@@ -125,7 +137,9 @@ def test_an_api_that_dies_costs_the_requests_under_way_and_a_handful(
         await_requests(api, 100)
         api.other = Answer(b"", 500)
         assert set(ends(processes)) == {5}
-    assert sum(each.status == 500 for each in api.log) <= CONNECTIONS + 4 * PORTION + A_HANDFUL
+    failed = sum(each.status == 500 for each in api.log)
+    tell(f"the API dies: {failed} more requests of 4 processes")
+    assert failed <= CONNECTIONS + 4 * PORTION + A_HANDFUL
 
 
 def test_a_killed_process_delays_the_others_by_a_second_at_most(
@@ -139,7 +153,9 @@ def test_a_killed_process_delays_the_others_by_a_second_at_most(
         killed_at = time.monotonic()
         assert ends(processes)[1] in {0, 1}
     after = [each.at for each in api.log if killed_at - 0.2 < each.at < killed_at + 3]
-    assert max(later - earlier for earlier, later in pairwise(after)) <= 1
+    longest_s = max(later - earlier for earlier, later in pairwise(after))
+    tell(f"a process is killed: the others wait for up to {longest_s:.2f} s")
+    assert longest_s <= 1
 
 
 def test_two_sources_do_not_slow_each_other(
@@ -157,6 +173,7 @@ def test_two_sources_do_not_slow_each_other(
             assert ends(processes) == [0, 0]
     took_s = api.log[-1].at - api.log[0].at
     assert len(api.log) == 200
+    tell(f"beside a slow source: 200 requests in {took_s:.1f} s at {RATE}/s")
     assert took_s < 200 / RATE * 1.5
     assert most_in_a_second(api) <= MOST_IN_A_SECOND
 
