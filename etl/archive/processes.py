@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Engine
 
 from etl.archive.differences import BatchFindings
+from etl.runtime import relax_garbage_collection
 
 T = TypeVar("T")
 Task = Callable[[Engine, T], BatchFindings]
@@ -88,6 +89,7 @@ _engines: list[Engine] = []
 
 def _begin(connect: Callable[[str], Engine], url: str) -> None:
     """Open the database in a new process, which ends with its parent and leaves signals to it."""
+    relax_garbage_collection()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
