@@ -43,15 +43,20 @@ def make_tables(
     stretch = Revision(1, seen_at, None, payload.content_hash, rows)
     kept = compress(body, hashlib.sha256(body).hexdigest())
     outcome = derive_outcome("default", stretch, ids_until)
-    tracked = (
-        run_id, "default", State.SETTLED, None, 0, None, None, seen_at, seen_at, 1,
-        None, None, None, None, None,
-    )  # fmt: skip
+    tracked = {
+        "run_id": run_id,
+        "source": "default",
+        "state": State.SETTLED,
+        "attempts": 0,
+        "first_tracked_at": seen_at,
+        "last_fetched_at": seen_at,
+        "fetches": 1,
+    }
     payload_row = (
         run_id, 1, kept.compressed, kept.encoding, kept.size, kept.sha256, seen_at, None
     )  # fmt: skip
     return {
-        "tracked_runs": [tracked],
+        "tracked_runs": [tuple(tracked.get(each.name) for each in schema.tracked_runs.columns)],
         "plan_variants": [outcome.variant],
         "environment_combinations": [outcome.combination],
         "rosters": [outcome.roster],
