@@ -234,10 +234,10 @@ def _lock(connection: Connection, sources: Collection[str]) -> Sequence[Any]:
     """Lock the rows of sources, so that one worker at a time takes connections; return them.
 
     A server ends the transaction of a worker that is frozen in it, or cut off: the others wait for
-    a second at most.
+    three seconds at most. A busy machine can stop a healthy worker for one.
     """
     if connection.dialect.name != "sqlite":
-        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '1s'"))
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '3s'"))
     rows = select(source_limits, database_now().label("now"))
     of_sources = rows.where(among(source_limits.c.source, sources))
     return connection.execute(of_sources.order_by(source_limits.c.source).with_for_update()).all()

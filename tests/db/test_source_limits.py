@@ -197,7 +197,7 @@ def test_connections_are_never_more_than_the_setting(turns: list[tuple[str, int]
         assert sum(held.values()) <= 16
 
 
-def test_a_worker_that_is_frozen_in_a_heartbeat_holds_the_others_up_for_a_second(
+def test_a_worker_that_is_frozen_in_a_heartbeat_holds_the_others_up_for_seconds(
     postgresql_url: str,
 ) -> None:
     engine = connect(postgresql_url)
@@ -207,7 +207,7 @@ def test_a_worker_that_is_frozen_in_a_heartbeat_holds_the_others_up_for_a_second
     with pytest.raises(DatabaseError) as lost, writing(engine) as frozen:  # noqa: PT012
         beat(frozen, ONE, {"default": 0}, 8)
         assert take(engine, OTHER).begins_in_s == 0
-        assert 0.5 < time.monotonic() - began < 5
+        assert 2 < time.monotonic() - began < 10
         frozen.execute(select(func.now()))
     engine.dispose()
     assert lost.value.is_transient
