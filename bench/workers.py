@@ -1,4 +1,4 @@
-"""Measure what a second worker is worth: `verify`, `replay`, and the ingest of large runs."""
+"""Measure the speed of two workers beside one: `verify`, `replay`, and the ingest of large runs."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence

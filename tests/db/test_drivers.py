@@ -124,7 +124,7 @@ def arriving(kind: str, value: Any) -> Any:
 
 
 def expecting(tool: Tool, kind: str, value: Any) -> Any:
-    """Return what a driver has to give for a value that Python's own driver gave."""
+    """Return the value that a driver should give, from the one that Python's own driver gave."""
     if kind == "boolean" and value is not None:
         return bool(value)
     if isinstance(value, datetime):

@@ -270,7 +270,7 @@ def test_bi_tools_count_failed_runs_by_source_and_reason(
 def test_a_failed_run_fails_since_its_first_failed_fetch(
     archiver: Program, api: FakeApi, database_url: str
 ) -> None:
-    """An answer, and a retry that somebody asks for, begin anew."""
+    """An answer, and a retry that somebody asks for, start a new count."""
     archiver = archiver.given(RESULT_ARCHIVER__API__ATTEMPTS="1")
     times = []
     for answer in (result(status="pending"), Answer(b"{}", 500), DENIED, DENIED):

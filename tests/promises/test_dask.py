@@ -5,16 +5,16 @@ import sys
 
 import pytest
 
-from tests.promises.test_pass_workers import RUNS, await_requests, check, ended, runs_of_plans
+from tests.promises.test_pass_workers import RUNS, await_requests, check, ended
 from tests.support.dask_cluster import cluster
-from tests.support.fake_api import FakeApi
+from tests.support.fake_api import FakeApi, runs_of_plans
 from tests.support.postgres import free_port
 from tests.support.program import Program
 
 
 @pytest.fixture
 def slow_api(api: FakeApi) -> FakeApi:
-    api.answers |= runs_of_plans()
+    api.answers |= runs_of_plans(RUNS)
     return api
 
 

@@ -21,7 +21,7 @@ from etl.db import database
 from tests.support import fake_api
 from tests.support.certificate import write_certificate
 from tests.support.dump import PASSES, dump
-from tests.support.fake_api import Answer, FakeApi, result
+from tests.support.fake_api import FakeApi, runs_of_plans
 from tests.support.hosts import Host, Network, another_clock, end_all, network
 from tests.support.postgres import Server, find_programs, free_port, run, running_server
 from tests.support.program import COMMAND, Program, program
@@ -52,16 +52,6 @@ COUNTS_OF_FETCHES = {"fetches"}
 # --- the stage ---
 
 
-def answers() -> dict[str, list[Answer]]:
-    """Return the answers of runs of several plans, which take a moment."""
-    made = {}
-    for number in range(RUNS):
-        name, status = f"plan {number % 5}", ("passed", "failed")[number % 3 == 0]
-        answer = result(id=f"r-{number}", name=name, status=status)
-        made[f"r-{number}"] = [answer._replace(delay_s=0.05)]
-    return made
-
-
 def content(url: str) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of all tables but those of passes, without the columns of clocks.
 
@@ -89,7 +79,7 @@ def hosts() -> Iterator[Network]:
 
 @pytest.fixture(scope="module")
 def server(hosts: Network) -> Iterator[Server]:
-    """A server that hosts reach, and that keeps what it confirmed."""
+    """A server that hosts reach, and that keeps each commit that it confirmed."""
     with running_server() as started:
         data = started.directory / "data"
         with (data / "pg_hba.conf").open("a") as file:
@@ -118,7 +108,7 @@ def archived_alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[d
     folder = tmp_path_factory.mktemp("alone")
     url = f"sqlite:///{folder}/archive.db"
     with fake_api.serving() as api:
-        api.answers |= answers()
+        api.answers |= runs_of_plans(RUNS)
         alone = program(folder, url, api.url)
         assert alone.call("ingest", "--from", write_list(alone)).exit_code == 0
     return content(url)
@@ -131,7 +121,7 @@ def write_list(archiver: Program) -> Path:
 @pytest.fixture
 def api(certificate: Path) -> Iterator[FakeApi]:
     with fake_api.serving(certificate=certificate) as api:
-        api.answers |= answers()
+        api.answers |= runs_of_plans(RUNS)
         yield api
 
 

@@ -63,7 +63,7 @@ def most_in_a_second(api: FakeApi) -> int:
 
 
 def tell(figures: str) -> None:
-    """Print what the API's log shows; `pytest -s` shows it."""
+    """Print the figures of the API's log; `pytest -s` shows them."""
     sys.stdout.write(f"\n{figures}\n")
 
 

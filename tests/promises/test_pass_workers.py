@@ -14,7 +14,7 @@ from cryptography.fernet import Fernet
 
 from etl.db import database
 from tests.support.dump import DECISIONS, LEDGER, dump
-from tests.support.fake_api import Answer, FakeApi, result
+from tests.support.fake_api import Answer, FakeApi, result, runs_of_plans
 from tests.support.postgres import find_programs, run, running_server
 from tests.support.program import Program, program
 
@@ -33,19 +33,9 @@ def archiver(archiver: Program) -> Program:
     return archiver
 
 
-def runs_of_plans() -> dict[str, list[Answer]]:
-    """Return the answers of runs of several plans, which take a moment."""
-    answers = {}
-    for number in range(RUNS):
-        name, status = f"plan {number % 5}", ("passed", "failed")[number % 3 == 0]
-        answer = result(id=f"r-{number}", name=name, status=status)
-        answers[f"r-{number}"] = [answer._replace(delay_s=0.05)]
-    return answers
-
-
 @pytest.fixture
 def slow_api(api: FakeApi) -> FakeApi:
-    api.answers |= runs_of_plans()
+    api.answers |= runs_of_plans(RUNS)
     return api
 
 

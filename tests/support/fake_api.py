@@ -43,6 +43,16 @@ def result(**changes: Any) -> Answer:
     return Answer(json.dumps({"result": fields}).encode())
 
 
+def runs_of_plans(runs: int) -> dict[str, list[Answer]]:
+    """Return the answers of runs of several plans, which take a moment."""
+    answers = {}
+    for number in range(runs):
+        name, status = f"plan {number % 5}", ("passed", "failed")[number % 3 == 0]
+        answer = result(id=f"r-{number}", name=name, status=status)
+        answers[f"r-{number}"] = [answer._replace(delay_s=0.05)]
+    return answers
+
+
 class FakeApi(ThreadingHTTPServer):
     """Gives each run its `answers` one after the other, the last one for good; else `other`."""
 

@@ -22,7 +22,7 @@ Run = Callable[[str, Sequence[Any]], Answer]
 
 
 def read_line() -> Any:
-    """Return what the parent process sent; None at the end."""
+    """Return the message of the parent process; None at the end."""
     line = sys.stdin.readline()
     return json.loads(line) if line else None
 
