@@ -58,7 +58,7 @@ def ingest(
     wanted = Wanted(run_ids, lists, source, (), refresh)
     if dry_run:
         return _preview(session, wanted, as_json=as_json)
-    together = _place_on_dask(dask, workers) if dask else _place_here(session, workers)
+    together = _place_on_dask(dask, workers) if dask else _place_here(workers)
     return _ingest(session, wanted, together, wait=wait, as_json=as_json)
 
 
@@ -70,14 +70,14 @@ def _place_on_dask(address: str, number: int | None) -> "Workers":
     return Workers(number or max(1, runner.count_workers()), runner)
 
 
-def _place_here(session: "Session", number: int | None) -> "Workers | None":
+def _place_here(number: int | None) -> "Workers | None":
     """Return workers on this machine, None for this process alone."""
     if number is None:
         return None
-    from etl.ingest.runners import ProcessRunner, Workers, share_budget
+    from etl.ingest.runners import ProcessRunner, Workers
 
     config_file = click.get_current_context().meta.get(options.CONFIG_FILE)
-    return Workers(number, ProcessRunner(config_file, share_budget(session.config, number)))
+    return Workers(number, ProcessRunner(config_file))
 
 
 def _ingest(

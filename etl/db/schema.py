@@ -825,6 +825,7 @@ pass_workers = Table(
     Column("deferred", BigInteger, nullable=False, server_default="0"),
     Column("to_retry", BigInteger, nullable=False, server_default="0"),
     Column("requests", BigInteger, nullable=False, server_default="0"),
+    Column("allowed", BigInteger, nullable=False, server_default="0"),
     Column("halt", Text),
     Column("halt_reason", Text),
     Column("exit_code", BigInteger),

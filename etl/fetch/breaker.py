@@ -156,7 +156,7 @@ class Breaker:
 
     def wait_s(self, now: float) -> float | None:
         """Return in how many seconds `take` may succeed; None: not before a job comes back."""
-        if self.halt or not self._ready or self._rate.budget.is_spent:
+        if self.halt or not self._ready or self._rate.budget.is_out:
             return None
         is_closed = self._is_probing and (self.in_flight or not self._may_probe)
         return None if is_closed or not self._rate.has_room else self._rate.wait_s(now)
@@ -166,7 +166,8 @@ class Breaker:
         if self._is_report_due:
             return 0.0
         is_barred = self._is_probing and not self._may_probe
-        if self._is_asking or not (is_barred or self._rate.is_low(now)):
+        is_needed = is_barred or self._rate.budget.is_out or self._rate.is_low(now)
+        if self._is_asking or not is_needed:
             return None
         is_over = self.halt or not self._ready or self._rate.budget.is_spent
         is_closed = not self._rate.has_room or (self._is_probing and self.in_flight)
@@ -187,6 +188,7 @@ class Breaker:
             self._is_probing,
             rate.connections,
             rate.in_flight,
+            rate.budget.sent,
             self._answered_at,
             self._heard_until,
             self._halt if self._halt in {Halt.REFUSED, Halt.DOWN} else None,
@@ -196,6 +198,8 @@ class Breaker:
     def permit(self, permits: Permits, now: float) -> None:
         """Take permits, and heed what other workers heard of the API."""
         self._set_connections(permits.connections)
+        if permits.allowed is not None:
+            self._rate.budget.allow(permits.allowed.requests, is_last=permits.allowed.is_last)
         if permits.begins_at is not None:
             self._may_probe = permits.may_probe
             self._is_asking = False

@@ -28,7 +28,8 @@ class PermitAsk(Struct, array_like=True, frozen=True, tag=True):
 
     With `room` 0 it is only a report. `answered_at` is the time of the last result, `asked_until`
     the end of the wait that the API asks for. Times are seconds of this machine's steady clock,
-    0 if there is none. `connections` is the number that may be used, as last permitted.
+    0 if there is none. `connections` is the number that may be used, as last permitted; `sent` the
+    requests to all sources up to now.
     """
 
     source: str
@@ -36,10 +37,18 @@ class PermitAsk(Struct, array_like=True, frozen=True, tag=True):
     probes: bool
     connections: int
     in_flight: int
+    sent: int
     answered_at: float
     asked_until: float
     halt: Halt | None
     halt_reason: str
+
+
+class Allowed(Struct, array_like=True, frozen=True):
+    """The requests that a worker may send in a pass, in all; `is_last`: it gets no more."""
+
+    requests: int
+    is_last: bool
 
 
 class Permits(Struct, array_like=True, frozen=True, tag=True):
@@ -47,7 +56,7 @@ class Permits(Struct, array_like=True, frozen=True, tag=True):
 
     With `length_s` 0 ask again at `begins_at`; if that is None, they only tell news.
     `connections` is the number that may be used from now on. `may_probe`: no other worker probes
-    the API. Times are as in `PermitAsk`.
+    the API. `allowed`: None says nothing new. Times are as in `PermitAsk`.
     """
 
     source: str
@@ -59,3 +68,4 @@ class Permits(Struct, array_like=True, frozen=True, tag=True):
     asked_until: float = 0
     halt: Halt | None = None
     halt_reason: str = ""
+    allowed: Allowed | None = None

@@ -32,17 +32,31 @@ class RequestLimits(NamedTuple):
 
 
 class Budget:
-    """The requests that a pass may send, and those under way, to all sources together."""
+    """The requests that a worker may send, and those under way, to all sources together.
+
+    Those of the pass are shared out among its workers, some at a time.
+    """
 
     def __init__(self, limits: RequestLimits) -> None:
         self.sent = 0
         self.in_flight = 0
-        self._most = limits.max_requests
+        self._is_limited = limits.max_requests > 0
+        self._allowed = 0
+        self._is_last = False
+
+    def allow(self, requests: int, *, is_last: bool) -> None:
+        """Allow this number of requests in all; `is_last`: the pass has no more to share out."""
+        self._allowed, self._is_last = requests, is_last
+
+    @property
+    def is_out(self) -> bool:
+        """Whether no request may be sent before more are allowed."""
+        return self._is_limited and self.sent >= self._allowed
 
     @property
     def is_spent(self) -> bool:
-        """Whether the pass has sent all requests that it may send."""
-        return 0 < self._most <= self.sent
+        """Whether no request may be sent any more."""
+        return self.is_out and self._is_last
 
 
 class RateLimit:

@@ -11,10 +11,11 @@ from typing import Any
 from sqlalchemy import Connection, Integer, and_, case, exists, func, insert, or_, select, update
 
 from etl.db.database_clock import database_now, later
-from etl.db.schema import OUTCOMES, pass_workers, workers
-from etl.fetch.permits import Halt
+from etl.db.schema import OUTCOMES, ingests, pass_workers, workers
+from etl.fetch.permits import Allowed, Halt, PermitAsk
+from etl.fetch.rate_limit import RequestLimits
 from etl.ingest.tally import RunEnd, Tally
-from etl.ledger.source_limits import ALIVE_MS
+from etl.ledger.source_limits import ALIVE_MS, Worker
 
 COUNTS = (*OUTCOMES, "deferred", "to_retry")
 WORST_FIRST = (143, 130, 4, 3, 5, 2, 1)
@@ -37,6 +38,29 @@ def count_ends(connection: Connection, name: str, ends: Sequence[RunEnd], reques
     sent = pass_workers.c.requests
     values["requests"] = case((sent < requests, requests), else_=sent)
     connection.execute(update(pass_workers).where(pass_workers.c.worker == name).values(values))
+
+
+def allow(
+    connection: Connection, worker: Worker, limits: RequestLimits, demand: PermitAsk
+) -> Allowed:
+    """Allow a worker as many more of the pass's requests as it can send at once.
+
+    An eighth of those left is allowed at a time, so that none of the workers gets all. Requests
+    that a worker has not sent when it ends are free for the others.
+    """
+    of_pass = pass_workers.c.pass_id == worker.pass_id
+    # Workers take turns; SQLite has one writer at a time.
+    connection.execute(select(ingests.c.id).where(ingests.c.id == worker.pass_id).with_for_update())
+    has_ended = pass_workers.c.finished_at.is_not(None)
+    taken = case((has_ended, pass_workers.c.requests), else_=pass_workers.c.allowed)
+    left = limits.max_requests - int(
+        connection.scalar(select(func.coalesce(func.sum(taken), 0)).where(of_pass)) or 0
+    )
+    more = max(0, min(left, max(demand.room, left // 8)))
+    is_worker = pass_workers.c.worker == worker.name
+    added = update(pass_workers).where(is_worker).values(allowed=pass_workers.c.allowed + more)
+    allowed = connection.execute(added.returning(pass_workers.c.allowed)).scalar_one()
+    return Allowed(allowed, is_last=more == 0)
 
 
 def close_worker(connection: Connection, name: str, tally: Tally, now: datetime) -> None:

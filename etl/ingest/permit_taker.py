@@ -18,8 +18,9 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, Engine
 
 from etl.db.database import writing, writing_once
-from etl.fetch.permits import Halt, PermitAsk, Permits
+from etl.fetch.permits import Allowed, Halt, PermitAsk, Permits
 from etl.fetch.rate_limit import RequestLimits
+from etl.ingest import pass_workers
 from etl.ingest.patience import Patience
 from etl.ledger import source_limits
 from etl.ledger.source_limits import Demand, LimitState, Share, Worker
@@ -56,6 +57,7 @@ class PermitTaker:
         self._in_use: dict[str, int] = {}
         """The connections that the fetching side may be using, by source."""
         self._reported_until: dict[str, float] = {}
+        self._allowed: Allowed | None = None
         self._beat_at = 0.0
 
     def answer_by(self, give: Give, fail: Callable[[], None]) -> None:
@@ -140,7 +142,23 @@ class PermitTaker:
         else:
             begins_at = now + slot.begins_in_s
         permits = self._permits(ask.source, slot.state)
-        return replace(permits, begins_at=begins_at, length_s=length_s, may_probe=slot.is_prober)
+        return replace(
+            permits,
+            begins_at=begins_at,
+            length_s=length_s,
+            may_probe=slot.is_prober,
+            allowed=self._allow(ask),
+        )
+
+    def _allow(self, ask: PermitAsk) -> Allowed | None:
+        """Return the requests that the worker may send in all, once it has sent those before."""
+        if not self._limits.max_requests:
+            return None
+        if self._allowed is None or ask.sent >= self._allowed.requests:
+            self._allowed = self._write(
+                lambda connection: pass_workers.allow(connection, self._worker, self._limits, ask)
+            )
+        return self._allowed
 
     def _length_s(self, ask: PermitAsk) -> float:
         """Return the time of the requests to take: no more than the worker can send at once."""

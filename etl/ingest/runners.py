@@ -10,13 +10,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from etl.config.settings import Config
 from etl.db.database import reading, writing
 from etl.errors import UsageError
 from etl.fetch.permits import Halt
@@ -57,9 +55,8 @@ class Runner(Protocol):
 class ProcessRunner:
     """Starts each worker as a process of this machine: `work --pass ID`."""
 
-    def __init__(self, config_file: Path | None, variables: Mapping[str, str]) -> None:
+    def __init__(self, config_file: Path | None) -> None:
         self._options = ["--config", str(config_file)] if config_file else []
-        self._variables = dict(variables)
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, pass_id: int) -> None:
@@ -69,7 +66,7 @@ class ProcessRunner:
         try:
             process = subprocess.Popen(  # noqa: S603  no argument is from outside
                 [*command, "work", "--quiet", "--pass", str(pass_id)],
-                env=os.environ | self._variables | {"PYTHONPATH": modules},
+                env=os.environ | {"PYTHONPATH": modules},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for us; `stop` passes it on
@@ -91,13 +88,6 @@ class ProcessRunner:
         """Ask all workers to end after the runs in hand."""
         for process in self._processes:
             process.send_signal(signal.SIGTERM)
-
-
-def share_budget(config: Config, number: int) -> dict[str, str]:
-    """Return the environment of each of `number` workers, with its share of a pass's requests."""
-    budget = config.polling.max_requests_per_pass
-    name = "RESULT_ARCHIVER__POLLING__MAX_REQUESTS_PER_PASS"
-    return {name: str(ceil(budget / number))} if budget else {}
 
 
 class Workers(NamedTuple):

@@ -100,6 +100,7 @@ def upgrade() -> None:
         sa.Column("deferred", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("to_retry", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("requests", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("allowed", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("halt", sa.Text(), nullable=True),
         sa.Column("halt_reason", sa.Text(), nullable=True),
         sa.Column("exit_code", sa.BigInteger(), nullable=True),

@@ -3,7 +3,7 @@
 import time
 
 from etl.fetch.door import AskPermits, Fetching
-from etl.fetch.permits import PermitAsk, Permits
+from etl.fetch.permits import Allowed, PermitAsk, Permits
 from etl.fetch.rate_limit import RequestLimits
 
 
@@ -19,8 +19,11 @@ class LoneWorker:
         length_s = max(1, int(rate / 2)) / rate if rate else 0.5
         begins_at = max(self.next_slot_at, now) if rate else now
         self.next_slot_at = begins_at + length_s
-        connections = self.limits.connections
-        return Permits(ask.source, begins_at, length_s, connections, may_probe=True)
+        connections, most = self.limits.connections, self.limits.max_requests
+        allowed = Allowed(most, is_last=True) if most else None
+        return Permits(
+            ask.source, begins_at, length_s, connections, may_probe=True, allowed=allowed
+        )
 
 
 def given_by(worker: LoneWorker, fetching: Fetching) -> AskPermits:

@@ -22,7 +22,7 @@ from etl.fetch.breaker import (
     Job,
     Signal,
 )
-from etl.fetch.permits import Halt, Permits
+from etl.fetch.permits import Allowed, Halt, Permits
 from etl.fetch.rate_limit import Budget, Concurrency, Pauses, RequestLimits
 from tests.support.permits import LoneWorker
 
@@ -650,8 +650,9 @@ def with_token(run_id: str) -> Target:
 
 
 def test_sources_share_nothing_but_the_budget_of_a_pass() -> None:
-    budget = Budget(LIMITS._replace(max_requests=3))
-    one, other = LoneBreaker(LIMITS, budget=budget), LoneBreaker(LIMITS, budget=budget)
+    limits = LIMITS._replace(max_requests=3)
+    budget = Budget(limits)
+    one, other = LoneBreaker(limits, budget=budget), LoneBreaker(limits, budget=budget)
     one.offer(targets("a"))
     other.offer(targets("b", "c", "d"))
     busy(301)(one, taken(one, 0), 0)
@@ -772,6 +773,21 @@ def test_a_budget_is_that_of_requests_and_not_of_runs() -> None:
         fail(breaker, taken(breaker, now), now)
     assert breaker.take(100) is None
     assert breaker.is_idle
+
+
+def test_requests_beyond_those_allowed_are_asked_for() -> None:
+    breaker = Breaker(LIMITS._replace(max_requests=4))
+    breaker.offer(many())
+    assert breaker.ask_permits("default", NOW_S) is not None
+    breaker.permit(replace(PERMITS, allowed=Allowed(1, is_last=False)), NOW_S)
+    answer(breaker, taken(breaker, NOW_S), NOW_S)
+    assert (breaker.take(NOW_S), breaker.is_idle) == (None, False)
+    ask = breaker.ask_permits("default", NOW_S)
+    assert ask is not None
+    assert ask.sent == 1
+    breaker.permit(replace(PERMITS, allowed=Allowed(2, is_last=True)), NOW_S)
+    assert len(take_all(breaker, NOW_S)) == 1
+    assert breaker.ask_permits("default", NOW_S) is None
 
 
 def test_runs_without_a_token_do_not_hide_those_that_have_one() -> None:
