@@ -1,6 +1,6 @@
-"""Tasks on batches of an archive, done in turn or side by side; results are in order.
+"""Tasks on an archive, done in turn or side by side; results are in order.
 
-The batches are the same for any number of processes, so the output is the same, byte for byte.
+The tasks are the same for any number of processes, so the output is the same, byte for byte.
 """
 
 import multiprocessing
@@ -9,58 +9,50 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from sqlalchemy import Engine
 
 from etl.archive.differences import BatchFindings
 from etl.runtime import relax_garbage_collection
 
-T = TypeVar("T")
-Task = Callable[[Engine, T], BatchFindings]
+Task = Callable[[Engine], BatchFindings]
+Spread = Callable[[Iterable[Task]], Iterator[BatchFindings]]
+"""A way of doing tasks; yields the results in the order of the tasks."""
 
 AHEAD = 4
-"""Batches per process that are given out before the first result is taken: memory is bounded."""
-
-
-class Spread(Protocol):
-    """A way of doing a task for each item; yields the results in the order of the items."""
-
-    def __call__(self, task: Task[T], items: Iterable[T]) -> Iterator[BatchFindings]:
-        """Do the task."""
+"""Tasks per process that are given out before the first result is taken: memory is bounded."""
 
 
 def in_turn(engine: Engine) -> Spread:
     """Return the way to do one task after the other in this process."""
 
-    def spread(task: Task[T], items: Iterable[T]) -> Iterator[BatchFindings]:
-        return (task(engine, item) for item in items)
+    def spread(tasks: Iterable[Task]) -> Iterator[BatchFindings]:
+        return (task(engine) for task in tasks)
 
     return spread
 
 
-def in_processes(engine: Engine, number: int, connect: Callable[[str], Engine]) -> Spread:
-    """Return the way to do tasks by a number of processes, each with its own connection.
+@contextmanager
+def in_processes(engine: Engine, number: int, connect: Callable[[str], Engine]) -> Iterator[Spread]:
+    """Yield the way to do tasks by a number of processes, each with its own connection.
 
-    `connect` opens the database there. Tasks and items are pickled.
+    `connect` opens the database there. Tasks are pickled.
     """
+    # Loaded here: an ingest loads this module, too.
+    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
+
     url = engine.url.render_as_string(hide_password=False)
+    context = multiprocessing.get_context("spawn")
+    begin = partial(_begin, connect, url)
+    with ProcessPoolExecutor(number, context, initializer=begin) as pool:
 
-    def spread(task: Task[T], items: Iterable[T]) -> Iterator[BatchFindings]:
-        # Loaded here: an ingest loads this module, too.
-        from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
+        def submit(task: Task) -> Pending:
+            return pool.submit(_do, task)
 
-        context = multiprocessing.get_context("spawn")
-        begin = partial(_begin, connect, url)
-        with ProcessPoolExecutor(number, context, initializer=begin) as pool:
-
-            def submit(item: T) -> Pending:
-                return pool.submit(_do, task, item)
-
-            yield from take_in_order(submit, items, number)
-
-    return spread
+        yield partial(take_in_order, submit, number)
 
 
 class Pending(Protocol):
@@ -71,12 +63,12 @@ class Pending(Protocol):
 
 
 def take_in_order(
-    submit: Callable[[T], Pending], items: Iterable[T], number: int
+    submit: Callable[[Task], Pending], number: int, tasks: Iterable[Task]
 ) -> Iterator[BatchFindings]:
-    """Give out a task for each item to `number` processes; yield the results in order."""
+    """Give out tasks to `number` processes; yield the results in order."""
     waiting: deque[Pending] = deque()
-    for item in items:
-        waiting.append(submit(item))
+    for task in tasks:
+        waiting.append(submit(task))
         if len(waiting) >= AHEAD * number:
             yield waiting.popleft().result()
     while waiting:
@@ -102,10 +94,14 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _do(task: Task[T], item: T) -> BatchFindings:
-    return task(_engines[0], item)
+def _do(task: Task) -> BatchFindings:
+    return task(_engines[0])
 
 
-def choose_spread(engine: Engine, number: int, connect: Callable[[str], Engine]) -> Spread:
+def choose_spread(
+    engine: Engine, number: int, connect: Callable[[str], Engine]
+) -> AbstractContextManager[Spread]:
     """Return the way to do tasks by `number` processes; one works without a further process."""
-    return in_turn(engine) if number == 1 else in_processes(engine, number, connect)
+    if number == 1:
+        return nullcontext(in_turn(engine))
+    return in_processes(engine, number, connect)

@@ -56,18 +56,19 @@ def replay_archive(
     archive_settings.begin_rebuild(engine, wanted)
     spread = spread or in_turn(engine)
     misnamed: set[Difference] = set()
-    for found in spread(partial(_repair_runs, wanted), iterate_batches(engine, limits)):
+    batches = iterate_batches(engine, limits)
+    for found in spread(partial(_repair_runs, wanted, run_ids) for run_ids in batches):
         of_names = {each for each in found.differing if each.table in NAMES}
         misnamed |= of_names
         yield found._replace(differing=[each for each in found.differing if each not in of_names])
     # Runs of several batches share these rows: any of the batches may have mended them.
     yield BatchFindings(0, [], sorted(misnamed), [])
-    yield from spread(partial(_repair_plan, wanted), read_plan_ids(engine))
+    yield from spread(partial(_repair_plan, wanted, plan_id) for plan_id in read_plan_ids(engine))
     archive_settings.end_rebuild(engine, wanted)
     yield find_loose_ends(engine)
 
 
-def _repair_runs(wanted: Reporting, engine: Engine, run_ids: Sequence[str]) -> BatchFindings:
+def _repair_runs(wanted: Reporting, run_ids: Sequence[str], engine: Engine) -> BatchFindings:
     """Rebuild those runs that differ, in one transaction.
 
     Locks the runs (`lock_runs`), then the test-identity rules (`derive_batch_to_write`).
@@ -83,7 +84,7 @@ def _repair_runs(wanted: Reporting, engine: Engine, run_ids: Sequence[str]) -> B
     return BatchFindings(len(run_ids), batch.damage, [*differing, *misnamed], [])
 
 
-def _repair_plan(wanted: Reporting, engine: Engine, plan_id: str) -> BatchFindings:
+def _repair_plan(wanted: Reporting, plan_id: str, engine: Engine) -> BatchFindings:
     """Recompute the aggregates of a plan, if they differ or are dirty. Locks the plan."""
     with writing(engine) as connection:
         lock_plans(connection, [plan_id])

@@ -28,7 +28,7 @@ from etl.archive.payload_batches import (
     iterate_batches,
     read_rows,
 )
-from etl.archive.processes import Spread, in_turn
+from etl.archive.processes import Spread, Task, in_turn
 from etl.config.settings import Reporting, Rules
 from etl.db import bulk
 from etl.db.database import reading, snapshot
@@ -49,12 +49,18 @@ def verify_archive(
     snapshot, and takes no lock.
     """
     spread = spread or in_turn(engine)
-    yield from spread(partial(_verify_runs, derived_with), iterate_batches(engine, limits))
-    yield from spread(partial(_verify_plan, derived_with), read_plan_ids(engine))
-    yield find_loose_ends(engine)
+    yield from spread(_list_checks(engine, derived_with, limits))
 
 
-def _verify_runs(derived_with: Reporting, engine: Engine, run_ids: Sequence[str]) -> BatchFindings:
+def _list_checks(engine: Engine, derived_with: Reporting, limits: BatchLimits) -> Iterator[Task]:
+    for run_ids in iterate_batches(engine, limits):
+        yield partial(_verify_runs, derived_with, run_ids)
+    for plan_id in read_plan_ids(engine):
+        yield partial(_verify_plan, derived_with, plan_id)
+    yield find_loose_ends
+
+
+def _verify_runs(derived_with: Reporting, run_ids: Sequence[str], engine: Engine) -> BatchFindings:
     with snapshot(engine) as connection:
         batch = derive_batch(connection, run_ids, derived_with.zone)
         differing = [*compare_runs(connection, batch), *compare_names(connection, batch)]
@@ -62,7 +68,7 @@ def _verify_runs(derived_with: Reporting, engine: Engine, run_ids: Sequence[str]
     return BatchFindings(len(run_ids), batch.damage, differing, mismatches)
 
 
-def _verify_plan(derived_with: Reporting, engine: Engine, plan_id: str) -> BatchFindings:
+def _verify_plan(derived_with: Reporting, plan_id: str, engine: Engine) -> BatchFindings:
     with snapshot(engine) as connection:
         try:
             differing = compare_plan(connection, plan_id, derived_with.rules)

@@ -4,7 +4,7 @@ Differences are printed at once, and not kept: there can be as many as there are
 """
 
 import sys
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -14,6 +14,7 @@ from etl.cli import dask_option, options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
 
     from sqlalchemy import Engine
 
@@ -143,9 +144,9 @@ def replay(
         identity.measure_damaged(archive.engine, session.now, reporting.zone)
         readable = replay_rejects(archive.engine, session.config, session.now)
         accepted = _count_rejects(readable, "archived", tell)
-        spread = _choose_spread(archive, helpers, database.connect)
-        batches = replay_archive(archive.engine, reporting, spread=spread)
-        found = _work_through(archive, batches, tell)
+        with _choose_spread(archive, helpers, database.connect) as spread:
+            batches = replay_archive(archive.engine, reporting, spread=spread)
+            found = _work_through(archive, batches, tell)
     _print_changes(found, accepted, "", as_json=as_json)
     return 1 if found.damage.count else 0
 
@@ -166,9 +167,10 @@ def _count_rejects(
 
 def _choose_spread(
     archive: "Archive", helpers: Helpers, connect: "Callable[[str], Engine]"
-) -> "Spread":
+) -> "AbstractContextManager[Spread]":
     if helpers.dask is not None:
-        return dask_option.connect_to_dask(helpers.dask).spread(connect, helpers.workers)
+        cluster = dask_option.connect_to_dask(helpers.dask)
+        return nullcontext(cluster.spread(connect, helpers.workers))
     from etl.archive.processes import choose_spread
 
     return choose_spread(archive.engine, helpers.workers or 1, connect)
@@ -180,8 +182,9 @@ def _verify_all(
     from etl.archive.verify import verify_archive
     from etl.db import database
 
-    spread = _choose_spread(archive, helpers, database.connect_to_read)
-    return _work_through(archive, verify_archive(archive.engine, derived_with, spread=spread), tell)
+    with _choose_spread(archive, helpers, database.connect_to_read) as spread:
+        batches = verify_archive(archive.engine, derived_with, spread=spread)
+        return _work_through(archive, batches, tell)
 
 
 def _work_through(archive: "Archive", batches: "Iterable[BatchFindings]", tell: "Tell") -> _Totals:

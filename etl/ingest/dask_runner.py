@@ -12,11 +12,11 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from distributed import Client, Event, Future, KilledWorker
 from sqlalchemy import Engine
@@ -27,7 +27,6 @@ from etl.config import loading
 from etl.errors import ArchiverError, UsageError
 from etl.ingest.runners import WorkerEnd
 
-T = TypeVar("T")
 Connect = Callable[[str], Engine]
 
 ANSWER_S = 10
@@ -70,19 +69,14 @@ class DaskRunner:
         Event(self._stop, client=self._client).set()
 
     def spread(self, connect: Connect, number: int | None) -> Spread:
-        """Return the way to do tasks on batches of the archive, `number` or more at once."""
+        """Return the way to do tasks on the archive, `number` or more at once."""
 
-        def spread(task: Task[T], items: Iterable[T]) -> Iterator[BatchFindings]:
-            def submit(item: T) -> _ClusterBatch:
-                key = f"result-archiver-batch-{uuid.uuid4()}"
-                future = self._client.submit(
-                    do_on_archive, connect, task, item, key=key, pure=False
-                )
-                return _ClusterBatch(future)
+        def submit(task: Task) -> _ClusterBatch:
+            key = f"result-archiver-batch-{uuid.uuid4()}"
+            future = self._client.submit(do_on_archive, connect, task, key=key, pure=False)
+            return _ClusterBatch(future)
 
-            yield from take_in_order(submit, items, number or max(1, self.count_workers()))
-
-        return spread
+        return partial(take_in_order, submit, number or max(1, self.count_workers()))
 
 
 class _ClusterBatch(NamedTuple):
@@ -105,9 +99,9 @@ def _open_archive(connect: Connect) -> Engine:
     return connect(loading.load(None).database.url)
 
 
-def do_on_archive(connect: Connect, task: Task[T], item: T) -> BatchFindings:
-    """Do a task on a batch. Called by a Dask worker."""
-    return task(_open_archive(connect), item)
+def do_on_archive(connect: Connect, task: Task) -> BatchFindings:
+    """Do a task on the archive. Called by a Dask worker."""
+    return task(_open_archive(connect))
 
 
 def _read_end(future: "Future[tuple[str, int]]") -> WorkerEnd:
