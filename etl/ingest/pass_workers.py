@@ -114,6 +114,17 @@ def worst_of(codes: Sequence[int]) -> int:
     return min(codes, key=_rank_code)
 
 
+def find_workers(connection: Connection, pass_id: int, prefix: str) -> list[str]:
+    """Return the workers of a pass whose names begin with `prefix`.
+
+    A process has no other name before it works: containers may have the same host and process.
+    """
+    is_it = and_(
+        pass_workers.c.pass_id == pass_id, pass_workers.c.worker.startswith(prefix, autoescape=True)
+    )
+    return list(connection.scalars(select(pass_workers.c.worker).where(is_it)))
+
+
 def count_workers(connection: Connection, pass_id: int) -> int:
     """Return the number of workers that a pass has had."""
     of_pass = pass_workers.c.pass_id == pass_id

@@ -119,7 +119,7 @@ def work_together(
             for end in workers.runner.finished():
                 at_work -= 1
                 codes.append(max(end.exit_code, 0))
-                released = patience.run(partial(_release, ingest, end.name))
+                released = patience.run(partial(_release, ingest, pass_id, end.name))
                 if released and spare and hooks.interrupt.signal is None:
                     log.warning("a worker died; another one takes its place", runs=released)
                     workers.runner.start(pass_id)
@@ -152,11 +152,14 @@ def await_others(ingest: IngestContext, opened: OpenPass, hooks: PassHooks) -> N
         time.sleep(POLL_S)
 
 
-def _release(ingest: IngestContext, name: str) -> int:
+def _release(ingest: IngestContext, pass_id: int, prefix: str) -> int:
     """Release the runs and permits of an ended worker, and return the number of runs."""
+    released = 0
     with writing(ingest.engine) as connection:
-        source_limits.leave(connection, name)
-        return leases.release(connection, name)
+        for name in pass_workers.find_workers(connection, pass_id, prefix):
+            source_limits.leave(connection, name)
+            released += leases.release(connection, name)
+    return released
 
 
 def _sum(ingest: IngestContext, pass_id: int) -> Tally:

@@ -280,12 +280,9 @@ def end_waits(connection: Connection, lease: Lease) -> None:
 
 
 def release(connection: Connection, owner: str) -> int:
-    """Release all runs of owners whose names begin with `owner`; return their number.
-
-    Their due_at stays.
-    """
+    """Release all runs of an owner; return their number. Their due_at stays."""
     return connection.execute(
         update(tracked_runs)
-        .where(tracked_runs.c.lease_owner.startswith(owner, autoescape=True))
+        .where(tracked_runs.c.lease_owner == owner)
         .values(lease_owner=None, lease_until=None)
     ).rowcount

@@ -96,9 +96,9 @@ def join(
 
 
 def leave(connection: Connection, name: str) -> None:
-    """Remove the workers whose names begin with `name`, since they have ended."""
-    connection.execute(delete(workers).where(workers.c.worker.startswith(name, autoescape=True)))
-    is_prober = source_limits.c.prober.startswith(name, autoescape=True)
+    """Remove a worker, since it has ended."""
+    connection.execute(delete(workers).where(workers.c.worker == name))
+    is_prober = source_limits.c.prober == name
     connection.execute(update(source_limits).where(is_prober).values(prober=None))
 
 

@@ -1,4 +1,4 @@
-"""The requests of a pass are shared out among its workers, on each kind of database."""
+"""The workers of a pass, and the requests that they share, on each kind of database."""
 
 import threading
 
@@ -9,7 +9,7 @@ from etl.db.database import writing
 from etl.db.schema import ingests
 from etl.fetch.permits import Allowed, PermitAsk
 from etl.fetch.rate_limit import RequestLimits
-from etl.ingest.pass_workers import allow, close_worker, open_worker
+from etl.ingest.pass_workers import allow, close_worker, find_workers, open_worker
 from etl.ingest.tally import Tally
 from etl.ledger.source_limits import Worker
 
@@ -68,3 +68,11 @@ def test_requests_that_a_worker_has_not_sent_are_free_when_it_ends(engine: Engin
 def test_each_pass_has_a_budget_of_its_own(engine: Engine) -> None:
     [one], [other] = open_pass(engine, 1, "one"), open_pass(engine, 2, "other")
     assert (take_all(engine, one), take_all(engine, other)) == (BUDGET, BUDGET)
+
+
+def test_a_process_of_another_container_is_not_mistaken_for_an_ended_one(engine: Engine) -> None:
+    """Containers can share the name of a host, and each counts its processes from 1."""
+    open_pass(engine, 1, "host:8:one")
+    open_pass(engine, 2, "host:8:other")
+    with writing(engine) as connection:
+        assert find_workers(connection, 2, "host:8:") == ["host:8:other"]
