@@ -557,7 +557,6 @@ series = Table(
     # The variant first: its rows are written together, so they are stored together.
     Column("variant_id", Key, primary_key=True),
     Column("series_id", Key, primary_key=True),
-    Column("test_key", Text, nullable=False),
     Column("test", Text),
     Column("type", Text),
     Column("test_id", Text),

@@ -58,12 +58,7 @@ def build_series_id(variant_id: str, test_key: str) -> str:
 
     So the series of a variant are neighbours in every index.
     """
-    return f"{variant_id[:16]}{_hash_test_key(test_key)}"
-
-
-@lru_cache(maxsize=8192)  # most tests of a roster are in the next one, and in other variants too
-def _hash_test_key(test_key: str) -> str:
-    return hash_text(test_key)[:16]
+    return variant_id[:16] + test_key
 
 
 class SeriesRows(NamedTuple):
@@ -82,7 +77,7 @@ def build_series_rows(
         series_id = build_series_id(variant_id, each.test_key)
         row = build_metrics_row(variant_id, each, first_days.get(series_id))
         metrics_rows[row[1]] = row
-        series_rows.append((variant_id, series_id, each.test_key, *each.test, row[1]))
+        series_rows.append((variant_id, series_id, *each.test, row[1]))
     return SeriesRows(series_rows, list(metrics_rows.values()))
 
 

@@ -99,7 +99,6 @@ def _build_series_rows(run: PlanRun, rules: Rules) -> SeriesRows:
         (
             run.variant_id,
             build_series_id(run.variant_id, key),
-            key,
             *named[key],
             metrics[letters][1],
         )

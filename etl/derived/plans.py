@@ -88,9 +88,15 @@ def _apply_rule(test: NamedTest, rule: IdentityRule) -> NamedTest:
 
 
 def _test_key(test: NamedTest, rule: IdentityRule) -> str:
-    if rule.by_id and test.test_id:
-        return test.test_id
-    return encode_canonical([test.name, test.type])
+    """Return a hash of a test's id if ids repeat, else of its name and type."""
+    return (
+        _hash_key(test.test_id) if rule.by_id and test.test_id else _hash_key(test.name, test.type)
+    )
+
+
+@lru_cache(maxsize=8192)  # most tests of a roster are in the next one, and in other variants too
+def _hash_key(*parts: str | None) -> str:
+    return hashlib.blake2b(encode_canonical(parts).encode(), digest_size=8).hexdigest()
 
 
 class PlanRun(NamedTuple):

@@ -178,7 +178,6 @@ def _create_aggregates() -> None:
         "series",
         sa.Column("variant_id", KEY, nullable=False),
         sa.Column("series_id", KEY, nullable=False),
-        sa.Column("test_key", sa.Text(), nullable=False),
         sa.Column("test", sa.Text()),
         sa.Column("type", sa.Text()),
         sa.Column("test_id", sa.Text()),

@@ -4,7 +4,7 @@
 -- Times are UTC. Tests without a run with a known start are omitted.
 CREATE VIEW {reporting}series_health AS
 SELECT series.series_id, plan_variants.source, plan_variants.application, plan_variants.plan,
-       series.test, series.type, series.test_id, series.test_key,
+       series.test, series.type, series.test_id,
        plan_variants.environment_signature,
        metrics.decided, metrics.failed, metrics.passed, metrics.aborted, metrics.pending,
        metrics.unresolved, metrics.pass_rate, metrics.pass_rate_strict, metrics.decided_share,

@@ -156,7 +156,6 @@ def named_rows(engine: Engine, table: Table) -> list[Row]:
         "series_id",
         "variant_id",
         "plan_id",
-        "test_key",
         "test_id",
         "roster_id",
         "metrics_id",
