@@ -151,7 +151,9 @@ def pass_session(command: Callable[Concatenate["Session", P], int]) -> Callable[
     @wraps(command)
     def with_session(path: Path | None, /, *arguments: P.args, **options: P.kwargs) -> int:
         from etl.cli.session import begin
+        from etl.runtime import relax_garbage_collection
 
+        relax_garbage_collection()
         context = click.get_current_context()
         session = begin(path, context.meta.get(LOG_LEVEL), context.find_root().obj)
         return command(session, *arguments, **options)

@@ -88,7 +88,8 @@ def join(
     connection: Connection, worker: Worker, in_use: Mapping[str, int], most: int
 ) -> dict[str, Share]:
     """Register a worker with sources, and return its shares as `beat` does."""
-    for source in sorted(in_use):
+    known = {row.source for row in _lock(connection, in_use)}
+    for source in sorted(in_use.keys() - known):
         row = {"source": source, "next_slot_at": database_now()}
         insert = upsert_into(connection, source_limits).values(row)
         connection.execute(insert.on_conflict_do_nothing())
@@ -96,10 +97,8 @@ def join(
 
 
 def leave(connection: Connection, name: str) -> None:
-    """Remove a worker, since it has ended."""
+    """Remove a worker, since it has ended. Another one may probe in its place."""
     connection.execute(delete(workers).where(workers.c.worker == name))
-    is_prober = source_limits.c.prober == name
-    connection.execute(update(source_limits).where(is_prober).values(prober=None))
 
 
 def take_slot(connection: Connection, worker: Worker, source: str, demand: Demand) -> Slot:
