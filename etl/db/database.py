@@ -27,8 +27,9 @@ VERSION_TABLE = "result_archiver_version"
 
 _MIGRATION_LOCK = 0x72_65_73_75_6C_74  # "result": any number that all processes share
 _BUSY_TIMEOUT_MS = 60_000
-_CHECKPOINT_PAGES = 4000
-"""Pages of 4 KiB in the WAL at a checkpoint: with more of them, commits wait less for the disk."""
+_CHECKPOINT_PAGES = 16_000
+"""Pages of 4 KiB in the WAL at a commit's own checkpoint, which bounds the log: `checkpoints` has
+written most of them to the file by then."""
 CONNECT_TIMEOUT_S = 10
 _SESSION = """
 SET TIME ZONE 'UTC';

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from etl.answers.outcome import Target
 from etl.config.settings import Api, Database, Telemetry
 from etl.db import database
+from etl.db.checkpoints import checkpointing
 from etl.db.database import reading, writing
 from etl.errors import ArchiverError, DatabaseError
 from etl.fetch.door import Fetching, open_fetching
@@ -112,6 +113,7 @@ def _fetch_due(
     with (
         held.heartbeat(),
         permits.serving(),
+        checkpointing(ingest.engine),
         Commits(ingest, BatchStore(ingest, held), tally, patience) as commits,
         open_fetching(begin, ingest.now, ingest.way) as fetching,
         hooks.interrupt.calling(partial(_stop, fetching, patience)),
