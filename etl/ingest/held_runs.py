@@ -33,6 +33,8 @@ class HeldRuns:
     def __init__(self, engine: Engine, polling: Polling, started_at: datetime, now: Clock) -> None:
         self.has_lost_runs = False
         """Whether answers could not be stored, since their leases had expired."""
+        self.claimed = 0
+        """The number of runs claimed up to now, less those given up."""
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._engine = engine
         self._polling = polling
@@ -73,6 +75,7 @@ class HeldRuns:
         ]
         with self._changing:
             self._in_hand |= {claim.run_id: claim for claim in claims}
+            self.claimed += len(claims)
         return [Target(c.run_id, c.source, c.read_token, c.fingerprint) for c in claims]
 
     def claims_of(self, run_ids: Collection[str]) -> list[Claim]:
@@ -80,8 +83,13 @@ class HeldRuns:
         with self._changing:
             return [self._in_hand[run_id] for run_id in run_ids]
 
+    def give_up(self, run_ids: Sequence[str]) -> None:
+        """Forget runs that will not be fetched."""
+        self.drop(run_ids)
+        self.claimed -= len(run_ids)
+
     def drop(self, run_ids: Sequence[str]) -> None:
-        """Forget runs that are committed, or that will not be fetched."""
+        """Forget runs that are committed."""
         with self._changing:
             for run_id in run_ids:
                 del self._in_hand[run_id]

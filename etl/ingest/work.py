@@ -120,7 +120,8 @@ def _fetch_due(
     ):
         permits.answer_by(partial(_permit, fetching, held), partial(fetching.stop, 0.0))
         held.report_expiry_to(fetching.drop)
-        for batch in fetching.batches(partial(_claim, commits, held), permits.ask):
+        claim = partial(_claim, commits, held, held.claimed + begin.due)
+        for batch in fetching.batches(claim, permits.ask):
             commits.submit(batch)
             hooks.progress(tally.done, begin.due)
     if permits.error is not None:
@@ -138,8 +139,11 @@ def _permit(fetching: Fetching, held: HeldRuns, permits: Permits) -> None:
     fetching.permit(permits)
 
 
-def _claim(commits: Commits, held: HeldRuns, ask: Ask) -> list[Target]:
-    held.drop(ask.dropped)
+def _claim(commits: Commits, held: HeldRuns, most: int, ask: Ask) -> list[Target]:
+    """Claim runs, unless all that were due are claimed: a worker alone need not ask for more."""
+    held.give_up(ask.dropped)
+    if held.claimed >= most:
+        return []
     return commits.run(partial(held.claim, ask.count, ask.without))
 
 
