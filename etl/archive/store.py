@@ -4,7 +4,6 @@ The caller owns the transaction and holds the runs' leases, so that the answers 
 stored one after another, in the order in which they were fetched.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -57,7 +56,6 @@ from etl.db.schema import (
 from etl.derived.first_runs import FirstRun, insert_aggregates
 from etl.derived.identity_rules import IdentityRules, lock_identities_shared
 from etl.derived.marks import DirtyMark, add_marks
-from etl.derived.plans import Application, build_plan
 from etl.ledger.leases import clear_gone
 
 
@@ -324,14 +322,6 @@ def _build_run_row(change: _Change) -> Row:
     fields = LedgerFields(change.answer.run_id, change.answer.source, None, context_changed_at)
     archived_at = change.before.archived_at if change.before else change.opened.observed_at
     return build_run_row(fields, change.opened, archived_at)
-
-
-def find_comparable(answers: Sequence[Answer]) -> set[Application]:
-    """Return the applications of which `answers` has two runs of one plan."""
-    runs_of = Counter(
-        build_plan(each.source, each.rows.run.application, each.rows.run.name) for each in answers
-    )
-    return {plan.owner for plan, number in runs_of.items() if number > 1}
 
 
 def _insert_names(connection: Connection, run_outcomes: Sequence[RunOutcome]) -> None:

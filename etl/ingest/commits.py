@@ -28,13 +28,14 @@ from etl.archive.store import StoredAnswer
 from etl.db import database
 from etl.db.archive_settings import require_settings
 from etl.db.database import writing
-from etl.derived.plans import Application
+from etl.derived.plans import Application, Plan, build_plan
 from etl.errors import DatabaseError
 from etl.fetch.door import FetchedBatch
 from etl.ingest import pass_workers
 from etl.ingest.context import IngestContext
 from etl.ingest.held_runs import HeldRuns
 from etl.ingest.patience import Patience
+from etl.ingest.plan_repeats import PlanRepeats
 from etl.ingest.tally import RunEnd, Tally, kind_of
 from etl.ledger import leases
 from etl.ledger.lifecycle import State
@@ -55,8 +56,8 @@ class Committed(NamedTuple):
 
     ends: Sequence[RunEnd]
     saved: Collection[StoredAnswer]
-    comparable: set[Application]
-    """The applications of which the batch has two runs of one plan."""
+    plans: list[Plan]
+    """The plans of its answers."""
 
 
 class BatchStore:
@@ -111,8 +112,11 @@ class BatchStore:
         known = [self._unacknowledged.pop(run_id, None) for run_id in run_ids]
         self._held.drop(run_ids)
         self._held.has_lost_runs |= None in known
-        comparable = store.find_comparable(answers)
-        return Committed([end for end in known if end], saved.values(), comparable)
+        plans = [
+            build_plan(each.source, each.rows.run.application, each.rows.run.name)
+            for each in answers
+        ]
+        return Committed([end for end in known if end], saved.values(), plans)
 
     def _judge(self, outcome: Outcome, claim: Claim, saved: Mapping[str, StoredAnswer]) -> RunEnd:
         seen = claim.seen
@@ -171,7 +175,8 @@ class Commits:
         self._tally = tally
         self._patience = patience
         self._counting = threading.Lock()
-        """Held to change the tally."""
+        """Held to change the tally and the counts below."""
+        self._repeats = PlanRepeats()
         self._unrefreshed = 0
         self._pending: list[Future[None]] = []
         self._threads = ThreadPoolExecutor(
@@ -222,9 +227,8 @@ class Commits:
         committed = self._patience.run(commit)
         self._report(outcomes)
         for each in committed:
-            self._count(each)
-            if each.comparable:
-                measure = partial(identity.measure_new, engine, each.comparable)
+            if repeated := self._count(each):
+                measure = partial(identity.measure_new, engine, repeated)
                 self._patience.run(partial(measure, self._ingest.now(), zone))
         batch.done()
 
@@ -234,12 +238,14 @@ class Commits:
             self._unrefreshed = 0 if is_due else self._unrefreshed
             return is_due
 
-    def _count(self, committed: Committed) -> None:
+    def _count(self, committed: Committed) -> set[Application]:
+        """Count a batch; return the applications whose test ids can be compared by now."""
         with self._counting:
             for end in committed.ends:
                 self._tally.add(end)
                 _log_end(end)
             self._unrefreshed += sum(each.is_new or each.is_changed for each in committed.saved)
+            return self._repeats.add(committed.plans)
 
     def _report(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
