@@ -2,6 +2,7 @@
 
 import time
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,7 @@ def _place_on_dask(address: str, number: int | None) -> "Workers":
     from etl.ingest.runners import Workers
 
     runner = dask_option.connect_to_dask(address)
-    return Workers(number or max(1, runner.count_workers()), runner)
+    return Workers(number or runner.count_workers(), runner)
 
 
 def _place_here(number: int | None) -> "Workers | None":
@@ -135,9 +136,10 @@ def _do_passes(
         track(context, given)
         if wanted.refresh and not wanted.run_ids and not wanted.lists:
             _make_all_due(archive, session.now)
-        tally = _run(context, PassOrder("ingest", given.bad_lines, workers), interrupt)
+        run = partial(_run, session, context, interrupt)
+        tally = run(PassOrder("ingest", given.bad_lines, workers))
         while wait and tally.halt is None and _sleep_until_due(context, interrupt):
-            tally = _combined(tally, _run(context, PassOrder("ingest", 0, workers), interrupt))
+            tally = _combined(tally, run(PassOrder("ingest", 0, workers)))
     return tally
 
 
@@ -148,11 +150,13 @@ def _make_all_due(archive: "Archive", now: datetime) -> None:
         tracking.make_due(connection, None, now)
 
 
-def _run(context: "IngestContext", order: "PassOrder", interrupt: "Interrupt") -> "Tally":
+def _run(
+    session: "Session", context: "IngestContext", interrupt: "Interrupt", order: "PassOrder"
+) -> "Tally":
     from etl.ingest.context import PassHooks
     from etl.ingest.one_pass import run_pass
 
-    with display.progress("archiving") as progress:
+    with session.progress("archiving") as progress:
         return run_pass(context, order, PassHooks(progress, interrupt))
 
 

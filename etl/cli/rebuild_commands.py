@@ -169,8 +169,12 @@ def _choose_spread(
     archive: "Archive", helpers: Helpers, connect: "Callable[[str], Engine]"
 ) -> "AbstractContextManager[Spread]":
     if helpers.dask is not None:
+        from etl.ingest.pass_workers import read_newest_mark
+
         cluster = dask_option.connect_to_dask(helpers.dask)
-        return nullcontext(cluster.spread(connect, helpers.workers))
+        with archive.reading() as connection:
+            mark = read_newest_mark(connection)
+        return nullcontext(cluster.spread(connect, mark, helpers.workers))
     from etl.archive.processes import choose_spread
 
     return choose_spread(archive.engine, helpers.workers or 1, connect)

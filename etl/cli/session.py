@@ -1,7 +1,7 @@
 """The beginning of a command: settings, logs, the time, and how it opens the archive."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 from sqlalchemy import Engine
 
-from etl import clock
+from etl import clock, display
 from etl.config import loading
 from etl.config.settings import Config, LogLevel
 from etl.db import opening
@@ -19,6 +19,8 @@ from etl.fetch.door import Clock, Way
 from etl.fetch.rate_limit import Pauses
 from etl.ingest.context import IngestContext
 from etl.telemetry import log
+
+Progress = Callable[[int, int], None]
 
 
 class Wiring(NamedTuple):
@@ -37,6 +39,11 @@ class Session(NamedTuple):
     config: Config
     now: datetime
     wiring: Wiring
+
+    def progress(self, title: str) -> AbstractContextManager[Progress]:
+        """Show the progress of long work on a terminal, unless only warnings are wanted."""
+        is_quiet = self.config.log.level not in {"debug", "info"}
+        return nullcontext(_show_nothing) if is_quiet else display.progress(title)
 
     def ingest_into(self, archive: Archive) -> IngestContext:
         """Return the context of passes into an open archive."""
@@ -78,3 +85,7 @@ def begin(path: Path | None, level: LogLevel | None, wiring: Wiring | None = Non
         config = replace(config, log=replace(config.log, level=level))
     log.configure(config.log)
     return Session(config, wiring.clock(), wiring)
+
+
+def _show_nothing(_done: int, _total: int) -> None:
+    """Show no progress."""

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: result-archiver work --pass 7")
 @click.option("--pass", "pass_id", metavar="ID", type=int, required=True, help="The pass.")
+@click.option("--as-part", is_flag=True, hidden=True, help="The command that started it reports.")
 @options.as_json
 @options.quiet
 @options.verbose
 @options.pass_session
-def work(session: "Session", *, pass_id: int, as_json: bool) -> int:
+def work(session: "Session", *, pass_id: int, as_part: bool, as_json: bool) -> int:
     """Work for a pass that another process has begun.
 
     Fetch and store runs that are due in it until there are none. The process that has begun it
@@ -36,13 +37,15 @@ def work(session: "Session", *, pass_id: int, as_json: bool) -> int:
         try:
             with session.open_to_write() as archive, Interrupt().listening() as interrupt:
                 context = session.ingest_into(archive)
-                with display.progress("archiving") as progress:
+                with session.progress("archiving") as progress:
                     tally = join_pass(context, pass_id, PassHooks(progress, interrupt))
         except UsageError:
             raise  # the worker has not begun
         except ArchiverError as error:
             log_error(error)
             return error.exit_code
+        if as_part:
+            return tally.exit_code
         log_halt(tally)
         if as_json:
             display.as_json(tally.summary())

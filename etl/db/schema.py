@@ -810,6 +810,7 @@ ingests = Table(
     Column("finished_at", Timestamp),
     *[Column(name, BigInteger, nullable=False, server_default="0") for name in OUTCOMES],
     Column("requests", BigInteger, nullable=False, server_default="0"),
+    Column("max_requests", BigInteger, nullable=False, server_default="0"),
     Column("exit_code", BigInteger),
 )
 

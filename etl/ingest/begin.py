@@ -42,6 +42,8 @@ class OpenPass(NamedTuple):
     tally: Tally
     lease: Lease
     """The time of the beginning, as a lease that nobody owns."""
+    max_requests: int
+    """The requests that all workers together may send; 0: any number."""
 
 
 def track(ingest: IngestContext, given: Given) -> Tracked:
@@ -223,10 +225,11 @@ def require_token_key(ingest: IngestContext) -> None:
 def open_pass(ingest: IngestContext, trigger: str) -> OpenPass:
     """Write the row of a pass that begins now."""
     now = ingest.now()
-    opened = OpenPass(Tally(), Lease("", now, now + ingest.config.polling.lease_for))
+    most = ingest.config.polling.max_requests_per_pass
+    opened = OpenPass(Tally(), Lease("", now, now + ingest.config.polling.lease_for), most)
     with writing(ingest.engine) as connection:
         _heed_clock_set_back(connection, opened.lease)
-        statement = insert(ingests).values(trigger=trigger, started_at=now)
+        statement = insert(ingests).values(trigger=trigger, started_at=now, max_requests=most)
         opened.tally.pass_id = connection.execute(statement.returning(ingests.c.id)).scalar_one()
     return opened
 
@@ -238,8 +241,8 @@ def reopen_pass(ingest: IngestContext, pass_id: int) -> OpenPass | None:
         UsageError: there is no such pass.
     """
     with database.reading(ingest.engine) as connection:
-        query = select(ingests.c.started_at, ingests.c.finished_at).where(ingests.c.id == pass_id)
-        row = connection.execute(query).one_or_none()
+        query = select(ingests.c.started_at, ingests.c.finished_at, ingests.c.max_requests)
+        row = connection.execute(query.where(ingests.c.id == pass_id)).one_or_none()
     if row is None:
         problem = f"pass {pass_id} does not exist"
         raise UsageError(problem, "`result-archiver passes` lists the passes")
@@ -247,7 +250,7 @@ def reopen_pass(ingest: IngestContext, pass_id: int) -> OpenPass | None:
         log.info("the pass has ended: nothing to do", text=f"pass {pass_id} has ended")
         return None
     until = row.started_at + ingest.config.polling.lease_for
-    return OpenPass(Tally(pass_id=pass_id), Lease("", row.started_at, until))
+    return OpenPass(Tally(pass_id=pass_id), Lease("", row.started_at, until), row.max_requests)
 
 
 def _heed_clock_set_back(connection: Connection, lease: Lease) -> None:

@@ -11,8 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
 from functools import cache, partial
 from pathlib import Path
@@ -24,7 +25,10 @@ from sqlalchemy import Engine
 from etl.archive.differences import BatchFindings
 from etl.archive.processes import Spread, Task, take_in_order
 from etl.config import loading
-from etl.errors import ArchiverError, UsageError
+from etl.db.database import connect_to_read, reading, shown_url
+from etl.errors import ArchiverError, ConfigError, UsageError
+from etl.ingest import pass_workers
+from etl.ingest.pass_workers import PassMark
 from etl.ingest.runners import WorkerEnd
 
 Connect = Callable[[str], Engine]
@@ -45,17 +49,22 @@ class DaskRunner:
                 f"--dask {address}: no Dask scheduler answers ({type(error).__name__})",
                 "give an address such as tcp://HOST:8786",
             ) from None
+        if not self.count_workers():
+            raise UsageError(
+                f"--dask {address}: no Dask worker is connected",
+                f"start one: dask worker {address}",
+            )
         self._stop = f"result-archiver-stop-{uuid.uuid4()}"
-        self._futures: list[Future[tuple[str, int]]] = []
+        self._futures: list[Future[WorkerEnd]] = []
 
     def count_workers(self) -> int:
         """Return the number of the cluster's workers."""
         return len(self._client.scheduler_info(n_workers=-1)["workers"])
 
-    def start(self, pass_id: int) -> None:
+    def start(self, mark: PassMark) -> None:
         """Start one more worker."""
-        key = f"result-archiver-pass-{pass_id}-{uuid.uuid4()}"
-        future = self._client.submit(work_in_process, pass_id, self._stop, key=key, pure=False)
+        key = f"result-archiver-pass-{mark.pass_id}-{uuid.uuid4()}"
+        future = self._client.submit(work_in_process, mark, self._stop, key=key, pure=False)
         self._futures.append(future)
 
     def finished(self) -> list[WorkerEnd]:
@@ -65,15 +74,19 @@ class DaskRunner:
         return [_read_end(future) for future in ended]
 
     def stop(self) -> None:
-        """Ask all workers to end after the runs in hand."""
+        """Ask all workers to end after the runs in hand; those that have not begun never do."""
         Event(self._stop, client=self._client).set()
+        begun = {key for keys in self._client.processing().values() for key in keys}
+        for future in self._futures:
+            if future.key not in begun and not future.done():
+                future.cancel()
 
-    def spread(self, connect: Connect, number: int | None) -> Spread:
-        """Return the way to do tasks on the archive, `number` or more at once."""
+    def spread(self, connect: Connect, mark: PassMark | None, number: int | None) -> Spread:
+        """Return the way to do tasks on the archive with a mark, `number` or more at once."""
 
         def submit(task: Task) -> _ClusterBatch:
             key = f"result-archiver-batch-{uuid.uuid4()}"
-            future = self._client.submit(do_on_archive, connect, task, key=key, pure=False)
+            future = self._client.submit(do_on_archive, connect, mark, task, key=key, pure=False)
             return _ClusterBatch(future)
 
         return partial(take_in_order, submit, number or max(1, self.count_workers()))
@@ -93,38 +106,78 @@ class _ClusterBatch(NamedTuple):
             ) from None
 
 
-@cache
-def _open_archive(connect: Connect) -> Engine:
-    """Connect a Dask worker to the archive that its environment names."""
-    return connect(loading.load(None).database.url)
+def _open_archive(connect: Connect, mark: PassMark | None) -> Engine:
+    """Connect a Dask worker to the archive that its environment names.
+
+    Raises:
+        ConfigError: it is another one than the client's.
+    """
+    engine = connect(loading.load(None).database.url)
+    with reading(engine) as connection:
+        is_same = mark is None or pass_workers.has_mark(connection, mark)
+    if not is_same:
+        raise ConfigError(
+            f"the Dask worker on {socket.gethostname()} has another archive, {shown_url(engine)}",
+            "give the workers the database.url of the command",
+        )
+    return engine
 
 
-def do_on_archive(connect: Connect, task: Task) -> BatchFindings:
+_open_once = cache(_open_archive)
+
+
+def do_on_archive(connect: Connect, mark: PassMark | None, task: Task) -> BatchFindings:
     """Do a task on the archive. Called by a Dask worker."""
-    return task(_open_archive(connect))
+    return task(_open_once(connect, mark))
 
 
-def _read_end(future: "Future[tuple[str, int]]") -> WorkerEnd:
+def _read_end(future: "Future[WorkerEnd]") -> WorkerEnd:
     """Return how a task ended. Leases of a worker that Dask has given up run out."""
     if future.status == "finished":
-        return WorkerEnd(*future.result())
-    return WorkerEnd(str(future.key), 1)
+        return future.result()
+    error = future.exception() if future.status == "error" else None
+    return WorkerEnd(str(future.key), 1, str(error or ""))
 
 
-def work_in_process(pass_id: int, stop: str) -> tuple[str, int]:
-    """Do a worker's share of a pass by a process; return how its name begins, and its exit code.
+def work_in_process(mark: PassMark, stop: str) -> WorkerEnd:
+    """Do a worker's share of a pass by a process. Called by a Dask worker.
 
-    Called by a Dask worker.
+    Raises ConfigError: the Dask worker has another archive.
     """
+    _open_archive(connect_to_read, mark).dispose()
     modules = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
     with subprocess.Popen(  # noqa: S603  no argument is from outside
-        [sys.executable, "-P", "-m", "etl", "work", "--pass", str(pass_id)],
+        [sys.executable, "-P", "-m", "etl", "work", "--pass", str(mark.pass_id)],
         env=os.environ | {"PYTHONPATH": modules},
         stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
     ) as process:
+        lines = _Lines(process)
         is_over = Event(stop)
         while process.poll() is None:
             if is_over.wait(POLL_S):
                 process.send_signal(signal.SIGTERM)
                 process.wait()
-        return f"{socket.gethostname()}:{process.pid}:", process.returncode
+        message = lines.last() if process.returncode > 0 else ""
+        name = f"{socket.gethostname()}:{process.pid}:"
+        return WorkerEnd(name, process.returncode, message)
+
+
+class _Lines:
+    """Passes the lines of a process on to the log of the Dask worker, and keeps the last one."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._last = ""
+        self._thread = threading.Thread(target=self._copy, args=[process.stderr], daemon=True)
+        self._thread.start()
+
+    def _copy(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            sys.stderr.write(line)
+            self._last = line.strip() or self._last
+
+    def last(self) -> str:
+        """Wait for the last line, and return it."""
+        self._thread.join()
+        return self._last

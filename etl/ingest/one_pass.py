@@ -16,7 +16,7 @@ from etl.ingest.context import IngestContext, PassHooks
 from etl.ingest.end import end_pass, fail_pass
 from etl.ingest.runners import Workers, await_others, work_together
 from etl.ingest.tally import Tally, exit_code
-from etl.ingest.work import warn_of_leased_runs, work
+from etl.ingest.work import warn_of_leased_runs, warn_of_spent_budget, work
 from etl.intake import lists
 from etl.telemetry.log import bind_context
 from etl.telemetry.ping import ping
@@ -63,7 +63,9 @@ def _run_pass(ingest: IngestContext, order: PassOrder, hooks: PassHooks) -> Tall
         ingest = adopt_settings(ingest)
         _work_or_fail(ingest, opened, hooks, order.workers)
         stopped_by = hooks.interrupt.signal
-        codes = opened.tally.exit_code, exit_code(opened.tally, stopped_by, bad_lines)
+        # Workers were stopped by a signal of their own, which is passed on.
+        code = 0 if stopped_by is not None else opened.tally.exit_code
+        codes = code, exit_code(opened.tally, stopped_by, bad_lines)
         opened.tally.exit_code = pass_workers.worst_of(codes)
         end_pass(ingest, opened, is_interrupted=stopped_by is not None)
         is_well = opened.tally.exit_code == 0
@@ -102,9 +104,10 @@ def _work_or_fail(
         if workers is None:
             warn_of_leased_runs(ingest)
             work(ingest, opened, hooks)
-            await_others(ingest, opened, hooks)
         else:
             work_together(ingest, opened, hooks, workers)
+        await_others(ingest, opened, hooks)
+        warn_of_spent_budget(ingest, opened)
     except Exception as error:
         fail_pass(ingest, opened, error)
         raise

@@ -6,16 +6,16 @@ worker is killed.
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Integer, and_, case, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Integer, and_, case, func, insert, or_, select, update
 
 from etl.db.database_clock import database_now, later
-from etl.db.schema import OUTCOMES, ingests, pass_workers, workers
+from etl.db.schema import OUTCOMES, ingests, pass_workers
 from etl.fetch.permits import Allowed, Halt, PermitAsk
 from etl.fetch.rate_limit import RequestLimits
 from etl.ingest.tally import RunEnd, Tally
-from etl.ledger.source_limits import ALIVE_MS, Worker
+from etl.ledger.source_limits import ALIVE_MS, Worker, is_alive
 
 COUNTS = (*OUTCOMES, "deferred", "to_retry")
 WORST_FIRST = (143, 130, 4, 3, 5, 2, 1)
@@ -125,18 +125,43 @@ def find_workers(connection: Connection, pass_id: int, prefix: str) -> list[str]
     return list(connection.scalars(select(pass_workers.c.worker).where(is_it)))
 
 
-def count_workers(connection: Connection, pass_id: int) -> int:
-    """Return the number of workers that a pass has had."""
-    of_pass = pass_workers.c.pass_id == pass_id
-    return connection.scalars(select(func.count()).where(of_pass)).one()
+class PassMark(NamedTuple):
+    """The id of a pass and its time, which no other archive has together."""
+
+    pass_id: int
+    started_at: datetime
 
 
-def count_at_work(connection: Connection, pass_id: int) -> int:
-    """Return the number of workers of a pass that are alive and have not ended."""
-    is_alive = exists().where(
-        workers.c.worker == pass_workers.c.worker,
-        workers.c.seen_at > later(database_now(), -ALIVE_MS),
-    )
+def read_newest_mark(connection: Connection) -> PassMark | None:
+    """Return the mark of an archive's newest pass."""
+    query = select(ingests.c.id, ingests.c.started_at).order_by(ingests.c.id.desc()).limit(1)
+    row = connection.execute(query).one_or_none()
+    return PassMark(*row) if row else None
+
+
+def has_mark(connection: Connection, mark: PassMark) -> bool:
+    """Tell whether an archive has this pass."""
+    is_it = and_(ingests.c.id == mark.pass_id, ingests.c.started_at == mark.started_at)
+    return connection.scalar(select(ingests.c.id).where(is_it)) is not None
+
+
+class PassWorker(NamedTuple):
+    """A worker of a pass, as its rows have it. `is_alive`: it works, or has just begun."""
+
+    name: str
+    has_ended: bool
+    is_alive: bool
+
+
+def read_workers(connection: Connection, pass_id: int) -> list[PassWorker]:
+    """Return all workers that a pass has had."""
+    has_heartbeat = is_alive(pass_workers.c.worker)
     is_new = pass_workers.c.started_at > later(database_now(), -ALIVE_MS)
-    is_at_work = and_(pass_workers.c.pass_id == pass_id, pass_workers.c.finished_at.is_(None))
-    return connection.scalars(select(func.count()).where(is_at_work, or_(is_alive, is_new))).one()
+    has_ended = pass_workers.c.finished_at.is_not(None)
+    query = select(
+        pass_workers.c.worker,
+        has_ended.label("has_ended"),
+        and_(~has_ended, or_(has_heartbeat, is_new)).label("is_alive"),
+    )
+    rows = connection.execute(query.where(pass_workers.c.pass_id == pass_id)).all()
+    return [PassWorker(*row) for row in rows]

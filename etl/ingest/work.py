@@ -60,9 +60,10 @@ def work(ingest: IngestContext, opened: OpenPass, hooks: PassHooks) -> None:
         with _counted(ingest, held.owner, opened.tally, hooks.interrupt):
             while due and opened.tally.halt is None:
                 held.has_lost_runs = False
-                _fetch_due(_begin(ingest, due), ingest, held, opened.tally, hooks)
+                begin = _begin(ingest, due, opened.max_requests)
+                _fetch_due(begin, ingest, held, opened.tally, hooks)
                 # Nobody else may have taken the runs whose leases have expired.
-                is_limited = ingest.config.polling.max_requests_per_pass > 0
+                is_limited = opened.max_requests > 0
                 due = held.count_due() if held.has_lost_runs and not is_limited else {}
 
 
@@ -101,6 +102,18 @@ def warn_of_leased_runs(ingest: IngestContext) -> None:
                 "due runs are leased to another process; they are free when its lease expires",
                 runs=leased.runs,
                 until=leased.until.isoformat(timespec="seconds"),
+            )
+
+
+def warn_of_spent_budget(ingest: IngestContext, opened: OpenPass) -> None:
+    """Warn of runs that stay due, since the pass has sent all requests that it may."""
+    if 0 < opened.max_requests <= opened.tally.requests:
+        due = sum(HeldRuns.of_pass(ingest, opened.lease.since).count_due().values())
+        if due:
+            log.warning(
+                "polling.max_requests_per_pass is reached; the other runs stay due",
+                requests=opened.tally.requests,
+                runs=due,
             )
 
 
@@ -159,7 +172,7 @@ def _low_mark(due: int, api: Api) -> int:
     return max(2 * api.connections, min(most, due // SHARE_WAITING))
 
 
-def _begin(ingest: IngestContext, due: Mapping[str, int]) -> Begin:
+def _begin(ingest: IngestContext, due: Mapping[str, int], max_requests: int) -> Begin:
     """Return the first message of a pass, without the settings of database and telemetry."""
     config, api = ingest.config, ingest.config.api
     limits = RequestLimits(
@@ -167,7 +180,7 @@ def _begin(ingest: IngestContext, due: Mapping[str, int]) -> Begin:
         api.max_requests_per_second,
         api.attempts,
         api.max_wait_s,
-        config.polling.max_requests_per_pass,
+        max_requests,
         ingest.pauses,
     )
     with reading(ingest.engine) as connection:

@@ -101,6 +101,13 @@ def leave(connection: Connection, name: str) -> None:
     connection.execute(delete(workers).where(workers.c.worker == name))
 
 
+def is_alive(name: ColumnElement[str | None]) -> ColumnElement[bool]:
+    """Return the condition that the worker with this name is alive."""
+    return exists().where(
+        workers.c.worker == name, workers.c.seen_at > later(database_now(), -ALIVE_MS)
+    )
+
+
 def take_slot(connection: Connection, worker: Worker, source: str, demand: Demand) -> Slot:
     """Reserve the next `length_ms` of a source's requests, in one statement."""
     row, now = source_limits.c, database_now()

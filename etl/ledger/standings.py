@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Select, and_, case, func, select
 
 from etl.answers.outcome import Reason, Target
 from etl.db.schema import HAS_FAILED, among, tracked_runs
-from etl.ledger import leases
+from etl.ledger import leases, source_limits
 from etl.ledger.lifecycle import State
 
 
@@ -125,10 +125,12 @@ class HeldElsewhere(NamedTuple):
 
 
 def find_held_elsewhere(connection: Connection, now: datetime) -> HeldElsewhere | None:
-    """Return the due runs under a lease now; None if there are none."""
+    """Return the due runs under a lease now, unless their owner is alive; None without any."""
     table = tracked_runs
     query = select(func.count(), func.max(table.c.lease_until)).where(
-        table.c.lease_until > now, table.c.due_at <= now
+        table.c.lease_until > now,
+        table.c.due_at <= now,
+        ~source_limits.is_alive(table.c.lease_owner),
     )
     runs, until = connection.execute(query).one()
     return HeldElsewhere(runs, until) if runs else None

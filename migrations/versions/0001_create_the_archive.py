@@ -81,6 +81,7 @@ def upgrade() -> None:
         sa.Column("failed", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("rejected", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("requests", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("max_requests", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("exit_code", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_ingests"),
     )

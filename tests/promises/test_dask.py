@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.promises.test_pass_workers import RUNS, await_requests, check, ended
-from tests.support.dask_cluster import cluster
+from tests.support.dask_cluster import cluster, dask
 from tests.support.fake_api import FakeApi, runs_of_plans
 from tests.support.postgres import free_port
 from tests.support.program import Program
@@ -57,6 +58,43 @@ def test_an_address_without_a_scheduler_is_one_line(archiver: Program, command: 
     assert done.exit_code == 2
     assert "no Dask scheduler answers" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["ingest", "verify"])
+def test_a_scheduler_without_workers_is_one_line(archiver: Program, command: str) -> None:
+    port = str(free_port())
+    with dask(archiver, "scheduler", "--host", "127.0.0.1", "--port", port):
+        done = archiver.run(command, "--dask", f"tcp://127.0.0.1:{port}")
+    assert done.exit_code == 2
+    assert done.stderr == (
+        f"error: --dask tcp://127.0.0.1:{port}: no Dask worker is connected;"
+        f" start one: dask worker tcp://127.0.0.1:{port}\n"
+    )
+
+
+def test_workers_that_have_another_archive_are_refused(
+    slow_api: FakeApi, archiver: Program, tmp_path: Path
+) -> None:
+    ours = archiver.given(RESULT_ARCHIVER__DATABASE__URL=f"sqlite:///{tmp_path}/ours.db")
+    ours.call("track", "--from", archiver.folder / "runs.txt")
+    with cluster(archiver) as its:
+        done = ours.run("ingest", "--dask", its.address)
+        assert (done.exit_code, slow_api.requests.total()) == (1, 0)
+        assert "has another archive" in done.stderr
+        assert "give the workers the database.url of the command" in done.stderr
+        assert ours.call("ingest").exit_code == 0
+        for command in ("verify", "replay"):
+            done = ours.run(command, "--dask", its.address)
+            assert (done.exit_code, done.stdout) == (2, "")
+            assert "has another archive" in done.stderr
+
+
+def test_the_mistake_of_a_dask_worker_is_told(slow_api: FakeApi, archiver: Program) -> None:
+    with cluster(archiver.given(APPLITOOLS_API_KEY="")) as its:
+        done = archiver.run("ingest", "--dask", its.address)
+    assert (done.exit_code, slow_api.requests.total()) == (2, 0)
+    assert "a worker failed" in done.stderr
+    assert "no API key" in done.stderr
 
 
 def test_only_its_runner_imports_dask(slow_api: FakeApi, archiver: Program) -> None:

@@ -2,9 +2,13 @@
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ from etl.db import database
 from tests.support.dump import DECISIONS, LEDGER, dump
 from tests.support.fake_api import Answer, FakeApi, result, runs_of_plans
 from tests.support.postgres import find_programs, run, running_server
-from tests.support.program import Program, program
+from tests.support.program import COMMAND, Program, program
 
 RUNS = 240
 CONNECTIONS = 8
@@ -180,15 +184,18 @@ def test_workers_outlive_a_restart_of_the_database(tmp_path: Path, slow_api: Fak
         check(archiver, slow_api)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_all_workers_after_the_runs_in_hand(
-    slow_api: FakeApi, archiver: Program
+    slow_api: FakeApi, archiver: Program, number: signal.Signals
 ) -> None:
     with archiver.started("ingest", "--workers", "2", "--json") as process:
         await_requests(slow_api, RUNS // 4)
-        process.terminate()
+        process.send_signal(number)
         code, stderr = ended(process)
-    assert code == 143
-    assert "interrupted by SIGTERM; due runs stay due" in stderr
+    assert code == 128 + number
+    assert [line.partition("error: ")[2] for line in stderr.splitlines()] == [
+        f"interrupted by {number.name}; due runs stay due"
+    ]
     assert archiver.call("status", "--json").json()["leased"] == 0
     assert archiver.call("ingest").exit_code == 0
     check(archiver, slow_api)
@@ -202,9 +209,49 @@ def test_the_exit_code_is_the_worst_of_all(api: FakeApi, archiver: Program) -> N
 
 
 def test_a_budget_is_that_of_all_workers(slow_api: FakeApi, archiver: Program) -> None:
-    frugal = archiver.given(RESULT_ARCHIVER__POLLING__MAX_REQUESTS_PER_PASS="50")
-    assert frugal.run("ingest", "--workers", "2").exit_code == 0
+    """Also of those that join from a host without that setting."""
+    frugal = archiver.given(
+        RESULT_ARCHIVER__POLLING__MAX_REQUESTS_PER_PASS="50",
+        RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND="20",
+    )
+    with frugal.started("ingest", "--workers", "2") as process:
+        await_requests(slow_api, 10)
+        join(archiver, 1)
+        code, stderr = ended(process)
+    assert code == 0
     assert slow_api.requests.total() == 50
+    assert (
+        "polling.max_requests_per_pass is reached; the other runs stay due"
+        f" requests=50 runs={RUNS - 50}"
+    ) in stderr
+
+
+def test_a_terminal_shows_one_bar_for_all_workers(slow_api: FakeApi, archiver: Program) -> None:
+    slowly = archiver.given(RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND="100")
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*COMMAND, "ingest", "--workers", "2"],
+        cwd=slowly.folder,
+        env=slowly.environment | {"TERM": "xterm", "COLUMNS": "80"},
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        shown = read_terminal(ours)
+    assert process.returncode == 0
+    counts = re.findall(r"(\d+)/(\d+|\?)", shown)
+    assert {total for _, total in counts} <= {str(RUNS), "?"}
+    done = [int(number) for number, _ in counts]
+    assert (done, done[-1]) == (sorted(done), RUNS)
+
+
+def read_terminal(descriptor: int) -> str:
+    """Return all that is written to a terminal until it is closed."""
+    shown = b""
+    with os.fdopen(descriptor, "rb", buffering=0) as terminal, suppress(OSError):
+        while part := terminal.read(4096):
+            shown += part
+    return shown.decode()
 
 
 # --- joining by hand ---
@@ -227,6 +274,46 @@ def test_a_worker_joins_a_pass_by_hand_and_is_waited_for(
     assert " new, 0 changed" in stderr
     assert f'"new": {RUNS}' in stdout
     check(archiver, slow_api)
+
+
+def test_workers_wait_for_one_that_has_joined_them(slow_api: FakeApi, archiver: Program) -> None:
+    slowly = archiver.given(RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND="20")
+    with (
+        slowly.started("ingest", "--workers", "2", "--json") as process,
+        joined(slowly, slow_api) as joiner,
+    ):
+        await_requests(slow_api, RUNS - 20)
+        joiner.send_signal(signal.SIGSTOP)
+        while children_of(process):
+            time.sleep(0.01)
+        joiner.send_signal(signal.SIGCONT)
+        stdout, _ = process.communicate(timeout=60)
+    assert (process.returncode, json.loads(stdout)["new"]) == (0, RUNS)
+
+
+def test_the_runs_of_one_that_has_joined_and_died_are_free_again(
+    slow_api: FakeApi, archiver: Program
+) -> None:
+    slowly = archiver.given(RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND="20")
+    with (
+        slowly.started("ingest", "--json") as process,
+        joined(slowly, slow_api) as joiner,
+    ):
+        await_requests(slow_api, RUNS // 2)
+        joiner.kill()
+        code, stderr = ended(process)
+    assert code == 1
+    assert "runs of workers that died stay due" in stderr
+    assert archiver.call("ingest").exit_code == 0
+    check(archiver, slow_api)
+
+
+@contextmanager
+def joined(archiver: Program, api: FakeApi) -> Iterator[subprocess.Popen[str]]:
+    """Start a worker that joins the first pass once it sends requests."""
+    await_requests(api, 10)
+    with archiver.started("work", "--pass", "1") as process:
+        yield process
 
 
 def test_in_a_pass_that_has_ended_there_is_nothing_to_do(
