@@ -31,7 +31,7 @@ from etl.db.schema import (
 )
 from etl.derived.duration_metrics import compute_durations
 from etl.derived.identity_rules import IdentityRules, of_application
-from etl.derived.metrics import Counts, compute_rates
+from etl.derived.metrics import WORDS, Counts, compute_rates
 from etl.derived.outcome_reader import NewestRuns, RosterCache
 from etl.derived.period_metrics import Period, sum_weeks
 from etl.derived.plan_summaries import compute_plan_summaries
@@ -94,30 +94,37 @@ def _build_metrics_id(values: Row) -> str:
 
 def list_metrics(computed: Series) -> Row:
     """Return the columns of `series_metrics` without its key and `FIRST_DAY_COLUMNS`."""
+    verdict, newest = computed.verdict, computed.run_at(0)
     return (
-        computed.counts.decided,
-        *computed.counts.in_column_order,
-        *compute_rates(computed.counts),
-        computed.flips,
-        computed.flip_rate,
-        computed.health,
-        computed.is_flaky,
+        verdict.counts.decided,
+        *verdict.counts.in_column_order,
+        *compute_rates(verdict.counts),
+        verdict.flips,
+        verdict.flip_rate,
+        verdict.health,
+        verdict.is_flaky,
         computed.is_confirmed_flaky,
-        computed.is_regression,
-        computed.is_new_failure,
-        computed.is_always_failing,
-        computed.is_recovered,
-        computed.fail_streak,
-        computed.streak_since,
-        computed.streak_since_run_id,
-        computed.last_flip_at,
-        computed.last_flip_run_id,
-        computed.recent,
-        computed.last_status,
-        computed.last_run_id,
-        computed.last_started_at,
-        computed.window_starts_at,
+        verdict.is_regression,
+        verdict.is_new_failure,
+        verdict.is_always_failing,
+        verdict.is_recovered,
+        verdict.fail_streak,
+        *_started(computed, verdict.streak_place),
+        *_started(computed, verdict.flip_place),
+        verdict.recent,
+        WORDS.get(verdict.recent[-1]),
+        newest.run_id,
+        newest.started_at,
+        computed.run_at(verdict.window[-1]).started_at,
     )
+
+
+def _started(computed: Series, place: int | None) -> tuple[datetime | None, str | None]:
+    """Return when the run of a result started, and its ID."""
+    if place is None:
+        return None, None
+    run = computed.run_at(place)
+    return run.started_at, run.run_id
 
 
 def build_roster_series(variant_id: str, roster: Roster) -> list[Row]:
@@ -215,7 +222,7 @@ def compute_variant(
     return VariantMetrics(
         computed,
         [(variant_id, *measured)] if measured else [],
-        [each.last_started_at for each in computed if each.is_flaky],
+        [each.last_started_at for each in computed if each.verdict.is_flaky],
     )
 
 

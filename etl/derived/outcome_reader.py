@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -10,12 +9,13 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, func, select, tu
 
 from etl.db.schema import IS_CURRENT, among, labels, outcomes, rosters
 from etl.derived.metrics import Counts
-from etl.derived.plans import IdentityRule, NamedTest, Plan, PlanRun, Roster, build_roster
+from etl.derived.plans import IdentityRule, NamedTest, Plan, PlanRun, Roster, TestIdentities
 
 COMMIT_LABEL = "commit"
 """The label that decides whether a flaky test is confirmed."""
 PAGE_RUNS = 200
 MAX_PAGE_RUNS = 1000
+_ROSTER_DECODER = msgspec.json.Decoder(tuple[NamedTest, ...])
 NEWEST_FIRST = (outcomes.c.started_at.desc(), outcomes.c.run_id.desc())
 
 
@@ -35,23 +35,24 @@ class Variant(NamedTuple):
         return Plan(self.source, self.application, self.plan)
 
 
+RUN_COLUMNS = (
+    outcomes.c.run_id,
+    outcomes.c.variant_id,
+    outcomes.c.status,
+    outcomes.c.started_at,
+    outcomes.c.started_on,
+    outcomes.c.duration_ms,
+    *[outcomes.c[f"checks_{name}"] for name in Counts._fields],
+    outcomes.c.outcomes,
+)
+IS_COMMIT = and_(labels.c.run_id == outcomes.c.run_id, labels.c.name == COMMIT_LABEL)
+
+
 def select_plan_runs(condition: ColumnElement[bool]) -> Select[Any]:
     """Return the query for the runs that match `condition`; `read_plan_run` reads its rows."""
-    commit = and_(labels.c.run_id == outcomes.c.run_id, labels.c.name == COMMIT_LABEL)
     return (
-        select(
-            outcomes.c.run_id,
-            outcomes.c.variant_id,
-            outcomes.c.status,
-            outcomes.c.started_at,
-            outcomes.c.started_on,
-            outcomes.c.duration_ms,
-            *[outcomes.c[f"checks_{name}"] for name in Counts._fields],
-            outcomes.c.outcomes,
-            outcomes.c.roster_id,
-            labels.c.value,
-        )
-        .outerjoin(labels, commit)
+        select(*RUN_COLUMNS, outcomes.c.roster_id, labels.c.value)
+        .outerjoin(labels, IS_COMMIT)
         .where(condition, outcomes.c.started_at.is_not(None))
     )
 
@@ -61,7 +62,7 @@ class RosterCache:
 
     def __init__(self, connection: Connection, rule: IdentityRule) -> None:
         self._connection = connection
-        self._rule = rule
+        self._identities = TestIdentities(rule)
         self._rosters: dict[str, Roster] = {}
 
     def load(self, roster_ids: Iterable[str]) -> None:
@@ -72,9 +73,9 @@ class RosterCache:
         """Return those of the rosters that were not read yet."""
         return roster_ids - self._rosters.keys()
 
-    def add(self, roster_id: str, tests: str) -> None:
+    def add(self, roster_id: str, tests: Iterable[NamedTest]) -> None:
         """Add a row of `rosters`."""
-        self._rosters[roster_id] = build_roster(roster_id, _parse_tests(tests), self._rule)
+        self._rosters[roster_id] = self._identities.build_roster(roster_id, tests)
 
     def __getitem__(self, roster_id: str) -> Roster:
         return self._rosters[roster_id]
@@ -89,19 +90,22 @@ def load_rosters(connection: Connection, wanted: Iterable[tuple[RosterCache, Set
     if caches:
         query = select(rosters.c.roster_id, rosters.c.tests)
         for row in connection.execute(query.where(among(rosters.c.roster_id, sorted(caches)))):
+            tests = _ROSTER_DECODER.decode(row.tests)
             for cache in caches[row.roster_id]:
-                cache.add(row.roster_id, row.tests)
-
-
-@lru_cache(maxsize=8)
-def _parse_tests(tests: str) -> tuple[NamedTest, ...]:
-    return tuple(NamedTest(*each) for each in msgspec.json.decode(tests))
+                cache.add(row.roster_id, tests)
 
 
 def read_plan_run(row: Sequence[Any], cache: RosterCache) -> PlanRun:
     """Convert a row of `select_plan_runs`."""
-    run_id, variant_id, status, started_at, started_on, duration_ms, *rest = row
-    *checks, strip, roster_id, commit = rest
+    *_, roster_id, commit = row
+    return build_plan_run(row, cache[roster_id], commit)
+
+
+def build_plan_run(row: Sequence[Any], roster: Roster, commit: str | None) -> PlanRun:
+    """Return the run of a row that begins with `RUN_COLUMNS`."""
+    run_id, variant_id, status, started_at, started_on, duration_ms, *checks, strip = row[
+        : len(RUN_COLUMNS)
+    ]
     return PlanRun(
         run_id,
         variant_id,
@@ -111,7 +115,7 @@ def read_plan_run(row: Sequence[Any], cache: RosterCache) -> PlanRun:
         duration_ms,
         Counts(*checks),
         strip,
-        cache[roster_id],
+        roster,
         commit,
     )
 

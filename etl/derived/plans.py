@@ -73,28 +73,41 @@ class Roster(NamedTuple):
     tests: tuple[NamedTest, ...]
 
 
+class TestIdentities(dict[NamedTest, tuple[str, NamedTest]]):
+    """The key of each test under an identity rule, and the test as the rule names it.
+
+    Computed once per test: most tests of a roster are in the next one too.
+    """
+
+    def __init__(self, rule: IdentityRule) -> None:
+        super().__init__()
+        self._rule = rule
+
+    def __missing__(self, test: NamedTest) -> tuple[str, NamedTest]:
+        """Return a test under its newest name, without its id unless ids repeat.
+
+        The key is a hash of its id if ids repeat, else of its name and type.
+        """
+        by_id, renamed = self._rule
+        name = renamed.get(test.name, test.name) if test.name else test.name
+        named = NamedTest(name, test.type, test.test_id if by_id else None)
+        key = _hash_key(named.test_id) if named.test_id else _hash_key(name, test.type)
+        self[test] = key, named
+        return key, named
+
+    def build_roster(self, roster_id: str, tests: Iterable[NamedTest]) -> Roster:
+        """Return a list of tests with their keys."""
+        identified = [self[test] for test in tests]
+        keys, named = zip(*identified, strict=True) if identified else ((), ())
+        return Roster(roster_id, keys, named)
+
+
 def build_roster(roster_id: str, tests: Iterable[NamedTest], rule: IdentityRule) -> Roster:
     """Return a list of tests with their keys under an identity rule."""
-    named = tuple(_apply_rule(test, rule) for test in tests)
-    return Roster(roster_id, tuple(_test_key(test, rule) for test in named), named)
+    return TestIdentities(rule).build_roster(roster_id, tests)
 
 
-def _apply_rule(test: NamedTest, rule: IdentityRule) -> NamedTest:
-    """Return a test under its newest name, without its id unless ids repeat."""
-    if test.name not in rule.renamed and (rule.by_id or test.test_id is None):
-        return test
-    name = rule.renamed.get(test.name, test.name) if test.name else test.name
-    return NamedTest(name, test.type, test.test_id if rule.by_id else None)
-
-
-def _test_key(test: NamedTest, rule: IdentityRule) -> str:
-    """Return a hash of a test's id if ids repeat, else of its name and type."""
-    return (
-        _hash_key(test.test_id) if rule.by_id and test.test_id else _hash_key(test.name, test.type)
-    )
-
-
-@lru_cache(maxsize=8192)  # most tests of a roster are in the next one, and in other variants too
+@lru_cache(maxsize=8192)  # most tests of a variant are in others too
 def _hash_key(*parts: str | None) -> str:
     return hashlib.blake2b(encode_canonical(parts).encode(), digest_size=8).hexdigest()
 
@@ -109,6 +122,16 @@ class PlanRun(NamedTuple):
     started_on: date | None
     duration_ms: int | None
     checks: Counts
+    outcomes: str
+    roster: Roster
+    commit: str | None
+
+
+class RunResults(NamedTuple):
+    """The part of a `PlanRun` that series are computed from."""
+
+    run_id: str
+    started_at: datetime
     outcomes: str
     roster: Roster
     commit: str | None

@@ -65,7 +65,7 @@ def _new_failures(connection: Connection, request: ReportRequest, run: FoundRun)
         series.test_key
         for _, runs in read_runs(connection, request, *earlier)
         for series in compute_series(_before(runs, run), request.rules, frozenset(failed))
-        if series.fail_streak
+        if series.verdict.fail_streak
     }
     return sum(key not in failing for key in failed)
 

@@ -24,7 +24,7 @@ from etl.derived.period_metrics import (
     week_start,
 )
 from etl.derived.plans import IdentityRule, NamedTest, PlanRun, build_plan, build_roster
-from etl.derived.series_metrics import compute_series
+from etl.derived.series_metrics import Series, compute_series
 
 START = datetime(2024, 3, 1, 12, tzinfo=UTC)
 HOME = NamedTest("home", "e2e")
@@ -45,6 +45,11 @@ def a_run(number: int, letters: str, tests: Sequence[NamedTest] = (HOME,)) -> Pl
 def newest_first(history: str) -> list[PlanRun]:
     """Return the runs of one test, a run for each letter of its history."""
     return [a_run(number, letter) for number, letter in enumerate(history)][::-1]
+
+
+def window_start(found: Series) -> datetime:
+    """Return the start of the first run in the window."""
+    return found.run_at(found.verdict.window[-1]).started_at
 
 
 # --- counting -------------------------------------------------------------------------------
@@ -115,24 +120,26 @@ def test_only_what_is_wanted_is_read_and_only_as_far_as_it_matters() -> None:
             yield run
 
     [found] = compute_series(reading(), Rules(window_results=3), {KEY})
-    assert (found.recent, found.window_starts_at) == ("FPF", START + timedelta(days=13))
+    assert (found.verdict.recent, window_start(found)) == ("FPF", START + timedelta(days=13))
     assert len(read) < 8
     assert compute_series(reading(), Rules(), {"another key"}) == []
 
 
 def test_a_window_shows_the_newest_undecided_results() -> None:
     [found] = compute_series(newest_first("P" + "A" * 500 + "U" * 9), Rules(window_results=4))
-    assert found.recent == "PAAA" + "U" * 9
-    assert (found.flips, found.window_starts_at) == (0, START)
+    assert found.verdict.recent == "PAAA" + "U" * 9
+    assert (found.verdict.flips, window_start(found)) == (0, START)
     [found] = compute_series(newest_first("U" * 500), Rules(window_results=4))
-    assert (found.recent, found.flips) == ("U" * 12, None)
+    assert (found.verdict.recent, found.verdict.flips) == ("U" * 12, None)
 
 
 @pytest.mark.parametrize("failures", [1, 9, 10, 11, 500])
 def test_a_streak_is_counted_beyond_the_window(failures: int) -> None:
     [found] = compute_series(newest_first("FP" + "F" * failures), Rules())
-    assert (found.fail_streak, found.streak_since) == (failures, START + timedelta(days=2))
-    assert found.is_always_failing == (failures >= 10)
+    assert found.verdict.fail_streak == failures
+    assert found.verdict.streak_place is not None
+    assert found.run_at(found.verdict.streak_place).started_at == START + timedelta(days=2)
+    assert found.verdict.is_always_failing == (failures >= 10)
 
 
 def test_tests_are_known_by_ids_only_where_ids_repeat() -> None:
@@ -149,7 +156,7 @@ def test_a_series_bears_the_name_that_its_test_has_now() -> None:
     new = build_roster("new", [NamedTest("start", "e2e", "id 1")], naming)
     runs = [a_run(1, "F")._replace(roster=new), a_run(0, "P")._replace(roster=old)]
     [found] = compute_series(runs, Rules())
-    assert (found.test.name, found.recent) == ("start", "PF")
+    assert (found.test.name, found.verdict.recent) == ("start", "PF")
 
 
 # --- days and weeks -------------------------------------------------------------------------
