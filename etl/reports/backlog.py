@@ -62,7 +62,7 @@ def open_runs(connection: Connection, request: ReportRequest) -> Iterator[OpenRu
             continue
         for plan, rows in groupby(page, key=lambda row: Plan(*row[:3])):
             found = list(rows)
-            book = loader.load(plan, found)
+            book = loader.load(plan, {row.roster_id for row in found})
             yield from (run for row in found if (run := _narrowed(row, book, places)).tests)
 
 

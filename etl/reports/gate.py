@@ -8,10 +8,10 @@ from sqlalchemy import Connection
 
 from etl.db.schema import outcomes
 from etl.derived.metrics import compute_rates, count_letters
-from etl.derived.plans import PlanRun
+from etl.derived.plans import RunResults
 from etl.derived.series_metrics import compute_series
 from etl.reports.model import ReportRequest
-from etl.reports.selection import FoundRun, read_runs
+from etl.reports.selection import FoundRun, read_results
 
 
 class GateLimits(NamedTuple):
@@ -63,14 +63,14 @@ def _new_failures(connection: Connection, request: ReportRequest, run: FoundRun)
     )
     failing = {
         series.test_key
-        for _, runs in read_runs(connection, request, *earlier)
+        for _, runs in read_results(connection, request, *earlier)
         for series in compute_series(_before(runs, run), request.rules, frozenset(failed))
         if series.verdict.fail_streak
     }
     return sum(key not in failing for key in failed)
 
 
-def _before(runs: Iterator[PlanRun], run: FoundRun) -> Iterator[PlanRun]:
+def _before(runs: Iterator[RunResults], run: FoundRun) -> Iterator[RunResults]:
     """Yield the runs that come after `run` in `runs`: those that started before it."""
     return islice(dropwhile(lambda each: each.run_id != run.run_id, runs), 1, None)
 

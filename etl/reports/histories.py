@@ -11,7 +11,7 @@ from etl.derived.metrics import UNKNOWN, WORDS
 from etl.derived.outcome_reader import Variant
 from etl.derived.plans import NamedTest, Roster
 from etl.reports.model import ReportRequest
-from etl.reports.selection import read_runs, start_conditions
+from etl.reports.selection import read_results, start_conditions
 from etl.reports.spans import requested_span
 from etl.reports.statuses import read_unknown_words
 
@@ -44,7 +44,7 @@ def histories(connection: Connection, request: ReportRequest, test: str) -> Iter
     Where tests are identified by id, results under former names belong to it.
     """
     span = requested_span(request)
-    for variant, runs in read_runs(connection, request, *start_conditions(span)):
+    for variant, runs in read_results(connection, request, *start_conditions(span)):
         wanted = _SeriesPlaces(test)
         found: defaultdict[str, list[Result]] = defaultdict(list)
         for run in runs:

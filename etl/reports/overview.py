@@ -3,10 +3,9 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, or_
+from sqlalchemy import Connection
 
 from etl.answers.rows import COUNTERS
-from etl.db.schema import series_metrics
 from etl.derived.metrics import Counts, add_counts, compute_rates
 from etl.derived.period_metrics import Period
 from etl.derived.plan_summaries import SEEN_SPAN
@@ -67,15 +66,17 @@ def _series(
     """
     judged: Counter[Application] = Counter()
     flaky: Counter[Application] = Counter()
-    seen_since = request.now - SEEN_SPAN
-    seen_place, enough = series.PLACES["last_started_at"], require_decided(request.rules)
-    metrics = series_metrics.c
-    is_counted = or_(metrics.decided >= enough, metrics.is_flaky)
-    needed = (metrics.last_started_at >= seen_since, is_counted)
-    for row in series.rows(connection, request, *needed):
-        application, is_seen = Application(*row[:2]), row[seen_place] >= seen_since
-        judged[application] += is_seen and row[series.PLACES["decided"]] >= enough
-        flaky[application] += is_seen and row[series.PLACES["is_flaky"]]
+    places, enough = series.PLACES, require_decided(request.rules)
+    found = series.rows(
+        connection,
+        request,
+        lambda figures: [figures.decided >= enough, figures.is_flaky],
+        seen_since=request.now - SEEN_SPAN,
+    )
+    for row in found:
+        application = Application(*row[:2])
+        judged[application] += row[places["decided"]] >= enough
+        flaky[application] += row[places["is_flaky"]]
     return judged, flaky
 
 

@@ -1,21 +1,39 @@
 """Select the runs of a report from `outcomes`, now or as of a moment."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Set
 from datetime import datetime
 from functools import cache
 from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, TextClause, and_, exists, or_, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    TextClause,
+    and_,
+    exists,
+    null,
+    or_,
+    select,
+    text,
+)
 
 from etl.answers.payload import FINAL_STATUSES, OPEN_STATUS
 from etl.db.schema import IS_CURRENT, PLAN_NAMES, labels, outcomes, plan_variants, runs
 from etl.derived.identity_rules import IdentityRules
 from etl.derived.marks import has_dirty_marks
 from etl.derived.metrics import Counts
-from etl.derived.outcome_reader import RosterCache, Variant, read_plan_run, select_plan_runs
-from etl.derived.plans import IdentityRule, Plan, PlanRun, Roster
+from etl.derived.outcome_reader import (
+    IS_COMMIT,
+    RUN_COLUMNS,
+    RosterCache,
+    Variant,
+    build_plan_run,
+)
+from etl.derived.plans import IdentityRule, Plan, PlanRun, Roster, RunResults
 from etl.reports.model import Filter, Filters, ReportRequest
 from etl.reports.spans import Span, requested_span
 
@@ -23,9 +41,9 @@ FINISHED = FINAL_STATUSES | {OPEN_STATUS}
 """The statuses of a finished run. `unresolved` is one, though people can still change it."""
 FOLDER = Path(__file__).parent
 PAGE_ROWS = 1000
-BATCH_ROWS = 50
 MOST_ROSTERS = 2000
 """The number of rosters in memory; with generated test names there is one for each run."""
+NO_ROSTER = Roster("", (), ())
 
 
 @cache
@@ -34,63 +52,99 @@ def load_query(name: str) -> TextClause:
     return text((FOLDER / f"{name}.sql").read_text(encoding="utf-8"))
 
 
+def read_results(
+    connection: Connection, request: ReportRequest, *conditions: ColumnElement[bool]
+) -> Iterator[tuple[Variant, Iterator[RunResults]]]:
+    """Yield each variant with the results of its requested runs, the newest first.
+
+    Ignores the filters of time and test: `conditions` and the caller apply them. Streams: the runs
+    of a variant are gone when the next variant is read. Labels have no history, so that there are
+    no commits as of a moment.
+    """
+    loader = RosterLoader(connection, request)
+    columns = (outcomes.c.run_id, outcomes.c.started_at, outcomes.c.outcomes, outcomes.c.roster_id)
+    statement = (
+        select(*columns, labels.c.value).outerjoin(labels, IS_COMMIT)
+        if request.as_of is None
+        else select(*columns, null())
+    )
+    for variant, rows in _read_by_variant(connection, request, statement, conditions):
+        yield variant, _with_rosters(rows, variant, loader)
+
+
+def _with_rosters(
+    rows: Iterator[Any], variant: Variant, loader: "RosterLoader"
+) -> Iterator[RunResults]:
+    while batch := list(islice(rows, PAGE_ROWS)):
+        cache = loader.load(variant.names, {row[3] for row in batch})
+        for run_id, started_at, strip, roster_id, commit, _ in batch:
+            yield RunResults(run_id, started_at, strip, cache[roster_id], commit)
+
+
 def read_runs(
     connection: Connection, request: ReportRequest, *conditions: ColumnElement[bool]
 ) -> Iterator[tuple[Variant, Iterator[PlanRun]]]:
-    """Yield each variant with its requested runs, the newest first.
+    """Yield each variant with its requested runs as `read_results` does, without commits.
 
-    Ignores the filters of time and test: `conditions` and the caller apply them. Streams: the runs
-    of a variant are gone when the next variant is read.
+    Rosters are read only for the filter of a test.
     """
-    wanted = select(plan_variants).where(*variant_conditions(request.filters))
-    known = {row.variant_id: Variant(*row) for row in connection.execute(wanted)}
-    # All descending, as in the index of current outcomes.
-    columns = (outcomes.c.variant_id, outcomes.c.started_at, outcomes.c.run_id)
-    chosen = and_(valid_condition(request), *filter_conditions(request.filters), *conditions)
-    statement = (
-        select_plan_runs(chosen)
-        .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
-        .order_by(*[column.desc() for column in columns])
-        .execution_options(yield_per=PAGE_ROWS)
-    )
-    loader = RosterLoader(connection, request)
-    rows = connection.execute(statement)
-    for variant_id, found in groupby(rows, key=lambda row: row.variant_id):
-        yield known[variant_id], _as_plan_runs(found, known[variant_id], loader)
+    loader = RosterLoader(connection, request) if request.filters.test is not None else None
+    statement = select(*RUN_COLUMNS, outcomes.c.roster_id)
+    for variant, rows in _read_by_variant(connection, request, statement, conditions):
+        yield variant, _as_plan_runs(rows, variant, loader)
 
 
 def _as_plan_runs(
-    rows: Iterator[Any], variant: Variant, loader: "RosterLoader"
+    rows: Iterator[Any], variant: Variant, loader: "RosterLoader | None"
 ) -> Iterator[PlanRun]:
-    while batch := list(islice(rows, BATCH_ROWS)):
-        cache = loader.load(variant.names, batch)
-        for row in batch:
-            run = read_plan_run(row, cache)
-            yield run if loader.has_labels else run._replace(commit=None)
+    if loader is None:
+        yield from (build_plan_run(row, NO_ROSTER, None) for row in rows)
+        return
+    while batch := list(islice(rows, PAGE_ROWS)):
+        cache = loader.load(variant.names, {row.roster_id for row in batch})
+        yield from (build_plan_run(row, cache[row.roster_id], None) for row in batch)
+
+
+def _read_by_variant(
+    connection: Connection,
+    request: ReportRequest,
+    statement: Select[Any],
+    conditions: Iterable[ColumnElement[bool]],
+) -> Iterator[tuple[Variant, Iterator[Any]]]:
+    """Yield each variant with the requested rows of `statement`, newest first, variant_id last."""
+    wanted = select(plan_variants).where(*variant_conditions(request.filters))
+    known = {row.variant_id: Variant(*row) for row in connection.execute(wanted)}
+    # All descending, as in the index of current outcomes.
+    order = (outcomes.c.variant_id, outcomes.c.started_at, outcomes.c.run_id)
+    rows = connection.execute(
+        statement.add_columns(outcomes.c.variant_id)
+        .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
+        .where(valid_condition(request), outcomes.c.started_at.is_not(None))
+        .where(*filter_conditions(request.filters), *conditions)
+        .order_by(*[column.desc() for column in order])
+        .execution_options(yield_per=PAGE_ROWS)
+    )
+    for variant_id, found in groupby(rows, key=itemgetter(-1)):
+        yield known[variant_id], found
 
 
 class RosterLoader:
-    """Loads the rosters of rows, one plan after the other.
-
-    Labels have no history, so that there are none as of a moment.
-    """
+    """Loads the rosters of runs, one plan after the other."""
 
     def __init__(self, connection: Connection, request: ReportRequest) -> None:
-        self.has_labels = request.as_of is None
         self._connection = connection
         self._namings = IdentityRules(connection, request.as_of)
         self._plan: Plan | None = None
         self._held: set[str] = set()
         self._cache = RosterCache(connection, IdentityRule())
 
-    def load(self, plan: Plan, rows: Iterable[Any]) -> RosterCache:
-        """Return a cache with the rosters of `rows`, which are of `plan`."""
-        wanted = {row.roster_id for row in rows}
-        if plan != self._plan or len(self._held | wanted) > MOST_ROSTERS:
+    def load(self, plan: Plan, roster_ids: Set[str]) -> RosterCache:
+        """Return a cache with these rosters of runs of `plan`."""
+        if plan != self._plan or len(self._held | roster_ids) > MOST_ROSTERS:
             self._cache = RosterCache(self._connection, self._namings.for_plan(plan))
             self._plan, self._held = plan, set()
-        self._held |= wanted
-        self._cache.load(wanted)
+        self._held |= roster_ids
+        self._cache.load(roster_ids)
         return self._cache
 
 
@@ -217,7 +271,7 @@ def find_run(
     )
     for row in connection.execute(statement):
         plan = Plan(row.source, row.application, row.plan)
-        cache = RosterLoader(connection, request).load(plan, [row])
+        cache = RosterLoader(connection, request).load(plan, {row.roster_id})
         return FoundRun(
             row.run_id,
             row.variant_id,

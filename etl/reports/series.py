@@ -1,8 +1,11 @@
 """`series`, `flaky` and `failures`: the last results of each test under its environments."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, literal_column, or_, select
+from sqlalchemy import ColumnElement, Connection, or_, select
 
 from etl.db.schema import HAS_METRICS, plan_variants, series, series_metrics
 from etl.derived.aggregates import FIRST_DAY_COLUMNS, build_series_id, list_metrics
@@ -31,7 +34,7 @@ from etl.reports.model import (
 from etl.reports.selection import (
     PAGE_ROWS,
     can_use_stored,
-    read_runs,
+    read_results,
     start_conditions,
     variant_conditions,
 )
@@ -92,56 +95,51 @@ def _series(connection: Connection, request: ReportRequest) -> ReportData:
 
 
 def _flaky(connection: Connection, request: ReportRequest) -> ReportData:
-    metrics = series_metrics.c
-    found = (row for row in rows(connection, request, metrics.is_flaky) if row[PLACES["is_flaky"]])
     rules = request.rules
     threshold = (
         f"flaky: {rules.flaky_min_results} decided results or more, {rules.flaky_min_flips} flips"
         f" or more, and a flip rate of {rules.flaky_min_flip_rate:g} or more"
     )
+    found = rows(connection, request, lambda figures: [figures.is_flaky])
     return ReportData(found, _window(request), (threshold,))
 
 
 def _failures(connection: Connection, request: ReportRequest) -> ReportData:
-    classed = ((classify_failure(row), row) for row in rows(connection, request, _HAS_CLASS))
-    found = ((word, *row) for word, row in classed if word)
-    return ReportData(found, _window(request))
+    found = rows(connection, request, lambda figures: _list_classes(figures).values())
+    return ReportData(((_classify(row), *row) for row in found), _window(request))
 
 
-def classify_failure(row: Row) -> str | None:
-    """Return the class of failures of a row of `series`, None where it does not fail."""
-    if row[PLACES["is_new_failure"]]:
-        return "new_failure"
-    if row[PLACES["is_always_failing"]]:
-        return "always_failing"
-    if row[PLACES["is_regression"]]:
-        return "regression"
-    if row[PLACES["fail_streak"]] > 1:
-        return "failing"
-    return "recovered" if row[PLACES["is_recovered"]] else None
+def _list_classes(figures: Any) -> dict[str, Any]:
+    """Return the condition of each class of failures, the first that holds is the class."""
+    return {
+        "new_failure": figures.is_new_failure,
+        "always_failing": figures.is_always_failing,
+        "regression": figures.is_regression,
+        "failing": figures.fail_streak > 1,
+        "recovered": figures.is_recovered,
+    }
 
 
-_HAS_CLASS = or_(
-    series_metrics.c.is_new_failure,
-    series_metrics.c.is_always_failing,
-    series_metrics.c.is_regression,
-    series_metrics.c.fail_streak > literal_column("1"),
-    series_metrics.c.is_recovered,
-)
-"""`classify_failure` gives the row a class."""
+def _classify(row: Row) -> str:
+    figures = SimpleNamespace(**dict(zip(PLACES, row, strict=True)))
+    return next(word for word, holds in _list_classes(figures).items() if holds)
 
 
 def rows(
-    connection: Connection, request: ReportRequest, *needed: ColumnElement[bool]
+    connection: Connection,
+    request: ReportRequest,
+    needed: Callable[[Any], Iterable[Any]] = lambda _: [True],
+    seen_since: datetime | None = None,
 ) -> Iterator[Row]:
-    """Yield a row of the report `series` for each series.
+    """Yield a row of the report `series` for each series with a result since `seen_since`.
 
-    Stored rows that are not `needed` are left out: the caller does not use them.
+    `needed` returns conditions, of which one must hold: of the columns of `series_metrics`, or of
+    the verdict of a series that is computed.
     """
     found = (
-        _stored(connection, request, *needed)
+        _stored(connection, request, or_(*needed(series_metrics.c)), seen_since)
         if can_use_stored(connection, request, STORED_FILTERS)
-        else _streamed(connection, request)
+        else _computed(connection, request, needed, seen_since)
     )
     test = request.filters.test
     for row in found:
@@ -149,12 +147,19 @@ def rows(
             yield row
 
 
-def _streamed(connection: Connection, request: ReportRequest) -> Iterator[Row]:
-    for variant, runs in read_runs(connection, request, *start_conditions(requested_span(request))):
-        for found in compute_series(runs, request.rules):
-            series_id = build_series_id(variant.variant_id, found.test_key)
-            row = _row(variant, (*found.test, *list_metrics(found), series_id))
-            yield _without_labels(row) if request.as_of else row
+def _computed(
+    connection: Connection,
+    request: ReportRequest,
+    needed: Callable[[Any], Iterable[Any]],
+    seen_since: datetime | None,
+) -> Iterator[Row]:
+    span = requested_span(request)
+    for variant, runs in read_results(connection, request, *start_conditions(span)):
+        for found in compute_series(runs, request.rules, seen_since=seen_since):
+            if any(needed(found.verdict)):
+                series_id = build_series_id(variant.variant_id, found.test_key)
+                row = _row(variant, (*found.test, *list_metrics(found), series_id))
+                yield _without_labels(row) if request.as_of else row
 
 
 def _without_labels(row: Row) -> Row:
@@ -164,16 +169,21 @@ def _without_labels(row: Row) -> Row:
 
 
 def _stored(
-    connection: Connection, request: ReportRequest, *needed: ColumnElement[bool]
+    connection: Connection,
+    request: ReportRequest,
+    condition: ColumnElement[bool],
+    seen_since: datetime | None,
 ) -> Iterator[Row]:
     statement = (
         select(*plan_variants.columns, *_TEST, *_METRICS, series.c.series_id)
         .select_from(plan_variants)
         .join(series, series.c.variant_id == plan_variants.c.variant_id)
         .join(series_metrics, HAS_METRICS)
-        .where(*variant_conditions(request.filters), *needed)
+        .where(*variant_conditions(request.filters), condition)
         .execution_options(yield_per=PAGE_ROWS)
     )
+    if seen_since:
+        statement = statement.where(series_metrics.c.last_started_at >= seen_since)
     names = len(plan_variants.columns)
     for row in connection.execute(statement):
         yield _row(Variant(*row[:names]), row[names:])
