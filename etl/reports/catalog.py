@@ -1,8 +1,8 @@
 """All reports by name, and the function that runs one."""
 
 from collections.abc import Iterable, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from operator import itemgetter
+from typing import TypeVar
 
 from sqlalchemy import Connection
 
@@ -83,12 +83,10 @@ def _sorted(definition: Definition, rows: Iterable[Row]) -> list[Row]:
     places = {column.name: place for place, column in enumerate(definition.columns)}
     found = list(rows)
     for name in reversed(definition.order):  # sorting is stable: the most important comes last
-        is_down = name.startswith("-")
-        found.sort(key=partial(_rank, places[name.removeprefix("-")], is_down), reverse=is_down)
+        place = places[name.removeprefix("-")]
+        missing = [row for row in found if row[place] is None]  # the last ones, up or down
+        if missing:
+            found = [row for row in found if row[place] is not None]
+        found.sort(key=itemgetter(place), reverse=name.startswith("-"))
+        found += missing
     return found
-
-
-def _rank(place: int, is_down: bool, row: Row) -> tuple[bool, Any]:  # noqa: FBT001
-    """Return the sort key of a row: missing values come last, up or down."""
-    value = row[place]
-    return (value is None) != is_down, value if value is not None else 0
