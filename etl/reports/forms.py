@@ -5,22 +5,24 @@ evaluate or Markdown would render are escaped.
 """
 
 import csv
-import io
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime
-from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, islice, pairwise
+from types import NoneType, SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from etl import display
-from etl.reports.model import Column, ReportResult, Type
+from etl.reports.model import Column, ReportResult, Row, Type
 
 NUMBERS = frozenset({Type.INTEGER, Type.RATE, Type.CHANGE, Type.MILLISECONDS})
+CSV_ROWS = 1000
+CSV_VALUES = 4096
+"""How many rows are written together, and how many values of a column are remembered."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#!|~:])|(?<=www)(\.)", re.IGNORECASE)
 _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000))
@@ -122,24 +124,43 @@ def _disarmed(text: str) -> str:
 
 def as_csv(report: ReportResult, *, raw: bool) -> Iterator[str]:
     """Yield the lines of a report as CSV; `raw` leaves texts as the API sent them."""
-    line = io.StringIO()
-    writer = csv.writer(line, lineterminator="")
-    for row in ([column.name for column in report.columns], *report.rows):
-        writer.writerow(csv_cells(row, raw=raw))
-        yield line.getvalue()
-        line.seek(0)
-        line.truncate()
+    return csv_lines(chain([[column.name for column in report.columns]], report.rows), raw=raw)
 
 
-def csv_cells(row: Iterable[Any], *, raw: bool) -> list[Any]:
-    """Return the contents of the cells of a CSV row; formulas are escaped, unless `raw`."""
-    by_type = _RAW_CELLS if raw else _CELLS
-    return [convert(value) if (convert := by_type.get(type(value))) else value for value in row]
+def csv_lines(rows: Iterable[Row], *, raw: bool) -> Iterator[str]:
+    """Yield rows of the same columns as lines of CSV; formulas are escaped, unless `raw`."""
+    waiting = iter(rows)
+    cells: list[_Cells] = []
+    while part := list(islice(waiting, CSV_ROWS)):
+        columns = list(zip(*part, strict=True))
+        cells = cells or [_Cells(_RAW_CELLS if raw else _CELLS) for _ in columns]
+        texts = [map(each.__getitem__, column) for each, column in zip(cells, columns, strict=True)]
+        yield from map(",".join, zip(*texts, strict=True))
+
+
+class _Cells(dict[Any, str]):
+    """The texts of a CSV column by value: most values of a column recur."""
+
+    def __init__(self, by_type: Mapping[type, Callable[[Any], str]]) -> None:
+        super().__init__()
+        self._by_type = by_type
+
+    def __missing__(self, value: Any) -> str:
+        if len(self) > CSV_VALUES:
+            self.clear()
+        text = self[value] = self._by_type.get(type(value), str)(value)
+        return text
+
+
+def _quoted(text: str) -> str:
+    """Return the cell of a text, quoted where CSV needs that."""
+    line: str = _CSV.writerow((text, None))
+    return line.removesuffix(",\r\n")
 
 
 def _csv_text(text: str) -> str:
     safe = text if text.isprintable() else display.safe(text)
-    return f"'{safe}" if safe.startswith(FORMULA_STARTS) else safe
+    return _quoted(f"'{safe}" if safe.startswith(FORMULA_STARTS) else safe)
 
 
 def as_json(report: ReportResult) -> Iterator[str]:
@@ -180,9 +201,12 @@ def _moment(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+_CSV = csv.writer(SimpleNamespace(write=str))
 _RAW_CELLS: dict[type, Callable[[Any], str]] = {
+    NoneType: lambda _: "",
     bool: {True: "true", False: "false"}.__getitem__,
-    datetime: lru_cache(4096)(_moment),  # all tests of a run have its times
+    datetime: _moment,
     date: date.isoformat,
+    str: _quoted,
 }
 _CELLS = {**_RAW_CELLS, str: _csv_text}
