@@ -171,15 +171,22 @@ def _print_page(session: "Session", name: str | None, question: "Question") -> N
     from etl.reports.page import document, sections
 
     wanted = [catalog.find(each) for each in ([name] if name else sections.PAGE)]
-    every_row = question._replace(rows=None)  # charts show them all
-    with asking(session, every_row) as (connection, request):
+    with asking(session, question) as (connection, request):
         if name is None:
             wanted = [each for each in wanted if request.filters.used <= each.filters]
-        found = [catalog.run(connection, definition, request) for definition in wanted]
+        most_rows = document.choose_rows(len(wanted), question.rows)
+        found = [
+            catalog.run(
+                connection,
+                each,
+                request._replace(most_rows=None if document.needs_all_rows(each) else most_rows),
+            )
+            for each in wanted
+        ]
         is_narrowed = name or request.as_of or request.filters.used
         # The whole page of an empty archive says so in each section.
         reason = explain_empty(connection, found) if is_narrowed else None
-    display.say(document.render(found, question.rows))
+    display.say(document.render(found, most_rows))
     if reason:
         display.note(reason)
 

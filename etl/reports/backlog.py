@@ -1,18 +1,26 @@
 """`unresolved` and `backlog`: tests that wait for a person, and their age."""
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import groupby, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, case, func, select
+from sqlalchemy import ColumnElement, Connection, Select, case, func, select
 
 from etl.db.schema import IS_OPEN, PLAN_NAMES, outcomes, plan_variants
 from etl.derived.metrics import MILLISECOND
-from etl.derived.outcome_reader import RosterCache
 from etl.derived.plans import Plan
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID, SOURCE
-from etl.reports.model import EVERY_FILTER, Column, Definition, ReportData, ReportRequest, Row, Type
+from etl.reports.model import (
+    EVERY_FILTER,
+    Column,
+    Definition,
+    ReportData,
+    ReportRequest,
+    Type,
+    Whole,
+)
 from etl.reports.selection import PAGE_ROWS, RosterLoader, TestPlaces, request_conditions
 from etl.reports.spans import describe_requested
 
@@ -24,6 +32,7 @@ AGES = (
     ("over_14_days", "over 14 days", timedelta.max),
 )
 """Each age's column, its words, and where it ends."""
+_AGE_ENDS = [age[2] for age in AGES]
 
 
 class OpenRun(NamedTuple):
@@ -38,7 +47,9 @@ class OpenRun(NamedTuple):
 
 
 def open_runs(connection: Connection, request: ReportRequest) -> Iterator[OpenRun]:
-    """Yield the runs that have an unresolved test."""
+    """Yield the runs that have an unresolved test: the first `ReportRequest.most_rows` of the
+    report `unresolved`, or all in any order. All if one test is asked for.
+    """
     statement = (
         select(
             *PLAN_NAMES,
@@ -47,35 +58,35 @@ def open_runs(connection: Connection, request: ReportRequest) -> Iterator[OpenRu
             outcomes.c.started_at,
             outcomes.c.opened_at,
             outcomes.c.tests_unresolved,
-            outcomes.c.outcomes,
-            outcomes.c.roster_id,
         )
         .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
         .where(_is_open(request), *request_conditions(request))
         .execution_options(yield_per=PAGE_ROWS)
     )
+    if request.filters.test is not None:
+        yield from _narrowed(connection, request, statement, TestPlaces(request.filters.test))
+        return
+    if request.most_rows is not None:
+        in_order = statement.order_by(outcomes.c.opened_at, outcomes.c.run_id)
+        statement = in_order.limit(request.most_rows)
+    for source, application, plan, *rest in connection.execute(statement):
+        yield OpenRun(Plan(source, application, plan), *rest)
+
+
+def _narrowed(
+    connection: Connection, request: ReportRequest, statement: Select[Any], places: TestPlaces
+) -> Iterator[OpenRun]:
+    """Yield the runs in which a test at `places` is unresolved, with no other test counted."""
     loader = RosterLoader(connection, request)
-    places = None if request.filters.test is None else TestPlaces(request.filters.test)
-    for page in connection.execute(statement).partitions():
-        if places is None:
-            yield from (_open_run(row) for row in page)
-            continue
-        for plan, rows in groupby(page, key=lambda row: Plan(*row[:3])):
-            found = list(rows)
-            book = loader.load(plan, {row.roster_id for row in found})
-            yield from (run for row in found if (run := _narrowed(row, book, places)).tests)
-
-
-def _open_run(row: Row) -> OpenRun:
-    source, application, plan, *rest, _, _ = row
-    return OpenRun(Plan(source, application, plan), *rest)
-
-
-def _narrowed(row: Row, book: RosterCache, places: TestPlaces) -> OpenRun:
-    """Return a run with no other test counted than those at `places`."""
-    *_, strip, roster_id = row
-    tests = sum(strip[place] == "U" for place in places.of(book[roster_id]))
-    return _open_run(row)._replace(tests=tests)
+    rows = connection.execute(statement.add_columns(outcomes.c.outcomes, outcomes.c.roster_id))
+    for page in rows.partitions():
+        for plan, found in groupby(page, key=lambda row: Plan(*row[:3])):
+            runs = list(found)
+            book = loader.load(plan, {row.roster_id for row in runs})
+            for *_, run_id, status, started_at, opened_at, _, strip, roster_id in runs:
+                tests = sum(strip[place] == "U" for place in places.of(book[roster_id]))
+                if tests:
+                    yield OpenRun(plan, run_id, status, started_at, opened_at, tests)
 
 
 def age_ms(run: OpenRun, now: datetime) -> int:
@@ -85,7 +96,7 @@ def age_ms(run: OpenRun, now: datetime) -> int:
 
 def age_place(run: OpenRun, now: datetime) -> int:
     """Return in which of `AGES` a run is."""
-    return next(place for place, age in enumerate(AGES) if now - run.opened_at < age[2])
+    return bisect_right(_AGE_ENDS, now - run.opened_at)
 
 
 def _unresolved(connection: Connection, request: ReportRequest) -> ReportData:
@@ -102,7 +113,11 @@ def _unresolved(connection: Connection, request: ReportRequest) -> ReportData:
         )
         for run in open_runs(connection, request)
     )
-    return ReportData(rows, describe_requested(request))
+    whole = None
+    if request.most_rows is not None and request.filters.test is None:
+        sums = list(sum_open(connection, request))
+        whole = Whole(sum(each.runs for each in sums), {each.plan.source for each in sums})
+    return ReportData(rows, describe_requested(request), whole=whole)
 
 
 class OpenSum(NamedTuple):

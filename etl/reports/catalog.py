@@ -62,15 +62,16 @@ def run(connection: Connection, definition: Definition, request: ReportRequest) 
     columns, brief = definition.columns, definition.brief
     if SOURCE in columns:
         place = columns.index(SOURCE)
-        sources = {row[place] for row in rows}
+        sources = answer.whole.sources if answer.whole else {row[place] for row in rows}
         if len(sources) < 2:
             brief = tuple(name for name in brief if name != SOURCE.name)
-        if len(sources.union(read_sources(connection, request.as_of))) < 2:
+        if len({*sources, *read_sources(connection, request.as_of)}) < 2:
             columns = _without(columns, place)
             rows = [_without(row, place) for row in rows]
     shown = rows[: request.most_rows]
+    total = answer.whole.total if answer.whole else len(rows)
     return ReportResult(
-        definition, request, columns, brief, shown, len(rows), answer.window, answer.notes
+        definition, request, columns, brief, shown, total, answer.window, answer.notes
     )
 
 

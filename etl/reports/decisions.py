@@ -11,7 +11,7 @@ from etl.answers.payload import OPEN_STATUS
 from etl.db.schema import PLAN_NAMES, outcomes, plan_variants, status_changes
 from etl.derived.metrics import percentile
 from etl.derived.plans import Plan
-from etl.reports.backlog import open_runs
+from etl.reports.backlog import sum_open
 from etl.reports.columns import APPLICATION, PLAN, RUN_ID, SOURCE, TEST
 from etl.reports.model import EVERY_FILTER, Column, Definition, ReportData, ReportRequest, Row, Type
 from etl.reports.selection import PAGE_ROWS, filter_conditions
@@ -97,10 +97,8 @@ def _resolution(connection: Connection, request: ReportRequest) -> ReportData:
 def _still_open(connection: Connection, request: ReportRequest) -> Counter[Plan]:
     """Return how many tests are still unresolved, whenever their runs started."""
     at_any_time = request.filters._replace(since=None, until=None)
-    found: Counter[Plan] = Counter()
-    for run in open_runs(connection, request._replace(filters=at_any_time)):
-        found[run.plan] += run.tests
-    return found
+    open_sums = sum_open(connection, request._replace(filters=at_any_time))
+    return Counter({each.plan: each.tests for each in open_sums})
 
 
 def _summed(decided: Sequence[_Decided], still_open: int) -> Row:

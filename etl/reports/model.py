@@ -1,6 +1,6 @@
 """The parts of a report: definition, request, typed columns and rows, alike in every form."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -99,12 +99,23 @@ class ReportRequest(NamedTuple):
     most_rows: int | None = None
 
 
+class Whole(NamedTuple):
+    """The number of all rows of a report, and their accounts."""
+
+    total: int
+    sources: Collection[str]
+
+
 class ReportData(NamedTuple):
-    """The result of a definition's query: rows in any order, their window, and notes."""
+    """The result of a definition's query: rows in any order, their window, and notes.
+
+    With `whole`, `rows` are only the first ones, as many as were requested.
+    """
 
     rows: Iterable[Row]
     window: str
     notes: tuple[str, ...] = ()
+    whole: Whole | None = None
 
 
 class Definition(NamedTuple):

@@ -12,7 +12,11 @@ revision = "0004"
 down_revision = "0003"
 
 PARTIAL = (
-    ("outcomes", ("variant_id", "ended_at"), "superseded_at IS NULL AND tests_unresolved > 0"),
+    (
+        "outcomes",
+        ("variant_id", "opened_at", "tests_unresolved", "superseded_at"),
+        "superseded_at IS NULL AND tests_unresolved > 0",
+    ),
     ("revisions", ("superseded_at",), "superseded_at IS NOT NULL"),
     ("tracked_runs", ("state",), "state = 'failed'"),
     ("tracked_runs", ("gone_at",), "gone_at IS NOT NULL"),

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from etl import __version__
 from etl.reports.forms import NUMBERS
-from etl.reports.model import Column, ReportResult
+from etl.reports.model import Column, Definition, ReportResult
 from etl.reports.page import cells, sections
 from etl.reports.page.cells import Cell
 from etl.reports.page.charts import Row, Spec
@@ -29,6 +29,7 @@ LEAD = (
     "The archived results of visual tests. A result is one test of one run; it is decided"
     " when it passed or failed, and open while it waits for a person."
 )
+DECIDED = {"passed", "failed"}
 MOST_ROWS = 10
 MOST_ROWS_ALONE = 1000
 """The default numbers of rows in a table: on a page of several reports, and of one."""
@@ -75,21 +76,34 @@ class Block(NamedTuple):
     notes: list[str]
 
 
-def render(reports: Sequence[ReportResult], most_rows: int | None = None) -> str:
-    """Return the page that shows `reports`, which answer the same request with all their rows.
+def choose_rows(reports: int, most_rows: int | None) -> int | None:
+    """Return the limit of rows in each table of a page of `reports`: None is all.
 
-    Its tables have `most_rows` rows at most (0: all), or by default fewer with several reports.
+    The caller's own limit (0: all), or by default fewer with several reports.
+    """
+    if most_rows is None:
+        return MOST_ROWS_ALONE if reports == 1 else MOST_ROWS
+    return most_rows or None
+
+
+def needs_all_rows(definition: Definition) -> bool:
+    """Tell whether the page shows more of a report's rows than its table has: charts, or sums."""
+    return sections.of(definition).is_drawn or {each.name for each in definition.columns} >= DECIDED
+
+
+def render(reports: Sequence[ReportResult], most_rows: int | None) -> str:
+    """Return the page that shows `reports`, which answer the same request.
+
+    They have all their rows, or those of the table where that is all that is shown. Tables have
+    `most_rows` rows at most.
     """
     is_alone = len(reports) == 1
-    if most_rows is None:
-        most_rows = MOST_ROWS_ALONE if is_alone else MOST_ROWS
-    rows = most_rows or max(report.total for report in reports)
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
     return _template().render(
         title=sections.of(reports[0].definition).title if is_alone else TITLE,
         facts=_facts(reports[0]),
         lead=LEAD,
-        sections=[_block(report, rows) for report in reports],
+        sections=[_block(report, most_rows) for report in reports],
         style=Markup(style),  # noqa: S704  our own file
         policy=_policy(style),
         version=__version__,
@@ -135,7 +149,7 @@ def _facts(report: ReportResult) -> list[tuple[str, str]]:
     return [(name, cells.text(value)) for name, value in facts if value]
 
 
-def _block(report: ReportResult, most_rows: int) -> Block:
+def _block(report: ReportResult, most_rows: int | None) -> Block:
     definition = report.definition
     section = sections.of(definition)
     rows = sections.records(report)
@@ -157,7 +171,7 @@ def _block(report: ReportResult, most_rows: int) -> Block:
 def _basis(report: ReportResult, rows: Sequence[Row]) -> str:
     """Return the window, the number of decided results, and the meaning of a row."""
     parts = [_capitalized(report.window)]
-    if rows and {"passed", "failed"} <= rows[0].keys():
+    if rows and rows[0].keys() >= DECIDED:
         decided = sum(row["passed"] + row["failed"] for row in rows)
         parts.append(f"{decided:,} decided result{'' if decided == 1 else 's'}.")
     return " ".join([*parts, f"One row: {report.definition.row}."])
@@ -180,7 +194,7 @@ def _drawn(spec: Spec) -> Markup:
     return Markup(svg)  # noqa: S704
 
 
-def _table(report: ReportResult, most_rows: int) -> Table:
+def _table(report: ReportResult, most_rows: int | None) -> Table:
     """Return the columns that a person needs; the other forms of a report have the rest."""
     places = {column.name: place for place, column in enumerate(report.columns)}
     chosen = [(places[name], report.columns[places[name]]) for name in report.brief]
@@ -204,9 +218,9 @@ def _how_many(shown: int, total: int) -> str:
     return "1 row" if total == 1 else f"{total:,} rows"
 
 
-def _more(report: ReportResult, most_rows: int) -> list[str]:
+def _more(report: ReportResult, most_rows: int | None) -> list[str]:
     """Return the command that shows the remaining rows."""
-    if report.total <= most_rows:
+    if most_rows is None or report.total <= most_rows:
         return []
     command = f"result-archiver report {report.definition.name} --format csv"
     return [f"All {report.total:,} rows, with all columns: {command}"]

@@ -48,15 +48,24 @@ class Mark(NamedTuple):
     words: str
 
 
+def _nothing(_rows: Sequence[Row]) -> list[Any]:
+    return []
+
+
 class Section(NamedTuple):
     """How a report is shown. `nothing` is said where it has no rows."""
 
     title: str
     sentence: str
     nothing: str = "Nothing in the archive answers this."
-    figures: Callable[[Sequence[Row]], list[Figure]] = lambda _rows: []
+    figures: Callable[[Sequence[Row]], list[Figure]] = _nothing
     key: tuple[Mark, ...] = ()
-    tiles: Callable[[Sequence[Row]], list[Tile]] = lambda _rows: []
+    tiles: Callable[[Sequence[Row]], list[Tile]] = _nothing
+
+    @property
+    def is_drawn(self) -> bool:
+        """Tell whether it shows more of a report than its table has."""
+        return self.figures is not _nothing or self.tiles is not _nothing
 
 
 def records(report: ReportResult) -> list[dict[str, Any]]:
