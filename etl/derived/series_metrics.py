@@ -62,14 +62,14 @@ def _shorten(least: int, rules: Rules) -> int:
 @lru_cache(maxsize=4096)  # most series are alike: all passed
 def judge_results(letters: str, rules: Rules) -> Verdict:
     """Judge the newest results of a test, newest first (docs/REPORTS.md)."""
-    window = _find_window(letters, rules.window_results)
-    shown = [letters[place] for place in window]
-    decided = [place for place in window if letters[place] in DECIDED]
+    size = rules.window_results
+    decided = [place for place, letter in enumerate(letters) if letter in DECIDED][:size]
+    window = _find_window(letters, decided, size)
+    shown = "".join([letters[place] for place in window])
     flips = [place for place, older in pairwise(decided) if letters[place] != letters[older]]
-    counts = count_letters("".join(shown))
+    counts = count_letters(shown)
     flip_rate = len(flips) / (len(decided) - 1) if len(decided) > 1 else None
-    last, before = [*(letters[place] for place in decided[:2]), "", ""][:2]
-    is_regression = (before, last) == ("P", "F")
+    newest = "".join([letters[place] for place in decided[:2]])
     is_judged = len(decided) >= require_decided(rules)
     since_pass = letters.partition("P")[0]
     return Verdict(
@@ -81,25 +81,26 @@ def judge_results(letters: str, rules: Rules) -> Verdict:
         and len(decided) >= _shorten(rules.flaky_min_results, rules)
         and len(flips) >= rules.flaky_min_flips
         and flip_rate >= rules.flaky_min_flip_rate,
-        is_regression=is_regression,
-        is_new_failure=is_regression and is_judged and counts.failed == 1,
+        is_regression=newest == "FP",
+        is_new_failure=newest == "FP" and is_judged and counts.failed == 1,
         is_always_failing=is_judged and counts.passed == 0,
-        is_recovered=(before, last) == ("F", "P"),
+        is_recovered=newest == "PF",
         fail_streak=since_pass.count("F"),
-        recent="".join(reversed(shown)),
+        recent=shown[::-1],
         window=window,
         streak_place=since_pass.rfind("F") if "F" in since_pass else None,
         flip_place=flips[0] if flips else None,
     )
 
 
-def _find_window(letters: str, results: int) -> Sequence[int]:
-    """Return the places in `letters`, newest first, that the window shows."""
-    decided = [place for place, letter in enumerate(letters) if letter in DECIDED]
-    size = decided[results - 1] + 1 if len(decided) >= results else len(letters)
+def _find_window(letters: str, decided: Sequence[int], results: int) -> Sequence[int]:
+    """Return the places in `letters` that the window shows, which ends at the last decided one."""
+    size = decided[-1] + 1 if len(decided) == results else len(letters)
+    if size - len(decided) <= UNDECIDED_SHARE * results:
+        return range(size)
     undecided = [place for place in range(size) if letters[place] not in DECIDED]
     hidden = set(undecided[UNDECIDED_SHARE * results :])
-    return [place for place in range(size) if place not in hidden] if hidden else range(size)
+    return [place for place in range(size) if place not in hidden]
 
 
 class _RunBlock(NamedTuple):

@@ -1,11 +1,13 @@
 """What the numbers mean, apart from any database. The whole of it is in test_golden."""
 
+import random
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
 from etl.config.settings import Rules
+from etl.derived.aggregates import list_metrics
 from etl.derived.duration_metrics import compute_durations
 from etl.derived.metrics import (
     Counts,
@@ -123,6 +125,29 @@ def test_only_what_is_wanted_is_read_and_only_as_far_as_it_matters() -> None:
     assert (found.verdict.recent, window_start(found)) == ("FPF", START + timedelta(days=13))
     assert len(read) < 8
     assert compute_series(reading(), Rules(), {"another key"}) == []
+
+
+def test_series_that_were_not_seen_lately_are_left_out_and_change_no_other() -> None:
+    """Whatever tests come, go and return, and however often a run has one of them."""
+    tests = [NamedTest(name, "e2e") for name in "abcd"]
+    for seed in range(60):
+        dice = random.Random(seed)
+        runs = []
+        for number in range(dice.choice([5, 40, 90]), 0, -1):
+            chosen = dice.choices(tests, k=dice.randrange(5))
+            letters = "".join(dice.choices("PPPFFUA?", k=len(chosen)))
+            runs.append(a_run(number, letters, chosen))
+        since = START + timedelta(days=dice.randrange(90))
+        every = compute_series(runs, Rules())
+        seen = compute_series(runs, Rules(), seen_since=since)
+        assert [facts(each) for each in seen] == [
+            facts(each) for each in every if each.last_started_at >= since
+        ]
+
+
+def facts(found: Series) -> Sequence[object]:
+    """Return what the rows of a series say."""
+    return (found.test_key, *found.test, *list_metrics(found))
 
 
 def test_a_window_shows_the_newest_undecided_results() -> None:
