@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, case, func, select
@@ -38,7 +39,9 @@ _AGE_ENDS = [age[2] for age in AGES]
 class OpenRun(NamedTuple):
     """A run that waits for a person since `opened_at`; `tests` counts those that do."""
 
-    plan: Plan
+    source: str
+    application: str
+    plan: str
     run_id: str
     status: str | None
     started_at: datetime | None
@@ -47,8 +50,9 @@ class OpenRun(NamedTuple):
 
 
 def open_runs(connection: Connection, request: ReportRequest) -> Iterator[OpenRun]:
-    """Yield the runs that have an unresolved test: the first `ReportRequest.most_rows` of the
-    report `unresolved`, or all in any order. All if one test is asked for.
+    """Yield the runs that have an unresolved test, in any order.
+
+    If the request limits rows, and not to one test, those of the first rows of `unresolved`.
     """
     statement = (
         select(
@@ -66,11 +70,11 @@ def open_runs(connection: Connection, request: ReportRequest) -> Iterator[OpenRu
     if request.filters.test is not None:
         yield from _narrowed(connection, request, statement, TestPlaces(request.filters.test))
         return
-    if request.most_rows is not None:
-        in_order = statement.order_by(outcomes.c.opened_at, outcomes.c.run_id)
-        statement = in_order.limit(request.most_rows)
-    for source, application, plan, *rest in connection.execute(statement):
-        yield OpenRun(Plan(source, application, plan), *rest)
+    if request.most_rows is not None:  # sorts keys, so that other columns are read of few rows
+        keys = statement.with_only_columns(outcomes.c.run_id)
+        first = keys.order_by(outcomes.c.opened_at, outcomes.c.run_id).limit(request.most_rows)
+        statement = statement.where(outcomes.c.run_id.in_(first))
+    yield from map(OpenRun._make, connection.execute(statement))
 
 
 def _narrowed(
@@ -83,41 +87,32 @@ def _narrowed(
         for plan, found in groupby(page, key=lambda row: Plan(*row[:3])):
             runs = list(found)
             book = loader.load(plan, {row.roster_id for row in runs})
-            for *_, run_id, status, started_at, opened_at, _, strip, roster_id in runs:
+            for *open_run, _, strip, roster_id in runs:
                 tests = sum(strip[place] == "U" for place in places.of(book[roster_id]))
                 if tests:
-                    yield OpenRun(plan, run_id, status, started_at, opened_at, tests)
+                    yield OpenRun._make((*open_run, tests))
 
 
-def age_ms(run: OpenRun, now: datetime) -> int:
-    """Return how long a run has waited."""
-    return max(now - run.opened_at, timedelta(0)) // MILLISECOND
-
-
-def age_place(run: OpenRun, now: datetime) -> int:
-    """Return in which of `AGES` a run is."""
-    return bisect_right(_AGE_ENDS, now - run.opened_at)
+def _age_place(waited: timedelta) -> int:
+    """Return in which of `AGES` a run is that has waited so long."""
+    return bisect_right(_AGE_ENDS, waited)
 
 
 def _unresolved(connection: Connection, request: ReportRequest) -> ReportData:
     rows = (
-        (
-            *run.plan,
-            run.run_id,
-            run.status,
-            run.started_at,
-            run.opened_at,
-            age_ms(run, request.now),
-            AGES[age_place(run, request.now)][1],
-            run.tests,
-        )
-        for run in open_runs(connection, request)
+        (*names, opened_at, _in_ms(waited), AGES[_age_place(waited)][1], tests)
+        for *names, opened_at, tests in open_runs(connection, request)
+        for waited in (request.now - opened_at,)
     )
     whole = None
     if request.most_rows is not None and request.filters.test is None:
         sums = list(sum_open(connection, request))
         whole = Whole(sum(each.runs for each in sums), {each.plan.source for each in sums})
     return ReportData(rows, describe_requested(request), whole=whole)
+
+
+def _in_ms(waited: timedelta) -> int:
+    return max(waited // MILLISECOND, 0)
 
 
 class OpenSum(NamedTuple):
@@ -135,12 +130,12 @@ def sum_open(connection: Connection, request: ReportRequest) -> Iterator[OpenSum
     if request.filters.test is None:
         yield from _select_sums(connection, request)
         return
-    by_plan = sorted(open_runs(connection, request), key=lambda run: run.plan)
-    for plan, group in groupby(by_plan, key=lambda run: run.plan):
+    by_plan = sorted(open_runs(connection, request), key=itemgetter(0, 1, 2))
+    for plan, group in groupby(by_plan, key=lambda run: Plan(*run[:3])):
         runs = list(group)
         tests = [0] * len(AGES)
         for run in runs:
-            tests[age_place(run, request.now)] += run.tests
+            tests[_age_place(request.now - run.opened_at)] += run.tests
         oldest_opened_at = min(run.opened_at for run in runs)
         yield OpenSum(plan, len(runs), sum(tests), tuple(tests), oldest_opened_at)
 
@@ -176,7 +171,7 @@ def _backlog(connection: Connection, request: ReportRequest) -> ReportData:
             each.tests,
             *each.tests_by_age,
             each.oldest_opened_at,
-            max(request.now - each.oldest_opened_at, timedelta(0)) // MILLISECOND,
+            _in_ms(request.now - each.oldest_opened_at),
         )
         for each in sum_open(connection, request)
     )

@@ -7,9 +7,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, or_, select
 
-from etl.db.schema import HAS_METRICS, plan_variants, series, series_metrics
+from etl.db.schema import HAS_METRICS, PLAN_NAMES, plan_variants, series, series_metrics
 from etl.derived.aggregates import FIRST_DAY_COLUMNS, build_series_id, list_metrics
-from etl.derived.outcome_reader import Variant
 from etl.derived.plans import environments_text
 from etl.derived.series_metrics import compute_series
 from etl.reports.columns import (
@@ -155,10 +154,11 @@ def _computed(
 ) -> Iterator[Row]:
     span = requested_span(request)
     for variant, runs in read_results(connection, request, *start_conditions(span)):
+        names = (*variant.names, environments_text(variant.environment_signature))
         for found in compute_series(runs, request.rules, seen_since=seen_since):
             if any(needed(found.verdict)):
                 series_id = build_series_id(variant.variant_id, found.test_key)
-                row = _row(variant, (*found.test, *list_metrics(found), series_id))
+                row = (*names, *found.test, *list_metrics(found), series_id)
                 yield _without_labels(row) if request.as_of else row
 
 
@@ -174,8 +174,9 @@ def _stored(
     condition: ColumnElement[bool],
     seen_since: datetime | None,
 ) -> Iterator[Row]:
+    names = (*PLAN_NAMES, plan_variants.c.environment_signature)
     statement = (
-        select(*plan_variants.columns, *_TEST, *_METRICS, series.c.series_id)
+        select(*names, *_TEST, *_METRICS, series.c.series_id)
         .select_from(plan_variants)
         .join(series, series.c.variant_id == plan_variants.c.variant_id)
         .join(series_metrics, HAS_METRICS)
@@ -184,14 +185,8 @@ def _stored(
     )
     if seen_since:
         statement = statement.where(series_metrics.c.last_started_at >= seen_since)
-    names = len(plan_variants.columns)
-    for row in connection.execute(statement):
-        yield _row(Variant(*row[:names]), row[names:])
-
-
-def _row(variant: Variant, rest: Row) -> Row:
-    """Return a row of the report; `rest` begins after the environments."""
-    return (*variant.names, environments_text(variant.environment_signature), *rest)
+    for source, application, plan, signature, *rest in connection.execute(statement):
+        yield (source, application, plan, environments_text(signature), *rest)
 
 
 def _window(request: ReportRequest) -> str:

@@ -6,14 +6,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, insert, select
+import pytest
+from sqlalchemy import Connection, Engine, event, insert, select
 
 from etl import clock
 from etl.config.settings import DEFAULT_RULES
-from etl.db.database import reading, snapshot, writing
+from etl.db.database import connect, prepare, reading, snapshot, writing
 from etl.db.schema import HAS_METRICS, health, ingests, series, series_metrics
 from etl.derived.marks import has_dirty_marks
 from etl.reports import catalog
+from etl.reports.backlog import sum_open
 from etl.reports.model import Filter, Filters, ReportRequest, ReportResult
 from tests.support.histories import BERLIN, CHROME, SAFARI, a_run, label, measure_all, see
 from tests.support.program import Program, program
@@ -41,11 +43,18 @@ def answers(dice: random.Random, numbers: range) -> Iterator[tuple[str, dict[str
         )
 
 
-def fill(engine: Engine, dice: random.Random, numbers: range, at: datetime) -> None:
+def fill(
+    engine: Engine,
+    dice: random.Random,
+    numbers: range,
+    at: datetime,
+    source: str = "default",
+) -> None:
     """Store answers of runs, ten at a time, a minute from one ten to the next."""
     found = list(answers(dice, numbers))
     for place in range(0, len(found), 10):
-        see(engine, at + place * timedelta(seconds=6), dict(found[place : place + 10]))
+        batch = dict(found[place : place + 10])
+        see(engine, at + place * timedelta(seconds=6), batch, source=source)
 
 
 def ask(engine: Engine, name: str, now: datetime = NOW, **asked: Any) -> ReportResult:
@@ -90,6 +99,44 @@ def test_days_in_tables_and_times_in_history_are_the_same(engine: Engine) -> Non
         kept = ask(engine, name, filters=Filters(since=begin, until=end))
         filters = Filters(labels=(("commit", "c1"),), since=begin, until=end)
         assert rows(ask(engine, name, filters=filters)) == rows(kept) != [], name
+
+
+@pytest.mark.parametrize("as_of", [None, NOW - DAY])
+@pytest.mark.parametrize(
+    "filters", [Filters(), Filters(test="basket"), Filters(plan="smoke"), Filters(until=NOW - DAY)]
+)
+def test_the_first_rows_that_wait_are_those_of_all(
+    engine: Engine, as_of: datetime | None, filters: Filters
+) -> None:
+    """With a limit, the database chooses them."""
+    fill(engine, random.Random(1), range(40), NOW - 2 * DAY)
+    fill(engine, random.Random(2), range(40, 130), NOW - 2 * DAY, source="other")
+    fill(engine, random.Random(4), range(0, 40, 3), NOW - DAY)
+    whole = ask(engine, "unresolved", as_of=as_of, filters=filters)
+    assert whole.total == len(whole.rows) > 5
+    for most_rows in (1, 5, whole.total + 1):
+        few = ask(engine, "unresolved", as_of=as_of, filters=filters, most_rows=most_rows)
+        assert list(few.rows) == list(whole.rows[:most_rows])
+        assert few[2:4] == whole[2:4]  # the columns: with or without the account
+        assert few.total == whole.total
+
+
+def test_what_waits_is_summed_without_reading_a_run(sqlite_url: str) -> None:
+    """An index has all of it, so that open runs cost nothing but their entries there."""
+    engine = connect(sqlite_url)
+    prepare(engine)
+    asked: list[tuple[str, Any]] = []
+    with reading(engine) as connection:
+        event.listen(
+            connection, "before_cursor_execute", lambda *given: asked.append((given[2], given[3]))
+        )
+        list(sum_open(connection, ReportRequest(NOW, DEFAULT_RULES, BERLIN)))
+        [(statement, parameters)] = asked
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+    engine.dispose()
+    index = "ix_outcomes_variant_id_opened_at_tests_unresolved_superseded_at"
+    [of_outcomes] = [step.detail for step in plan if " outcomes " in step.detail]
+    assert f"USING COVERING INDEX {index}" in of_outcomes
 
 
 def test_rows_of_series_name_the_rows_of_the_table(engine: Engine) -> None:
