@@ -148,15 +148,16 @@ def _select_sums(connection: Connection, request: ReportRequest) -> Iterator[Ope
     ]
     statement = (
         select(*PLAN_NAMES, func.count(), func.min(opened_at), *younger, func.sum(tests))
-        .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
+        .join(outcomes, plan_variants.c.variant_id == outcomes.c.variant_id)
         .where(_is_open(request), *request_conditions(request))
-        .group_by(*PLAN_NAMES)
-        .order_by(*PLAN_NAMES)
+        .group_by(plan_variants.c.variant_id)  # in the order of the index
     )
-    for source, application, plan, runs, oldest, *sums in connection.execute(statement):
-        younger_tests = [0, *map(int, sums)]
+    variants = sorted(connection.execute(statement), key=itemgetter(0, 1, 2))
+    for plan, group in groupby(variants, key=lambda row: Plan(*row[:3])):
+        _, _, _, runs, oldest, *sums = zip(*group, strict=True)
+        younger_tests = [0, *(int(sum(each)) for each in sums)]
         by_age = tuple(more - fewer for fewer, more in pairwise(younger_tests))
-        yield OpenSum(Plan(source, application, plan), runs, sum(by_age), by_age, oldest)
+        yield OpenSum(plan, sum(runs), sum(by_age), by_age, min(oldest))
 
 
 def _is_open(request: ReportRequest) -> ColumnElement[bool]:

@@ -1,6 +1,6 @@
 """All reports by name, and the function that runs one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from operator import itemgetter
 from typing import TypeVar
 
@@ -75,8 +75,8 @@ def run(connection: Connection, definition: Definition, request: ReportRequest) 
     )
 
 
-def _without(values: Sequence[T], place: int) -> tuple[T, ...]:
-    return (*values[:place], *values[place + 1 :])
+def _without(values: tuple[T, ...], place: int) -> tuple[T, ...]:
+    return values[:place] + values[place + 1 :]
 
 
 def _sorted(definition: Definition, rows: Iterable[Row]) -> list[Row]:

@@ -17,7 +17,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from etl import display
-from etl.reports.model import Column, ReportResult, Row, Type
+from etl.reports.model import Column, ReportResult, Type
 
 NUMBERS = frozenset({Type.INTEGER, Type.RATE, Type.CHANGE, Type.MILLISECONDS})
 CSV_ROWS = 1000
@@ -124,10 +124,10 @@ def _disarmed(text: str) -> str:
 
 def as_csv(report: ReportResult, *, raw: bool) -> Iterator[str]:
     """Yield the lines of a report as CSV; `raw` leaves texts as the API sent them."""
-    return csv_lines(chain([[column.name for column in report.columns]], report.rows), raw=raw)
+    return csv_lines(chain([[each.name for each in report.columns]], report.rows), raw=raw)
 
 
-def csv_lines(rows: Iterable[Row], *, raw: bool) -> Iterator[str]:
+def csv_lines(rows: Iterable[Sequence[Any]], *, raw: bool) -> Iterator[str]:
     """Yield rows of the same columns as lines of CSV; formulas are escaped, unless `raw`."""
     waiting = iter(rows)
     cells: list[_Cells] = []

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from etl.config.settings import Rules
 
-Row = Sequence[Any]
+Row = tuple[Any, ...]
 
 
 class Type(StrEnum):

@@ -156,10 +156,9 @@ def _streamed(
 
 def _row(request: ReportRequest, plan: Plan, period: Period) -> Row:
     _, first_day, _, *rest = build_period_row(plan, period)
-    row = [first_day, *rest]
     if request.filters.test is not None:  # checks are those of runs
-        row[-len(CHECKS) - 1 :] = [None] * (len(CHECKS) + 1)
-    return row
+        rest[-len(CHECKS) - 1 :] = [None] * (len(CHECKS) + 1)
+    return (first_day, *rest)
 
 
 REPORTS = (
