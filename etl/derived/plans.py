@@ -92,8 +92,8 @@ class TestIdentities(dict[NamedTest, tuple[str, NamedTest]]):
         name = renamed.get(test.name, test.name) if test.name else test.name
         named = NamedTest(name, test.type, test.test_id if by_id else None)
         key = _hash_key(named.test_id) if named.test_id else _hash_key(name, test.type)
-        self[test] = key, named
-        return key, named
+        self[test] = found = key, test if named == test else named
+        return found
 
     def build_roster(self, roster_id: str, tests: Iterable[NamedTest]) -> Roster:
         """Return a list of tests with their keys."""

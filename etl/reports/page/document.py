@@ -29,7 +29,7 @@ LEAD = (
     "The archived results of visual tests. A result is one test of one run; it is decided"
     " when it passed or failed, and open while it waits for a person."
 )
-DECIDED = {"passed", "failed"}
+DECIDED_COLUMNS = {"passed", "failed"}
 MOST_ROWS = 10
 MOST_ROWS_ALONE = 1000
 """The default numbers of rows in a table: on a page of several reports, and of one."""
@@ -88,7 +88,10 @@ def choose_rows(reports: int, most_rows: int | None) -> int | None:
 
 def needs_all_rows(definition: Definition) -> bool:
     """Tell whether the page shows more of a report's rows than its table has: charts, or sums."""
-    return sections.of(definition).is_drawn or {each.name for each in definition.columns} >= DECIDED
+    return (
+        sections.of(definition).is_drawn
+        or {each.name for each in definition.columns} >= DECIDED_COLUMNS
+    )
 
 
 def render(reports: Sequence[ReportResult], most_rows: int | None) -> str:
@@ -171,7 +174,7 @@ def _block(report: ReportResult, most_rows: int | None) -> Block:
 def _basis(report: ReportResult, rows: Sequence[Row]) -> str:
     """Return the window, the number of decided results, and the meaning of a row."""
     parts = [_capitalized(report.window)]
-    if rows and rows[0].keys() >= DECIDED:
+    if rows and rows[0].keys() >= DECIDED_COLUMNS:
         decided = sum(row["passed"] + row["failed"] for row in rows)
         parts.append(f"{decided:,} decided result{'' if decided == 1 else 's'}.")
     return " ".join([*parts, f"One row: {report.definition.row}."])

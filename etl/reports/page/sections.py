@@ -48,7 +48,7 @@ class Mark(NamedTuple):
     words: str
 
 
-def _nothing(_rows: Sequence[Row]) -> list[Any]:
+def _draw_nothing(_rows: Sequence[Row]) -> list[Any]:
     return []
 
 
@@ -58,14 +58,14 @@ class Section(NamedTuple):
     title: str
     sentence: str
     nothing: str = "Nothing in the archive answers this."
-    figures: Callable[[Sequence[Row]], list[Figure]] = _nothing
+    figures: Callable[[Sequence[Row]], list[Figure]] = _draw_nothing
     key: tuple[Mark, ...] = ()
-    tiles: Callable[[Sequence[Row]], list[Tile]] = _nothing
+    tiles: Callable[[Sequence[Row]], list[Tile]] = _draw_nothing
 
     @property
     def is_drawn(self) -> bool:
         """Tell whether it shows more of a report than its table has."""
-        return self.figures is not _nothing or self.tiles is not _nothing
+        return self.figures is not _draw_nothing or self.tiles is not _draw_nothing
 
 
 def records(report: ReportResult) -> list[dict[str, Any]]:
