@@ -43,7 +43,7 @@ def verify_archive(
     limits: BatchLimits = DEFAULT_LIMITS,
     spread: Spread | None = None,
 ) -> Iterator[BatchFindings]:
-    """Check all runs, a batch at a time, then the aggregates of each plan, then loose ends.
+    """Check all runs, a batch at a time, then loose ends, then the aggregates of each plan.
 
     Rows are compared with those that the settings `derived_with` give. Each check reads one
     snapshot, and takes no lock.
@@ -55,9 +55,9 @@ def verify_archive(
 def _list_checks(engine: Engine, derived_with: Reporting, limits: BatchLimits) -> Iterator[Task]:
     for run_ids in iterate_batches(engine, limits):
         yield partial(_verify_runs, derived_with, run_ids)
+    yield find_loose_ends  # not last: it takes long, and nothing else would be done meanwhile
     for plan_id in read_plan_ids(engine):
         yield partial(_verify_plan, derived_with, plan_id)
-    yield find_loose_ends
 
 
 def _verify_runs(derived_with: Reporting, run_ids: Sequence[str], engine: Engine) -> BatchFindings:
