@@ -26,13 +26,15 @@ from etl.archive.differences import BatchFindings
 from etl.archive.processes import Spread, Task, take_in_order
 from etl.config import loading
 from etl.db.database import connect_to_read, reading, shown_url
-from etl.errors import ArchiverError, ConfigError, UsageError
+from etl.errors import ArchiverError, ConfigError, DatabaseError, UsageError
 from etl.ingest import pass_workers
 from etl.ingest.pass_workers import PassMark
 from etl.ingest.runners import WorkerEnd
 
 Connect = Callable[[str], Engine]
 
+MISTAKES = {UsageError.exit_code, DatabaseError.exit_code}
+"""The exit codes of a worker that did not begin; all others are told by the counts of the pass."""
 ANSWER_S = 10
 POLL_S = 0.5
 
@@ -136,7 +138,8 @@ def _read_end(future: "Future[WorkerEnd]") -> WorkerEnd:
     if future.status == "finished":
         return future.result()
     error = future.exception() if future.status == "error" else None
-    return WorkerEnd(str(future.key), 1, str(error or ""))
+    exit_code = error.exit_code if isinstance(error, ArchiverError) else 1
+    return WorkerEnd(str(future.key), exit_code, str(error or ""))
 
 
 def work_in_process(mark: PassMark, stop: str) -> WorkerEnd:
@@ -159,7 +162,7 @@ def work_in_process(mark: PassMark, stop: str) -> WorkerEnd:
             if is_over.wait(POLL_S):
                 process.send_signal(signal.SIGTERM)
                 process.wait()
-        message = lines.last() if process.returncode > 0 else ""
+        message = lines.last() if process.returncode in MISTAKES else ""
         name = f"{socket.gethostname()}:{process.pid}:"
         return WorkerEnd(name, process.returncode, message)
 

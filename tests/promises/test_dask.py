@@ -1,5 +1,6 @@
 """A pass on a real Dask cluster: a scheduler and two workers, each a process of its own."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,20 @@ def test_the_task_of_a_killed_dask_worker_is_repeated_without_harm(
     check(archiver, slow_api)
 
 
+def test_a_signal_ends_all_workers_of_a_cluster(slow_api: FakeApi, archiver: Program) -> None:
+    """Also those that wait for a free Dask worker."""
+    slowly = archiver.given(RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND="20")
+    with cluster(slowly) as its:
+        options = ("--dask", its.address, "--workers", "3", "--json")
+        with slowly.started("ingest", *options) as process:
+            await_requests(slow_api, RUNS // 4)
+            process.send_signal(signal.SIGINT)
+            code, stderr = ended(process)
+    assert code == 130
+    assert stderr.count("interrupted by SIGINT; due runs stay due") == 1
+    assert archiver.call("status", "--json").json()["leased"] == 0
+
+
 @pytest.mark.parametrize("command", ["ingest", "verify", "replay"])
 def test_an_address_without_a_scheduler_is_one_line(archiver: Program, command: str) -> None:
     done = archiver.run(command, "--dask", f"tcp://127.0.0.1:{free_port()}")
@@ -79,7 +94,7 @@ def test_workers_that_have_another_archive_are_refused(
     ours.call("track", "--from", archiver.folder / "runs.txt")
     with cluster(archiver) as its:
         done = ours.run("ingest", "--dask", its.address)
-        assert (done.exit_code, slow_api.requests.total()) == (1, 0)
+        assert (done.exit_code, slow_api.requests.total()) == (2, 0)
         assert "has another archive" in done.stderr
         assert "give the workers the database.url of the command" in done.stderr
         assert ours.call("ingest").exit_code == 0
