@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 EVERY_S = 0.5
 
@@ -30,9 +31,12 @@ def checkpointing(engine: Engine) -> Iterator[None]:
 
 
 def _checkpoint_until(engine: Engine, is_over: threading.Event) -> None:
-    while not is_over.wait(EVERY_S):
-        with closing(engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
-            try:
+    try:
+        while not is_over.wait(EVERY_S):
+            with (
+                closing(engine.raw_connection()) as connection,
+                closing(connection.cursor()) as cursor,
+            ):
                 cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            except sqlite3.OperationalError:
-                return  # such as a full disk: the next commit meets it, too, and says so
+    except (sqlite3.Error, SQLAlchemyError):
+        return  # such as a full disk: the next commit meets it, too, and says so

@@ -34,7 +34,7 @@ _add_partial_index(tracked_runs.c.gone_at.is_not(None), tracked_runs.c.gone_at)
 _add_partial_index(revisions.c.superseded_at.is_not(None), revisions.c.superseded_at)
 _add_partial_index(IS_CURRENT, outcomes.c.variant_id, outcomes.c.started_at, outcomes.c.run_id)
 _add_partial_index(IS_CURRENT, outcomes.c.variant_id, outcomes.c.roster_id, outcomes.c.started_on)
-# SQLite adds up what is open from the index alone only if it has `superseded_at` too.
+# With `superseded_at` in it SQLite sums open tests from the index alone.
 _add_partial_index(
     IS_OPEN,
     outcomes.c.variant_id,

@@ -150,12 +150,7 @@ def _is_asked_to_wait() -> ColumnElement[bool]:
 def _is_probe_free(worker: Worker) -> ColumnElement[bool]:
     """Tell whether the worker may probe: nobody does, or only it, or one that died."""
     prober = source_limits.c.prober
-    is_alive = exists().where(
-        workers.c.source == source_limits.c.source,
-        workers.c.worker == prober,
-        workers.c.seen_at > later(database_now(), -ALIVE_MS),
-    )
-    return or_(prober.is_(None), prober == worker.name, ~is_alive)
+    return or_(prober.is_(None), prober == worker.name, ~is_alive(prober))
 
 
 def _read_state(row: Any, worker: Worker) -> LimitState:

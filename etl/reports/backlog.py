@@ -94,7 +94,7 @@ def _narrowed(
 
 
 def _age_place(waited: timedelta) -> int:
-    """Return in which of `AGES` a run is that has waited so long."""
+    """Return the one of `AGES` that a run's wait falls in."""
     return bisect_right(_AGE_ENDS, waited)
 
 

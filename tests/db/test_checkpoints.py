@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from etl.clock import now
-from etl.db.checkpoints import checkpointing
-from etl.db.database import writing
+from etl.db.checkpoints import EVERY_S, checkpointing
+from etl.db.database import connect, writing
 from etl.db.opening import open_or_create, open_to_read
 from etl.db.schema import tracked_runs
 from etl.ledger import tracking
@@ -36,3 +36,11 @@ def test_a_commit_is_in_the_file_while_the_archive_is_in_use(tmp_path: Path) -> 
         while not (found := read_file_alone(file)) and time.monotonic() < patient_until:
             time.sleep(0.1)
         assert found == ["run-1"]
+
+
+def test_a_database_that_goes_away_is_left_to_the_commits(tmp_path: Path) -> None:
+    """A thread that raised would print a traceback, here a warning that fails the test."""
+    engine = connect(f"sqlite:///{tmp_path}/gone/archive.db")
+    with checkpointing(engine):
+        time.sleep(2 * EVERY_S)
+    engine.dispose()

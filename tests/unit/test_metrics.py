@@ -146,7 +146,7 @@ def test_series_that_were_not_seen_lately_are_left_out_and_change_no_other() -> 
 
 
 def facts(found: Series) -> Sequence[object]:
-    """Return what the rows of a series say."""
+    """Return the figures in the rows of a series."""
     return (found.test_key, *found.test, *list_metrics(found))
 
 
