@@ -6,8 +6,10 @@ Pure: times are arguments, in seconds of any steady clock.
 from collections import deque
 from typing import NamedTuple
 
-PERMIT_LASTS_S = 0.1
-"""The tenth of a second by which requests may exceed the rate: see `RateLimit`."""
+PERMIT_LASTS_S = 0.05
+"""Half of the tenth of a second by which the API may see more than the rate: see `RateLimit`.
+
+The other half is for delays on the way to the API, which nobody here can see."""
 ADAPT_EVERY_S = 0.05
 BUSY_ENOUGH = 0.95
 """With this share of a core in use, another thread would gain nothing."""

@@ -132,15 +132,18 @@ class PermitTaker:
         now = time.monotonic()
         answered_ms_ago = int((now - ask.answered_at) * 1000) if ask.answered_at else None
         demand = Demand(length_ms, ask.probes, is_alone, answered_ms_ago)
-        slot = self._write_once(
-            lambda connection: source_limits.take_slot(connection, self._worker, ask.source, demand)
+        taken_at, slot = self._write_once(
+            lambda connection: (
+                time.monotonic(),
+                source_limits.take_slot(connection, self._worker, ask.source, demand),
+            )
         )
-        now = time.monotonic()
         if slot.begins_in_s is None:
             wait_s = min(max(slot.state.asked_wait_s, SOON_S), BEAT_S)
-            begins_at, length_s = now + wait_s, 0.0
+            begins_at, length_s = time.monotonic() + wait_s, 0.0
         else:
-            begins_at = now + slot.begins_in_s
+            # The slots of others don't wait for a slow commit; half of the permits outlast it.
+            begins_at = max(taken_at + slot.begins_in_s, time.monotonic() - length_s / 2)
         permits = self._permits(ask.source, slot.state)
         return replace(
             permits,
