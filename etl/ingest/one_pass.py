@@ -14,6 +14,7 @@ from etl.ingest.begin import (
 )
 from etl.ingest.context import IngestContext, PassHooks
 from etl.ingest.end import end_pass, fail_pass
+from etl.ingest.locked_runs import await_locked_runs
 from etl.ingest.runners import Workers, await_others, work_together
 from etl.ingest.tally import Tally, exit_code
 from etl.ingest.work import warn_of_leased_runs, warn_of_spent_budget, work
@@ -103,11 +104,27 @@ def _work_or_fail(
     try:
         if workers is None:
             warn_of_leased_runs(ingest)
-            work(ingest, opened, hooks)
-        else:
-            work_together(ingest, opened, hooks, workers)
-        await_others(ingest, opened, hooks)
+        _work(ingest, opened, hooks, workers)
+        while await_locked_runs(ingest, opened, hooks):
+            _work(ingest, opened, hooks, workers)
         warn_of_spent_budget(ingest, opened)
     except Exception as error:
         fail_pass(ingest, opened, error)
         raise
+
+
+def _work(
+    ingest: IngestContext, opened: OpenPass, hooks: PassHooks, workers: Workers | None
+) -> None:
+    """Do the work that is due now, by this process or by workers, and sum up that of the pass."""
+    tally, exit_code = opened.tally, opened.tally.exit_code
+    opened = opened._replace(tally=Tally(pass_id=tally.pass_id))
+    try:
+        if workers is None:
+            work(ingest, opened, hooks)
+        else:
+            work_together(ingest, opened, hooks, workers)
+        await_others(ingest, opened, hooks)
+    finally:
+        tally.copy(opened.tally)
+        tally.exit_code = pass_workers.worst_of([exit_code, tally.exit_code])

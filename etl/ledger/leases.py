@@ -105,6 +105,23 @@ def _lease(connection: Connection, lease: Lease, chosen: Select[tuple[str]]) -> 
     return [_claim(row) for row in rows.all()]
 
 
+class DueRuns(NamedTuple):
+    """The number of due runs, and whether other transactions have locked all of them."""
+
+    number: int
+    are_locked: bool
+
+
+def read_due(connection: Connection, due: ColumnElement[bool]) -> DueRuns:
+    """Count the runs for which `due` holds, and find out whether one of them can be claimed."""
+    query = select(func.count()).select_from(tracked_runs).where(due)
+    number = connection.scalars(query).one()
+    if not number or connection.dialect.name == "sqlite":  # which has one writer at a time
+        return DueRuns(number, are_locked=False)
+    free = select(tracked_runs.c.run_id).where(due).limit(1).with_for_update(skip_locked=True)
+    return DueRuns(number, are_locked=connection.scalar(free) is None)
+
+
 def due(by: datetime, now: datetime) -> ColumnElement[bool]:
     """Select the runs that are due `by` a time and leased to nobody `now`."""
     return and_(tracked_runs.c.due_at <= by, _is_free(now))
