@@ -31,14 +31,18 @@ _CHECKPOINT_PAGES = 16_000
 """Pages of 4 KiB in the WAL at a commit's own checkpoint, which bounds the log: `checkpoints` has
 written most of them to the file by then."""
 CONNECT_TIMEOUT_S = 10
-_SESSION = """
+SILENCE_S = 25
+"""A server, or a client, that acknowledges nothing for this long counts as lost."""
+_KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+_SESSION = f"""
 SET TIME ZONE 'UTC';
-SET idle_in_transaction_session_timeout = '60s'
+SET idle_in_transaction_session_timeout = '60s';
+SET tcp_user_timeout = '{SILENCE_S}s';
+{" ".join(f"SET tcp_{name} = {value};" for name, value in _KEEPALIVES.items())}
 """
 """In another zone the driver cannot read the last hours of the year 9999. The server would keep the
-locks of a process that is frozen, or whose host is lost, for hours."""
-SILENCE_S = 25
-"""A server that acknowledges nothing for this long counts as lost."""
+locks of a process that is frozen, or whose host is lost, for hours: while it waits for the rest of
+a COPY, the transaction is not idle."""
 FOREIGN_REMEDY = "name another file, database or schema in database.url: one for the archive alone"
 
 _OF_SERVERS: Mapping[str, Any] = {
@@ -46,9 +50,7 @@ _OF_SERVERS: Mapping[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "client_encoding": "UTF8",
         # A server that is cut off is noticed, and waited for by `Patience`, not for hours.
-        "keepalives_idle": 10,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
+        **_KEEPALIVES,
         "tcp_user_timeout": SILENCE_S * 1000,
         "prepare_threshold": None,  # a pooler gives our transactions sessions of other clients
     },

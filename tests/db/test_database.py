@@ -585,6 +585,13 @@ def test_a_server_ends_a_transaction_that_a_lost_host_has_begun(postgresql_url: 
     engine = connect(postgresql_url)
     with reading(engine) as connection:
         assert connection.scalar(text("SHOW idle_in_transaction_session_timeout")) == "1min"
+        for name, value in {
+            "tcp_user_timeout": "25000",
+            "tcp_keepalives_idle": "10",
+            "tcp_keepalives_interval": "5",
+            "tcp_keepalives_count": "3",
+        }.items():
+            assert connection.scalar(text(f"SHOW {name}")) == value
     engine.dispose()
 
 
