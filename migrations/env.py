@@ -43,6 +43,13 @@ AGE_IN_DAYS = {
     "postgresql": "extract(epoch FROM now() - outcomes.opened_at) / 86400",
 }
 """The time since a run waits for a person, as each database computes it."""
+_TYPE_OF_SERIES_ID = "UNION ALL SELECT series_id FROM series WHERE 0"
+"""Gives the computed column a type on SQLite, which some clients need; reads nothing."""
+TYPED_SERIES_ID = {
+    "sqlite": f"(SELECT {schema.SERIES_ID['sqlite']} {_TYPE_OF_SERIES_ID})",
+    "postgresql": schema.SERIES_ID["postgresql"],
+}
+"""The series of a test as a column of a view."""
 COMMENT_ON_ALL = r"""
 DO $$
 DECLARE entry record;
@@ -110,7 +117,13 @@ def _create_views(connection: Connection, in_schema: str | None) -> None:
     prefix = f"{ownership.quote_name(connection, in_schema)}." if in_schema else ""
     for file in ownership.view_files(connection):
         statement = file.read_text(encoding="utf-8").replace("{reporting}", prefix)
-        statement = statement.replace("{age_in_days}", AGE_IN_DAYS[connection.dialect.name])
+        placeholders = {
+            "age_in_days": AGE_IN_DAYS,
+            "series_id": schema.SERIES_ID,
+            "typed_series_id": TYPED_SERIES_ID,
+        }
+        for name, by_dialect in placeholders.items():
+            statement = statement.replace(f"{{{name}}}", by_dialect[connection.dialect.name])
         marked = statement.replace(" AS\n", f" AS {ownership.VIEW_MARK}\n", 1)
         connection.exec_driver_sql(marked)
 

@@ -1,7 +1,7 @@
 """The only runs of new plans, whose derived rows follow from the answer in memory."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import Connection, select
@@ -9,10 +9,12 @@ from sqlalchemy import Connection, select
 from etl.answers.outcome import Answer
 from etl.archive.history import RunOutcome
 from etl.db.schema import among, labels
+from etl.derived.aggregates import needs_no_series
 from etl.derived.first_runs import FirstRun, lock_new_plans
 from etl.derived.identity_rules import IdentityRules
 from etl.derived.outcome_reader import COMMIT_LABEL
 from etl.derived.plans import NamedTest, Plan, PlanRun, build_roster
+from etl.derived.stored_series import find_plans_of_only_runs
 
 
 class NewOutcome(NamedTuple):
@@ -29,28 +31,38 @@ class NewOutcome(NamedTuple):
         return Plan(*plan)
 
 
-def select_only_runs(connection: Connection, derived: Sequence[NewOutcome]) -> list[NewOutcome]:
+def select_only_runs(
+    connection: Connection, derived: Sequence[NewOutcome], replaced_variants: Collection[str]
+) -> list[NewOutcome]:
     """Return those that are the first and only run of their plan.
 
-    Locks these plans (`first_runs.lock_new_plans`).
+    Locks these plans, and those whose only run is of `replaced_variants` (`lock_new_plans`).
     """
     runs_of = Counter(each.plan for each in derived)
     alone = [each for each in derived if each.is_new and runs_of[each.plan] == 1]
-    new = lock_new_plans(connection, {each.plan for each in alone})
+    others = find_plans_of_only_runs(connection, replaced_variants)
+    new = lock_new_plans(connection, {each.plan for each in alone}, others)
     return [each for each in alone if each.plan in new]
 
 
 def build_first_runs(
     connection: Connection, only: Sequence[NewOutcome], rules: IdentityRules
 ) -> list[FirstRun]:
-    """Return the plans' first runs, except those without a start, which most aggregates omit."""
+    """Return the plans' first runs, except those whose aggregates only a refresh can write.
+
+    Runs without a start, which most aggregates omit, and those whose tests need rows in `series`.
+    """
     run_ids = [each.answer.run_id for each in only]
     query = select(labels.c.run_id, labels.c.value).where(
         among(labels.c.run_id, run_ids), labels.c.name == COMMIT_LABEL
     )
     commits = dict(connection.execute(query).all()) if run_ids else {}
     found = ((each.plan, _build_plan_run(each, rules, commits)) for each in only)
-    return [FirstRun(plan, run) for plan, run in found if run]
+    return [
+        FirstRun(plan, run)
+        for plan, run in found
+        if run and needs_no_series(run.roster, rules.for_plan(plan))
+    ]
 
 
 def _build_plan_run(

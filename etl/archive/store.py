@@ -4,7 +4,7 @@ The caller owns the transaction and holds the runs' leases, so that the answers 
 stored one after another, in the order in which they were fetched.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -56,6 +56,7 @@ from etl.db.schema import (
 from etl.derived.first_runs import FirstRun, insert_aggregates
 from etl.derived.identity_rules import IdentityRules, lock_identities_shared
 from etl.derived.marks import DirtyMark, add_marks
+from etl.derived.stored_series import write_rows_of_only_runs
 from etl.ledger.leases import clear_gone
 
 
@@ -87,8 +88,8 @@ def store_answers(
     aggregates that it changes. Those of a plan's first run are computed by `rules` and inserted.
 
     Locks, in this order: the test-identity rules (`lock_identities_shared`), then the plans that
-    have no run yet (`new_plans.select_only_runs`), then names; the runs' rows in the ledger are
-    locked by the caller before.
+    have no run yet, or whose only run changes (`new_plans.select_only_runs`), then names; the runs'
+    rows in the ledger are locked by the caller before.
     """
     before = read_archived(connection, [answer.run_id for answer in answers])
     changes = [
@@ -98,10 +99,11 @@ def store_answers(
     ]
     replaced = [(change.before, change.opened) for change in changes if change.before]
     marks = _mark_replaced(connection, [change for change in changes if change.before])
+    derived = _derive_outcomes(connection, changes, {mark.variant_id for mark in marks})
     status_rows = _close_revisions(connection, replaced)
     open_runs = _read_open_runs(connection, changes)
     _insert_contents(connection, changes)
-    first, opened_marks = _insert_outcomes(connection, changes, open_runs)
+    first, opened_marks = _insert_outcomes(connection, changes, open_runs, derived)
     insert_aggregates(connection, first, rules)
     add_marks(connection, marks | opened_marks)
     bulk.insert(connection, status_changes, status_rows)
@@ -281,12 +283,20 @@ def _insert_contents(connection: Connection, changes: Sequence[_Change]) -> None
     bulk.insert(connection, warnings, warning_rows)
 
 
-def _insert_outcomes(
-    connection: Connection, changes: Sequence[_Change], open_runs: Mapping[str, datetime]
-) -> tuple[list[FirstRun], set[DirtyMark]]:
-    """Insert the outcomes of new contents, and return the first runs of plans, and marks.
+class _Derived(NamedTuple):
+    """The outcomes of changes, those that are the only run of a new plan, and the rules."""
 
-    The other variants are marked: those of first runs are derived from the answer in memory.
+    outcomes: list[NewOutcome]
+    only: list[NewOutcome]
+    rules: IdentityRules
+
+
+def _derive_outcomes(
+    connection: Connection, changes: Sequence[_Change], replaced_variants: Collection[str]
+) -> _Derived:
+    """Return the outcomes of changes, before anything of `replaced_variants` is changed.
+
+    Series that follow from the tests of a variant's only run get rows of their own now.
     """
     answers = [change.answer for change in changes]
     lock_identities_shared(connection, {name_application(a.source, a.rows) for a in answers})
@@ -299,20 +309,34 @@ def _insert_outcomes(
         )
         for each in changes
     ]
-    only = new_plans.select_only_runs(connection, derived)
-    _insert_names(connection, [each.outcome for each in derived])
+    only = new_plans.select_only_runs(connection, derived, replaced_variants)
+    write_rows_of_only_runs(connection, replaced_variants)
+    return _Derived(derived, only, rules)
+
+
+def _insert_outcomes(
+    connection: Connection,
+    changes: Sequence[_Change],
+    open_runs: Mapping[str, datetime],
+    derived: _Derived,
+) -> tuple[list[FirstRun], set[DirtyMark]]:
+    """Insert the outcomes of new contents, and return the first runs of plans, and marks.
+
+    The other variants are marked: those of first runs are derived from the answer in memory.
+    """
+    _insert_names(connection, [each.outcome for each in derived.outcomes])
     outcome_rows = [
         build_outcome_row(
             each.answer.run_id, each.opened, None, _find_opened_at(each, open_runs), new.outcome
         )
-        for each, new in zip(changes, derived, strict=True)
+        for each, new in zip(changes, derived.outcomes, strict=True)
     ]
     bulk.insert(connection, outcomes, outcome_rows)
-    first = new_plans.build_first_runs(connection, only, rules)
+    first = new_plans.build_first_runs(connection, derived.only, derived.rules)
     first_ids = {each.run.run_id for each in first}
     return first, {
         DirtyMark(new.outcome.variant[0], each.answer.run_id, each.opened.number)
-        for each, new in zip(changes, derived, strict=True)
+        for each, new in zip(changes, derived.outcomes, strict=True)
         if each.answer.run_id not in first_ids
     }
 

@@ -565,8 +565,6 @@ series = Table(
     sqlite_with_rowid=False,
 )
 
-Index("ix_series_series_id", series.c.series_id)
-
 # Series of a variant with the same metrics share a row: most tests of a run have the same results.
 series_metrics = Table(
     "series_metrics",
@@ -601,16 +599,43 @@ HAS_METRICS = and_(
 )
 """The metrics are those of the series."""
 
-# The series of each test in the rosters of current outcomes, so that a view can name it.
-roster_series = Table(
-    "roster_series",
+# The rosters of a variant's current outcomes, with the keys of their tests.
+variant_rosters = Table(
+    "variant_rosters",
     metadata,
     Column("variant_id", Key, primary_key=True),
     Column("roster_id", Key, primary_key=True),
-    Column("position", BigInteger, primary_key=True),
-    Column("series_id", Key, nullable=False),
-    sqlite_with_rowid=False,
+    # 8 bytes for each test, in the order of the roster: a row for each would take as long to write
+    # as the test itself.
+    Column("test_keys", LargeBinary, nullable=False),
+    # The variant's only run, whose tests then need no rows in `series`.
+    Column("only_run_id", Key),
 )
+
+SERIES_ID = {
+    "sqlite": (
+        "substr(variant_rosters.variant_id, 1, 16)"
+        " || lower(hex(substr(variant_rosters.test_keys, 8 * tests.position - 7, 8)))"
+    ),
+    "postgresql": (
+        "substr(variant_rosters.variant_id, 1, 16)"
+        " || encode(substr(variant_rosters.test_keys, (8 * tests.position - 7)::int, 8), 'hex')"
+    ),
+}
+"""The series of a test in `tests`, from the keys in its roster, in the SQL of each database."""
+
+
+class series_id_of_test(FunctionElement[str]):  # noqa: N801  a function of SQL
+    """The series of a test in `tests`, from the row of its roster in `variant_rosters`."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(series_id_of_test)
+def _series_id_of_test(_element: Any, compiler: SQLCompiler, **_kw: Any) -> str:
+    return SERIES_ID[compiler.dialect.name]
+
 
 # Dirty marks: series and durations of these are behind `outcomes`.
 dirty_marks = Table(

@@ -18,30 +18,31 @@ from etl.db import bulk
 from etl.db.schema import (
     IS_CURRENT,
     PLAN_NAMES,
+    among,
     daily_results,
     dirty_marks,
     durations,
     outcomes,
     plan_summaries,
     plan_variants,
-    roster_series,
     series,
     series_metrics,
+    variant_rosters,
     weekly_results,
 )
 from etl.derived.duration_metrics import compute_durations
 from etl.derived.identity_rules import IdentityRules, of_application
 from etl.derived.metrics import WORDS, Counts, compute_rates
-from etl.derived.outcome_reader import NewestRuns, RosterCache
+from etl.derived.outcome_reader import NEWEST_FIRST, OLDEST_FIRST, NewestRuns, RosterCache
 from etl.derived.period_metrics import Period, sum_weeks
 from etl.derived.plan_summaries import compute_plan_summaries
-from etl.derived.plans import Application, Plan, PlanRun, Roster, hash_text
+from etl.derived.plans import Application, IdentityRule, Plan, PlanRun, Roster, hash_text
 from etl.derived.series_metrics import Series, compute_series
 
 AGGREGATES = (
     series,
     series_metrics,
-    roster_series,
+    variant_rosters,
     durations,
     plan_summaries,
     daily_results,
@@ -127,12 +128,46 @@ def _started(computed: Series, place: int | None) -> tuple[datetime | None, str 
     return run.started_at, run.run_id
 
 
-def build_roster_series(variant_id: str, roster: Roster) -> list[Row]:
-    """Return the rows of `roster_series`: the series of each test of a roster."""
-    return [
-        (variant_id, roster.roster_id, position, build_series_id(variant_id, key))
-        for position, key in enumerate(roster.keys, start=1)
-    ]
+def build_variant_roster(variant_id: str, roster: Roster, only_run_id: str | None) -> Row:
+    """Return the row of `variant_rosters` of a roster, with the keys of its tests.
+
+    `only_run_id` is the variant's only run, if `needs_no_series` holds for its roster.
+    """
+    return (variant_id, roster.roster_id, bytes.fromhex("".join(roster.keys)), only_run_id)
+
+
+def needs_no_series(roster: Roster, rule: IdentityRule) -> bool:
+    """Tell whether the series of a variant's only run follow from the rows of the run's tests.
+
+    They do if each test is a series of its own, under the name that it has there.
+    """
+    return rule == IdentityRule() and len(set(roster.keys)) == len(roster.keys)
+
+
+class OnlyRun(NamedTuple):
+    """The only run of a variant."""
+
+    run_id: str
+    roster_id: str
+
+
+def read_only_runs(connection: Connection, variant_ids: Collection[str]) -> dict[str, OnlyRun]:
+    """Return the run of each variant that has one run now."""
+    first, last = (
+        select(outcomes.c.run_id)
+        .where(outcomes.c.variant_id == plan_variants.c.variant_id, IS_CURRENT)
+        .order_by(*order)
+        .limit(1)
+        .correlate(plan_variants)
+        .scalar_subquery()
+        for order in (NEWEST_FIRST, OLDEST_FIRST)
+    )
+    query = (
+        select(plan_variants.c.variant_id, outcomes.c.run_id, outcomes.c.roster_id)
+        .join(outcomes, and_(outcomes.c.run_id == first, IS_CURRENT))
+        .where(among(plan_variants.c.variant_id, variant_ids), first == last)
+    )
+    return {each: OnlyRun(*run) for each, *run in connection.execute(query)}
 
 
 def build_period_row(plan: Plan, period: Period) -> Row:
@@ -175,20 +210,27 @@ def compute_plan_rows(connection: Connection, plan_id: str, rules: Rules) -> dic
     if stored is None:
         return rows
     plan = Plan(*stored)
-    cache = RosterCache(connection, IdentityRules(connection).for_plan(plan))
+    rule = IdentityRules(connection).for_plan(plan)
+    cache = RosterCache(connection, rule)
     flaky_seen_at: list[datetime] = []
-    for variant_id in read_variant_ids(connection, plan_id):
+    variant_ids = read_variant_ids(connection, plan_id)
+    only_runs = read_only_runs(connection, variant_ids)
+    for variant_id in variant_ids:
         newest_runs = NewestRuns(connection, variant_id, cache)
         computed = compute_variant(variant_id, newest_runs, rules)
         flaky_seen_at += computed.flaky_seen_at
         rows["durations"] += computed.durations
         days_of_rosters = read_days_of_rosters(connection, variant_id)
         cache.load(days_of_rosters)
-        for roster_id in days_of_rosters:
-            rows["roster_series"] += build_roster_series(variant_id, cache[roster_id])
+        only = only_runs.get(variant_id)
+        has_rows = only is None or not needs_no_series(cache[only.roster_id], rule)
+        only_run_id = None if only is None or has_rows else only.run_id
+        rows["variant_rosters"] += [
+            build_variant_roster(variant_id, cache[each], only_run_id) for each in days_of_rosters
+        ]
         first_days = find_first_days(variant_id, days_of_rosters, cache)
         found = build_series_rows(variant_id, computed.series, first_days)
-        rows["series"] += sorted(found.series)
+        rows["series"] += sorted(found.series) if has_rows else []
         rows["series_metrics"] += sorted(found.metrics, key=itemgetter(1))
     flaky = {plan_id: flaky_seen_at}
     rows["plan_summaries"] = compute_plan_summaries(connection, [plan], flaky, rules)
@@ -299,7 +341,7 @@ def recompute_plan(connection: Connection, plan_id: str, rules: Rules) -> None:
     is_in_plan = select_variant_ids(plan_id)
     connection.execute(delete(dirty_marks).where(dirty_marks.c.variant_id.in_(is_in_plan)))
     rows = compute_plan_rows(connection, plan_id, rules)
-    for table in (roster_series, series, series_metrics, durations):
+    for table in (variant_rosters, series, series_metrics, durations):
         connection.execute(delete(table).where(table.c.variant_id.in_(is_in_plan)))
     for table in (plan_summaries, daily_results, weekly_results):
         connection.execute(delete(table).where(table.c.plan_id == plan_id))

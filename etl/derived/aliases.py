@@ -13,10 +13,11 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Connection, and_, insert, select, update
 
 from etl.config.settings import Rules
-from etl.db.schema import PLAN_NAMES, aliases, plan_variants, series
+from etl.db.schema import PLAN_NAMES, aliases, plan_variants
 from etl.derived.identity_rules import of_application
 from etl.derived.plans import Application, Plan
 from etl.derived.refresh import refresh_plans
+from etl.derived.stored_series import STORED_SERIES
 from etl.errors import UsageError
 
 
@@ -87,13 +88,14 @@ def _find_cycle(in_force: Sequence[Alias], added: Alias) -> list[str]:
 
 def describe_doubt(connection: Connection, alias: Alias) -> str:
     """Return a warning if no test has the old name, which may be misspelt; "" otherwise."""
-    query = (
-        select(series.c.test)
-        .distinct()
-        .join(plan_variants, plan_variants.c.variant_id == series.c.variant_id)
-        .where(_is_affected(alias), series.c.test.is_not(None))
-    )
-    names = list(connection.scalars(query))
+    names = {
+        name
+        for columns in STORED_SERIES
+        for name in connection.scalars(
+            select(columns.test).distinct().select_from(columns.tables).where(_is_affected(alias))
+        )
+        if name is not None
+    }
     if alias.old_name in names:
         return ""
     close = difflib.get_close_matches(alias.old_name, names, n=1)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, delete, func, select, text
 
 from etl.db import bulk
-from etl.db.schema import IS_CURRENT, dirty_marks, outcomes, roster_series, series, series_metrics
+from etl.db.schema import IS_CURRENT, dirty_marks, outcomes, series, series_metrics, variant_rosters
 from etl.derived.aggregates import select_variant_ids
 
 
@@ -35,7 +35,7 @@ def mark_plan_dirty(connection: Connection, plan_id: str) -> None:
     mark may come after the deletion.
     """
     lock_plans(connection, [plan_id])
-    for table in (series, series_metrics, roster_series, dirty_marks):
+    for table in (series, series_metrics, variant_rosters, dirty_marks):
         connection.execute(delete(table).where(table.c.variant_id.in_(select_variant_ids(plan_id))))
     is_in_plan = outcomes.c.variant_id.in_(select_variant_ids(plan_id))
     current = select(outcomes.c.variant_id, outcomes.c.run_id, outcomes.c.revision)

@@ -17,6 +17,7 @@ PAGE_RUNS = 200
 MAX_PAGE_RUNS = 1000
 _ROSTER_DECODER = msgspec.json.Decoder(tuple[NamedTest, ...])
 NEWEST_FIRST = (outcomes.c.started_at.desc(), outcomes.c.run_id.desc())
+OLDEST_FIRST = (outcomes.c.started_at, outcomes.c.run_id)
 
 
 class Variant(NamedTuple):

@@ -100,13 +100,13 @@ def compute_plan_summaries(
     return rows
 
 
-def build_first_summary(plan: Plan, run: PlanRun, flaky_tests: int) -> Row:
-    """Return the row of a plan that has one run."""
+def build_first_summary(plan: Plan, run: PlanRun) -> Row:
+    """Return the row of a plan that has one run, in which no test can be flaky."""
     counts = count_letters(run.outcomes)
     rate = compute_rates(counts).pass_rate
     end = _EndRun(run.started_at, run.run_id, run.started_on, run.status, rate)
     p50_ms = run.duration_ms if run.status in MEASURED_STATUSES else None
-    figures = _Figures(int(counts.unresolved > 0), counts.unresolved, flaky_tests, p50_ms)
+    figures = _Figures(int(counts.unresolved > 0), counts.unresolved, 0, p50_ms)
     return _build_row(plan, _Ends(end, end), figures)
 
 

@@ -26,21 +26,24 @@ from etl.db.schema import (
     labels,
     outcomes,
     plan_variants,
-    roster_series,
     rosters,
     series,
     series_metrics,
+    variant_rosters,
     weekly_results,
 )
 from etl.derived.aggregates import (
+    OnlyRun,
     build_period_row,
-    build_roster_series,
     build_series_id,
     build_series_rows,
+    build_variant_roster,
     compute_variant,
     find_first_days,
+    needs_no_series,
     read_days,
     read_days_of_rosters,
+    read_only_runs,
     recompute_plan,
 )
 from etl.derived.identity_rules import IdentityRules
@@ -54,6 +57,7 @@ from etl.derived.outcome_reader import (
 from etl.derived.period_metrics import Period, sum_weeks, week_start
 from etl.derived.plan_summaries import refresh_plan_summaries
 from etl.derived.plans import Plan
+from etl.derived.stored_series import write_rows_of_only_runs
 
 VARIANTS_AT_ONCE = 500
 """The most variants that one transaction refreshes."""
@@ -124,6 +128,7 @@ def refresh_some(connection: Connection, rules: Rules) -> bool:
     if not plans:
         return False
     lock_plans(connection, [plan.plan_id for plan in plans.values()])
+    write_rows_of_only_runs(connection, plans)
     scopes = _take_marks(connection, plans)
     _refresh_series(connection, scopes, rules)
     _refresh_periods(connection, scopes)
@@ -193,40 +198,52 @@ def _refresh_series(connection: Connection, scopes: Mapping[str, _Scope], rules:
     """Recompute the marked series of variants, and their durations."""
     identity_rules = IdentityRules(connection)
     for part in _split(scopes):
-        caches = {
-            variant_id: RosterCache(connection, identity_rules.for_plan(scope.plan))
-            for variant_id, scope in part.items()
-        }
-        load_rosters(connection, [(caches[each], part[each].roster_ids) for each in part])
+        test_rules = {each: identity_rules.for_plan(scope.plan) for each, scope in part.items()}
+        caches = {each: RosterCache(connection, rule) for each, rule in test_rules.items()}
+        only_runs = read_only_runs(connection, part)
+        only_rosters = [(caches[each], {run.roster_id}) for each, run in only_runs.items()]
+        marked_rosters = [(caches[each], part[each].roster_ids) for each in part]
+        load_rosters(connection, [*marked_rosters, *only_rosters])
         keys = {
             variant_id: {key for each in scope.roster_ids for key in caches[variant_id][each].keys}
             for variant_id, scope in part.items()
         }
-        _refresh_roster_series(connection, caches, part)
+        without_series = {
+            each: only
+            for each, only in only_runs.items()
+            if needs_no_series(caches[each][only.roster_id], test_rules[each])
+        }
+        _refresh_rosters(connection, caches, part, without_series)
         first_days = _find_first_days(connection, caches, part)
         _write_series(connection, caches, keys, first_days, rules)
+        _delete_rows_of_only_runs(connection, without_series)
 
 
-def _refresh_roster_series(
-    connection: Connection, caches: Mapping[str, RosterCache], scopes: Mapping[str, _Scope]
+def _refresh_rosters(
+    connection: Connection,
+    caches: Mapping[str, RosterCache],
+    scopes: Mapping[str, _Scope],
+    without_series: Mapping[str, OnlyRun],
 ) -> None:
-    """Add the series of rosters that became current, and delete those of rosters that left."""
+    """Add rosters that became current, and delete those that left.
+
+    `without_series` has the only run of each variant whose tests need no rows in `series`.
+    """
     pairs = {(variant_id, each) for variant_id in scopes for each in scopes[variant_id].roster_ids}
+    pairs |= {(variant_id, only.roster_id) for variant_id, only in without_series.items()}
     left = {(variant_id, each) for variant_id in scopes for each in scopes[variant_id].left_rosters}
     unused = left - _find_current(connection, left)
-    first_places = [(*pair, 1) for pair in sorted(pairs - unused)]
-    stored = {place[:2] for place in bulk.find(connection, roster_series, [], first_places)}
-    rows = [
-        row
-        for variant_id, roster_id in sorted(pairs - unused - stored)
-        for row in build_roster_series(variant_id, caches[variant_id][roster_id])
-    ]
-    bulk.insert(connection, roster_series, rows)
-    for variant_id, roster_id in sorted(unused):
-        is_it = and_(
-            roster_series.c.variant_id == variant_id, roster_series.c.roster_id == roster_id
-        )
-        connection.execute(delete(roster_series).where(is_it))
+    used = sorted(pairs - unused)
+    stored = bulk.find(connection, variant_rosters, ["only_run_id"], used)
+    rows = []
+    for variant_id, roster_id in used:
+        only = without_series.get(variant_id)
+        only_run_id = only.run_id if only else None
+        if stored.get((variant_id, roster_id)) != (only_run_id,):
+            roster = caches[variant_id][roster_id]
+            rows.append(build_variant_roster(variant_id, roster, only_run_id))
+    bulk.replace(connection, variant_rosters, rows)
+    bulk.delete(connection, variant_rosters, sorted(unused))
 
 
 def _find_current(connection: Connection, pairs: Set[tuple[str, str]]) -> set[tuple[str, str]]:
@@ -306,6 +323,12 @@ def _write_series(
     bulk.insert(
         connection, durations, [row for each in computed.values() for row in each.durations]
     )
+
+
+def _delete_rows_of_only_runs(connection: Connection, variant_ids: Collection[str]) -> None:
+    """Delete the rows of series that `write_rows_of_only_runs` can write again."""
+    if variant_ids:
+        connection.execute(delete(series).where(among(series.c.variant_id, variant_ids)))
 
 
 def _delete_unused_metrics(connection: Connection, variant_ids: Collection[str]) -> None:

@@ -5,10 +5,11 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, Select, func, select
 
 from etl import display
-from etl.db.schema import labels, outcomes, plan_variants, series
+from etl.db.schema import labels, outcomes, plan_variants
+from etl.derived.stored_series import STORED_SERIES
 from etl.reports.forms import for_people
 from etl.reports.model import Filter, Filters, ReportRequest, ReportResult, Type
 from etl.reports.selection import (
@@ -73,15 +74,22 @@ def _explain_names(connection: Connection, filters: Filters) -> Iterator[str]:
         values = _select_names(connection, labels.c.value, labels.c.name == name)
         yield from _explain_name(f"no run has for label {_quote(name)} the value", value, values)
     if test is not None:
-        of_variant = series.c.variant_id == plan_variants.c.variant_id
-        names = _select_names(connection, series.c.test, of_variant, *variant_conditions(filters))
+        conditions = variant_conditions(filters)
+        queries = [
+            select(each.test).select_from(each.tables).where(*conditions) for each in STORED_SERIES
+        ]
+        names = _read_names(connection, *queries)
         yield from _explain_name("no test of these runs is called", test, names)
 
 
 def _select_names(
     connection: Connection, column: ColumnElement[Any], *conditions: ColumnElement[bool]
 ) -> list[str]:
-    names = connection.scalars(select(column).distinct().where(*conditions))
+    return _read_names(connection, select(column).where(*conditions))
+
+
+def _read_names(connection: Connection, *queries: Select[Any]) -> list[str]:
+    names = {name for each in queries for name in connection.scalars(each.distinct())}
     return sorted({(name or "").strip() for name in names})
 
 

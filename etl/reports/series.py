@@ -5,12 +5,13 @@ from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, or_, select
 
-from etl.db.schema import HAS_METRICS, PLAN_NAMES, plan_variants, series, series_metrics
+from etl.db.schema import PLAN_NAMES, plan_variants, series_metrics
 from etl.derived.aggregates import FIRST_DAY_COLUMNS, build_series_id, list_metrics
 from etl.derived.plans import environments_text
 from etl.derived.series_metrics import compute_series
+from etl.derived.stored_series import STORED_SERIES, SeriesColumns
 from etl.reports.columns import (
     APPLICATION,
     COUNTS,
@@ -75,7 +76,6 @@ _COLUMNS = (
     Column("window_starts_at", Type.MOMENT, "When the first run in the window started"),
     Column("series_id", Type.TEXT, "The key of the series"),
 )
-_TEST = (series.c.test, series.c.type, series.c.test_id)
 _METRICS = [
     each
     for each in series_metrics.columns
@@ -174,19 +174,20 @@ def _stored(
     condition: ColumnElement[bool],
     seen_since: datetime | None,
 ) -> Iterator[Row]:
-    names = (*PLAN_NAMES, plan_variants.c.environment_signature)
-    statement = (
-        select(*names, *_TEST, *_METRICS, series.c.series_id)
-        .select_from(plan_variants)
-        .join(series, series.c.variant_id == plan_variants.c.variant_id)
-        .join(series_metrics, HAS_METRICS)
-        .where(*variant_conditions(request.filters), condition)
-        .execution_options(yield_per=PAGE_ROWS)
-    )
+    conditions = [*variant_conditions(request.filters), condition]
     if seen_since:
-        statement = statement.where(series_metrics.c.last_started_at >= seen_since)
-    for source, application, plan, signature, *rest in connection.execute(statement):
-        yield (source, application, plan, environments_text(signature), *rest)
+        conditions.append(series_metrics.c.last_started_at >= seen_since)
+    for columns in STORED_SERIES:
+        statement = _select_stored(columns).where(*conditions)
+        for source, application, plan, signature, *rest in connection.execute(statement):
+            yield (source, application, plan, environments_text(signature), *rest)
+
+
+def _select_stored(columns: SeriesColumns) -> Select[Any]:
+    tables, series_id, *test = columns
+    names = (*PLAN_NAMES, plan_variants.c.environment_signature)
+    statement = select(*names, *test, *_METRICS, series_id).select_from(tables)
+    return statement.execution_options(yield_per=PAGE_ROWS)
 
 
 def _window(request: ReportRequest) -> str:

@@ -34,7 +34,7 @@ TABLES = (
     "plan_summaries",
     "durations",
     "dirty_marks",
-    "roster_series",
+    "variant_rosters",
     "series_metrics",
     "series",
     "status_changes",
@@ -185,7 +185,6 @@ def _create_aggregates() -> None:
         sa.PrimaryKeyConstraint("variant_id", "series_id", name="pk_series"),
         sqlite_with_rowid=False,
     )
-    op.create_index("ix_series_series_id", "series", ["series_id"], unique=False)
     op.create_table(
         "series_metrics",
         sa.Column("variant_id", KEY, nullable=False),
@@ -221,13 +220,12 @@ def _create_aggregates() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
-        "roster_series",
+        "variant_rosters",
         sa.Column("variant_id", KEY, nullable=False),
         sa.Column("roster_id", KEY, nullable=False),
-        sa.Column("position", sa.BigInteger(), nullable=False),
-        sa.Column("series_id", KEY, nullable=False),
-        sa.PrimaryKeyConstraint("variant_id", "roster_id", "position", name="pk_roster_series"),
-        sqlite_with_rowid=False,
+        sa.Column("test_keys", sa.LargeBinary(), nullable=False),
+        sa.Column("only_run_id", KEY),
+        sa.PrimaryKeyConstraint("variant_id", "roster_id", name="pk_variant_rosters"),
     )
     op.create_table(
         "dirty_marks",

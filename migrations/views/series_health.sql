@@ -20,3 +20,25 @@ SELECT series.series_id, plan_variants.source, plan_variants.application, plan_v
   JOIN series_metrics AS metrics ON metrics.variant_id = series.variant_id
        AND metrics.metrics_id = series.metrics_id
   JOIN plan_variants ON plan_variants.variant_id = series.variant_id
+ UNION ALL
+-- The tests of a variant's only run have no rows in series.
+SELECT {series_id},
+       plan_variants.source, plan_variants.application, plan_variants.plan,
+       tests.name, tests.type, NULL,
+       plan_variants.environment_signature,
+       metrics.decided, metrics.failed, metrics.passed, metrics.aborted, metrics.pending,
+       metrics.unresolved, metrics.pass_rate, metrics.pass_rate_strict, metrics.decided_share,
+       metrics.pass_rate_low, metrics.pass_rate_high, metrics.flips, metrics.flip_rate,
+       metrics.health,
+       metrics.is_flaky, metrics.is_confirmed_flaky, metrics.is_regression,
+       metrics.is_new_failure, metrics.is_always_failing, metrics.is_recovered,
+       metrics.recent, metrics.last_status, metrics.last_run_id, metrics.last_started_at,
+       metrics.fail_streak, metrics.streak_since, metrics.streak_since_run_id,
+       metrics.last_flip_at, metrics.last_flip_run_id, metrics.window_starts_at,
+       metrics.first_seen_on, metrics.iso_date, plan_variants.plan_id, plan_variants.variant_id
+  FROM plan_variants
+  JOIN variant_rosters ON variant_rosters.variant_id = plan_variants.variant_id
+  JOIN outcomes ON outcomes.run_id = variant_rosters.only_run_id AND outcomes.superseded_at IS NULL
+  JOIN tests ON tests.run_id = variant_rosters.only_run_id
+  JOIN series_metrics AS metrics ON metrics.variant_id = variant_rosters.variant_id
+       AND metrics.recent = substr(outcomes.outcomes, CAST(tests.position AS integer), 1)

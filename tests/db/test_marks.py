@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine
 
+from etl.archive import removal
 from etl.archive.verify import verify_archive
 from etl.config.settings import DEFAULT_RULES, Reporting
 from etl.db.database import connect, prepare, reading, writing
-from etl.db.schema import daily_results, durations, series, weekly_results
+from etl.db.schema import daily_results, durations, series, variant_rosters, weekly_results
 from etl.derived import marks
 from etl.derived.plans import Plan
 from etl.derived.refresh import refresh_plans
@@ -46,11 +47,56 @@ def on(day: int) -> str:
 
 def test_the_first_run_of_a_plan_is_derived_with_its_commit(engine: Engine) -> None:
     with writing(engine) as connection:
-        keep(connection, NOW, {"run-1": a_run(on(1), {"home": "F", "cart": "PU"})})
+        keep(connection, NOW, {"run-1": a_run(on(1), {"home": "F", "cart": "U"})})
         assert not marks.has_dirty_marks(connection)
-        assert list_recent(connection) == [("cart", "PU"), ("home", "F")]
+        assert list_recent(connection) == [("cart", "U"), ("home", "F")]
+        assert rows_of(connection, series) == []
         for table in (durations, daily_results, weekly_results):
             assert len(rows_of(connection, table)) == 1, table.name
+    assert differences(engine) == []
+
+
+def test_a_test_that_its_first_run_has_twice_is_derived_by_a_refresh(engine: Engine) -> None:
+    with writing(engine) as connection:
+        keep(connection, NOW, {"run-1": a_run(on(1), {"home": "F", "cart": "PU"})})
+        assert marks.has_dirty_marks(connection)
+        count_all(connection)
+        assert list_recent(connection) == [("cart", "PU"), ("home", "F")]
+        assert len(rows_of(connection, series)) == 2
+    assert differences(engine) == []
+
+
+def test_series_have_rows_of_their_own_while_their_variant_has_two_runs(engine: Engine) -> None:
+    """What reports and views see depends on the runs alone, not on what was there before."""
+    once = {"run-1": a_run(on(1), {"home": "P", "cart": "U"})}
+    again = {"run-2": a_run(on(2), {"home": "F", "pay": "P"})}
+    with writing(engine) as connection:
+        keep(connection, NOW, once)
+        before = rows_of(connection, variant_rosters)
+        keep(connection, NOW, again)
+        assert list_recent(connection) == [("cart", "U"), ("home", "P")], "until the refresh"
+        count_all(connection)
+        assert list_recent(connection) == [("cart", "U"), ("home", "PF"), ("pay", "P")]
+        assert len(rows_of(connection, series)) == 3
+    assert differences(engine) == []
+    with writing(engine) as connection:
+        removal.drop_runs(connection, ["run-2"], NOW, Reporting("Europe/Berlin"))
+        count_all(connection)
+        assert list_recent(connection) == [("cart", "U"), ("home", "P")]
+        assert rows_of(connection, series) == []
+        assert rows_of(connection, variant_rosters) == before
+    assert differences(engine) == []
+
+
+def test_a_change_of_the_only_run_is_seen_as_a_whole(engine: Engine) -> None:
+    """Before the refresh the series are those of the content before, though its tests are gone."""
+    with writing(engine) as connection:
+        keep(connection, NOW, {"run-1": a_run(on(1), {"home": "P", "cart": "U"})})
+        keep(connection, NOW, {"run-1": a_run(on(1), {"cart": "P", "pay": "F"})})
+        assert list_recent(connection) == [("cart", "U"), ("home", "P")]
+        count_all(connection)
+        assert list_recent(connection) == [("cart", "P"), ("pay", "F")]
+        assert rows_of(connection, series) == []
     assert differences(engine) == []
 
 

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, event, insert, select
+from sqlalchemy import Connection, Engine, event, insert
 
 from etl import clock
 from etl.config.settings import DEFAULT_RULES
 from etl.db.database import connect, prepare, reading, snapshot, writing
-from etl.db.schema import HAS_METRICS, health, ingests, series, series_metrics
+from etl.db.schema import health, ingests
 from etl.derived.marks import has_dirty_marks
 from etl.reports import catalog
 from etl.reports.backlog import sum_open
 from etl.reports.model import Filter, Filters, ReportRequest, ReportResult
 from tests.support.histories import BERLIN, CHROME, SAFARI, a_run, label, measure_all, see
 from tests.support.program import Program, program
+from tests.support.view_rows import select_all
 
 MARCH = datetime(2024, 3, 1, 9, 0, 0, 123000, UTC)
 DAY = timedelta(days=1)
@@ -142,10 +143,12 @@ def test_what_waits_is_summed_without_reading_a_run(sqlite_url: str) -> None:
 def test_rows_of_series_name_the_rows_of_the_table(engine: Engine) -> None:
     fill(engine, random.Random(1), range(20), NOW)
     with reading(engine) as connection:
-        query = select(series.c.series_id, series_metrics.c.last_run_id)
-        stored = connection.execute(query.join(series_metrics, HAS_METRICS)).all()
+        stored = select_all(connection, "series_health")
     asked = rows(ask(engine, "series"))
-    assert {(row["series_id"], row["last_run_id"]) for row in asked} == {*map(tuple, stored)}
+    names = ("series_id", "test", "recent", "last_run_id")
+    assert {tuple(row[each] for each in names) for row in asked} == {
+        tuple(row[each] for each in names) for row in stored
+    }
     assert len(asked) == len(stored)
 
 

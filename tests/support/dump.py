@@ -21,7 +21,7 @@ COUNTED = (
     "status_changes",
     "series",
     "series_metrics",
-    "roster_series",
+    "variant_rosters",
     "dirty_marks",
     "durations",
     "plan_summaries",

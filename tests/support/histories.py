@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -20,7 +20,6 @@ from etl.config.settings import DEFAULT_RULES, Reporting, Rules
 from etl.db import archive_settings
 from etl.db.database import reading, writing
 from etl.db.schema import (
-    HAS_METRICS,
     PLAN_NAMES,
     metadata,
     plan_variants,
@@ -29,6 +28,7 @@ from etl.db.schema import (
 )
 from etl.derived import refresh
 from etl.derived.plans import Application
+from etl.derived.stored_series import STORED_SERIES, SeriesColumns
 from etl.ingest import begin
 from etl.ingest.context import IngestContext
 from etl.intake.entries import ListedRun
@@ -171,14 +171,23 @@ def _rows(connection: Connection, table: Table) -> list[Row]:
         table, table.c.variant_id == of.variant_id
     )
     if table is series:
-        query = query.add_columns(*_METRICS).join(series_metrics, HAS_METRICS)
+        return [row for columns in STORED_SERIES for row in _series_rows(connection, columns)]
     return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def _series_rows(connection: Connection, columns: SeriesColumns) -> Iterator[Row]:
+    """Yield the names and metrics of stored series."""
+    tables, _, *test = columns
+    named = [each.label(name) for name, each in zip(("test", "type", "test_id"), test, strict=True)]
+    of = (*PLAN_NAMES, plan_variants.c.environment_signature, plan_variants.c.variant_id)
+    query = select(*of, *named, *_METRICS).select_from(tables)
+    yield from (dict(row) for row in connection.execute(query).mappings())
 
 
 def list_recent(connection: Connection) -> list[tuple[str | None, str]]:
     """Return the test's name and the last results of each series, sorted."""
-    query = select(series.c.test, series_metrics.c.recent).join(series_metrics, HAS_METRICS)
-    return sorted((test, recent) for test, recent in connection.execute(query))
+    rows = [row for columns in STORED_SERIES for row in _series_rows(connection, columns)]
+    return sorted((row["test"], row["recent"]) for row in rows)
 
 
 def rounded(value: Any) -> Any:
