@@ -10,6 +10,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from etl.answers.rows import Rows
+from etl.answers.test_names import NamedTests
 
 
 class Reason(StrEnum):
@@ -83,6 +84,8 @@ class Answer(Struct, frozen=True, array_like=True, tag=True):
     body: Body
     content_hash: str
     rows: Rows
+    named: NamedTests
+    """`rows.tests` by their names."""
 
 
 class Reject(Struct, frozen=True, array_like=True, tag=True):

@@ -4,7 +4,6 @@ Pure: they follow from the payloads and the times at which these were seen. `sto
 revision at a time by these rules; `replay` and `verify` apply them to all.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,10 +12,9 @@ from itertools import pairwise
 from operator import itemgetter
 from typing import NamedTuple
 
-import msgspec
-
 from etl.answers.payload import OPEN_STATUS
 from etl.answers.rows import Row, Rows
+from etl.answers.test_names import NamedTests, hash_roster
 from etl.archive.pairing import ABSENT_TEST, TestContent, TestPair, pair_tests, read_tests
 from etl.archive.waits import trace_open, trace_open_runs
 from etl.derived.metrics import (
@@ -206,12 +204,11 @@ def build_combination_row(environment_signature: str) -> Row:
 
 def build_roster_row(rows: Rows, *, with_ids: bool) -> tuple[str, str]:
     """Return the row of `rosters` for an answer's tests: its key and the tests as JSON."""
-    tests = msgspec.json.encode(
+    return hash_roster(
         [(test.name, test.type, test.test_id) for test in rows.tests]
         if with_ids
         else [(test.name, test.type) for test in rows.tests]
     )
-    return hashlib.sha256(tests).hexdigest()[:32], tests.decode()
 
 
 def name_application(source: str, rows: Rows) -> Application:
@@ -238,16 +235,20 @@ class RunOutcome(NamedTuple):
 
 
 def derive_outcome(
-    source: str, revision: Revision, ids_until: Mapping[Application, datetime]
+    source: str,
+    revision: Revision,
+    ids_until: Mapping[Application, datetime],
+    named: NamedTests | None = None,
 ) -> RunOutcome:
-    """Return the outcome of an answer of an account."""
+    """Return the outcome of an answer of an account; `named` are its tests, if known by then."""
     rows = revision.rows
     plan = build_plan(source, rows.run.application, rows.run.name)
+    with_ids = revision.observed_at < ids_until.get(plan.owner, NEVER)
     strip = encode_strip([test.status for test in rows.tests])
     checks = read_checks(rows.counts[0]._asdict())
     return RunOutcome(
         build_variant_row(plan, rows.run.environment_signature),
-        build_roster_row(rows, with_ids=revision.observed_at < ids_until.get(plan.owner, NEVER)),
+        named[:2] if named and not with_ids else build_roster_row(rows, with_ids=with_ids),
         strip,
         count_letters(strip),
         checks,

@@ -9,11 +9,10 @@ from sqlalchemy import Connection, select
 from etl.answers.outcome import Answer
 from etl.archive.history import RunOutcome
 from etl.db.schema import among, labels
-from etl.derived.aggregates import needs_no_series
 from etl.derived.first_runs import FirstRun, lock_new_plans
 from etl.derived.identity_rules import IdentityRules
 from etl.derived.outcome_reader import COMMIT_LABEL
-from etl.derived.plans import NamedTest, Plan, PlanRun, build_roster
+from etl.derived.plans import IdentityRule, Plan, PlanRun, Roster
 from etl.derived.stored_series import find_plans_of_only_runs
 
 
@@ -57,26 +56,21 @@ def build_first_runs(
         among(labels.c.run_id, run_ids), labels.c.name == COMMIT_LABEL
     )
     commits = dict(connection.execute(query).all()) if run_ids else {}
-    found = ((each.plan, _build_plan_run(each, rules, commits)) for each in only)
-    return [
-        FirstRun(plan, run)
-        for plan, run in found
-        if run and needs_no_series(run.roster, rules.for_plan(plan))
+    needs_no_series = [
+        each
+        for each in only
+        if rules.for_plan(each.plan) == IdentityRule() and each.answer.named.are_distinct
     ]
+    found = ((each, _build_plan_run(each, commits)) for each in needs_no_series)
+    return [FirstRun(each.plan, run, each.answer.named.keys) for each, run in found if run]
 
 
-def _build_plan_run(
-    new: NewOutcome, rules: IdentityRules, commits: Mapping[str, str]
-) -> PlanRun | None:
-    """Return a run as `outcome_reader` would read it; None if it has no start."""
+def _build_plan_run(new: NewOutcome, commits: Mapping[str, str]) -> PlanRun | None:
+    """Return a run as `outcome_reader` would read it, without its tests; None without a start."""
     answer, outcome = new.answer, new.outcome
-    run, by_id = answer.rows.run, new.plan.owner in rules.id_keyed
+    run = answer.rows.run
     if run.started_at is None:
         return None
-    tests = [
-        NamedTest(each.name, each.type, each.test_id if by_id else None)
-        for each in answer.rows.tests
-    ]
     return PlanRun(
         answer.run_id,
         outcome.variant[0],
@@ -86,6 +80,6 @@ def _build_plan_run(
         run.duration_ms,
         outcome.checks,
         outcome.strip,
-        build_roster(outcome.roster[0], tests, rules.for_plan(new.plan)),
+        Roster(outcome.roster[0], (), ()),
         commits.get(answer.run_id),
     )

@@ -12,6 +12,7 @@ from etl.answers.compression import compress
 from etl.answers.normalize import normalize
 from etl.answers.outcome import Answer, Reject
 from etl.answers.payload import decode
+from etl.answers.test_names import name_tests
 from etl.archive import identity, store
 from etl.archive.archived_runs import ArchivedRun
 from etl.archive.differences import Difference
@@ -114,7 +115,10 @@ def decode_reject(kept: KeptReject, zone: tzinfo) -> Answer:
     rows = normalize(kept.run_id, payload, zone)
     rows.warnings.extend(find_echo_warnings(kept.body, kept.sha256))
     body = compress(kept.body, kept.sha256)
-    return Answer(kept.run_id, kept.source, kept.fetched_at, body, payload.content_hash, rows)
+    named = name_tests(rows.tests)
+    return Answer(
+        kept.run_id, kept.source, kept.fetched_at, body, payload.content_hash, rows, named
+    )
 
 
 def find_readable(

@@ -305,7 +305,7 @@ def _derive_outcomes(
         NewOutcome(
             each.answer,
             each.before is None,
-            derive_outcome(each.answer.source, each.opened, rules.ids_until),
+            derive_outcome(each.answer.source, each.opened, rules.ids_until, each.answer.named),
         )
         for each in changes
     ]

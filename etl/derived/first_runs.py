@@ -24,21 +24,23 @@ from etl.db.schema import (
 from etl.derived.aggregates import (
     build_metrics_row,
     build_period_row,
-    build_variant_roster,
 )
 from etl.derived.duration_metrics import compute_durations
 from etl.derived.marks import lock_plans
 from etl.derived.period_metrics import sum_days, sum_weeks
 from etl.derived.plan_summaries import build_first_summary
-from etl.derived.plans import Plan, PlanRun
+from etl.derived.plans import NamedTest, Plan, PlanRun, Roster
 from etl.derived.series_metrics import compute_series
+
+_ONE_TEST = Roster("", ("",), (NamedTest(None, None),))
 
 
 class FirstRun(NamedTuple):
-    """The only run of a plan."""
+    """The only run of a plan, without the names of its tests, and their keys (8 bytes each)."""
 
     plan: Plan
     run: PlanRun
+    test_keys: bytes
 
 
 def lock_new_plans(
@@ -66,13 +68,20 @@ def insert_aggregates(connection: Connection, first_runs: Sequence[FirstRun], ru
     The tests of each run need no rows in `series` (`aggregates.needs_no_series`).
     """
     runs = [each.run for each in first_runs]
-    places = [build_variant_roster(run.variant_id, run.roster, run.run_id) for run in runs]
+    places = [
+        (run.variant_id, run.roster.roster_id, test_keys, run.run_id)
+        for _, run, test_keys in first_runs
+    ]
     bulk.insert(connection, variant_rosters, places)
     metrics = [
         _build_metrics_row(run, letter, rules) for run in runs for letter in set(run.outcomes)
     ]
     bulk.insert(connection, series_metrics, metrics)
-    bulk.insert(connection, plan_summaries, [build_first_summary(*each) for each in first_runs])
+    bulk.insert(
+        connection,
+        plan_summaries,
+        [build_first_summary(each.plan, each.run) for each in first_runs],
+    )
     measured = [(run.variant_id, compute_durations([run], rules)) for run in runs]
     bulk.insert(connection, durations, [(key, *found) for key, found in measured if found])
     days = [(each.plan, day) for each in first_runs for day in sum_days([each.run])]
@@ -83,6 +92,5 @@ def insert_aggregates(connection: Connection, first_runs: Sequence[FirstRun], ru
 
 def _build_metrics_row(run: PlanRun, letter: str, rules: Rules) -> Row:
     """Return the row of `series_metrics` of the tests with this result in their only run."""
-    alone = run.roster._replace(keys=("",), tests=run.roster.tests[:1])
-    [computed] = compute_series([run._replace(roster=alone, outcomes=letter)], rules)
+    [computed] = compute_series([run._replace(roster=_ONE_TEST, outcomes=letter)], rules)
     return build_metrics_row(run.variant_id, computed, run.started_on)

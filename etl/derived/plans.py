@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from etl.answers.payload import encode_canonical
+from etl.answers.test_names import hash_key
 from etl.derived.metrics import Counts
 
 
@@ -109,7 +110,7 @@ def build_roster(roster_id: str, tests: Iterable[NamedTest], rule: IdentityRule)
 
 @lru_cache(maxsize=8192)  # most tests of a variant are in others too
 def _hash_key(*parts: str | None) -> str:
-    return hashlib.blake2b(encode_canonical(parts).encode(), digest_size=8).hexdigest()
+    return hash_key(parts).hex()
 
 
 class PlanRun(NamedTuple):

@@ -29,6 +29,7 @@ from etl.answers.outcome import (
 )
 from etl.answers.payload import Payload, PayloadError, decode
 from etl.answers.rows import ECHO_WARNING, Rows
+from etl.answers.test_names import name_tests
 from etl.config.settings import Config
 from etl.errors import ConfigError, KeyRefusedError, OutOfFilesError, is_out_of_files
 from etl.fetch.breaker import Job, Signal
@@ -151,8 +152,9 @@ class RunFetcher:
                 rows.warnings.append(ECHO_WARNING)
             body = compress(response.body, response.sha256)
             fetched_at = response.fetched_at
+            named = name_tests(rows.tests)
             answer = Answer(
-                target.run_id, target.source, fetched_at, body, payload.content_hash, rows
+                target.run_id, target.source, fetched_at, body, payload.content_hash, rows, named
             )
             return _result(answer, body.size)
 

@@ -36,6 +36,7 @@ from etl.answers.payload import (
     decode,
 )
 from etl.answers.rows import COUNTERS, ECHO_WARNING
+from etl.answers.test_names import name_tests
 from etl.archive import archived_runs, history, payload_batches, store
 from etl.archive.differences import BatchFindings, Difference
 from etl.archive.payload_batches import DEFAULT_LIMITS, BatchLimits
@@ -150,7 +151,8 @@ def received(run_id: str, body: bytes, at: datetime) -> Answer:
     payload = decode(body)
     rows = normalize(run_id, payload, UTC)
     packed = compress(body, hashlib.sha256(body).hexdigest())
-    return Answer(run_id, "default", at, packed, payload.content_hash, rows)
+    named = name_tests(rows.tests)
+    return Answer(run_id, "default", at, packed, payload.content_hash, rows, named)
 
 
 def look(connection: Connection, at: datetime, seen: Mapping[str, bytes | None]) -> None:

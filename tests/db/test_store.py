@@ -19,6 +19,7 @@ from etl.answers.normalize import normalize
 from etl.answers.outcome import Answer, Reason, Reject
 from etl.answers.payload import decode
 from etl.answers.rows import COUNTERS
+from etl.answers.test_names import name_tests
 from etl.archive import store
 from etl.archive.archived_runs import ArchivedRun, NewestAnswer, read_archived, read_newest_answers
 from etl.archive.rejects import keep_rejects
@@ -91,7 +92,8 @@ def received(body: bytes, fetched_at: datetime = START, run_id: str = "run-1") -
     sha256 = hashlib.sha256(body).hexdigest()
     rows = normalize(run_id, payload, ZoneInfo("Asia/Tokyo"))
     packed = compress(body, sha256)
-    return Answer(run_id, "default", fetched_at, packed, payload.content_hash, rows)
+    named = name_tests(rows.tests)
+    return Answer(run_id, "default", fetched_at, packed, payload.content_hash, rows, named)
 
 
 def answer(result: Mapping[str, Any], minutes: int = 0, run_id: str = "run-1") -> Answer:

@@ -38,6 +38,7 @@ from etl.answers.outcome import (
     TransientError,
 )
 from etl.answers.payload import decode
+from etl.answers.test_names import name_tests
 from etl.config.settings import Api, Config, Database, Polling, Source
 from etl.db import database
 from etl.db.schema import runs, tracked_runs
@@ -290,7 +291,8 @@ class AnyLife(RuleBasedStateMachine):
                 self.now,
                 body,
                 payload.content_hash,
-                normalize(claim.run_id, payload, UTC),
+                rows := normalize(claim.run_id, payload, UTC),
+                name_tests(rows.tests),
             ),
         )
 

@@ -14,6 +14,7 @@ from etl.answers.compression import compress
 from etl.answers.normalize import normalize
 from etl.answers.outcome import Answer
 from etl.answers.payload import decode
+from etl.answers.test_names import name_tests
 from etl.archive import identity, store
 from etl.config.loading import load
 from etl.config.settings import DEFAULT_RULES, Reporting, Rules
@@ -128,7 +129,8 @@ def _received(
     payload = decode(body)
     packed = compress(body, hashlib.sha256(body).hexdigest())
     rows = normalize(run_id, payload, zone)
-    return Answer(run_id, source, at, packed, payload.content_hash, rows)
+    named = name_tests(rows.tests)
+    return Answer(run_id, source, at, packed, payload.content_hash, rows, named)
 
 
 def label(engine: Engine, commits: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from etl.answers.compression import compress
 from etl.answers.normalize import normalize
 from etl.answers.outcome import Answer
 from etl.answers.payload import decode
+from etl.answers.test_names import name_tests
 from etl.archive import store
 from etl.config.settings import DEFAULT_RULES
 from etl.db.database import writing
@@ -43,13 +44,15 @@ def look(engine: Engine, run_id: str, at: datetime, *tests: Mapping[str, Any], *
     body = json.dumps({"result": result | run}).encode()
     payload = decode(body)
     sha256 = hashlib.sha256(body).hexdigest()
+    rows = normalize(run_id, payload, ZoneInfo("UTC"))
     answer = Answer(
         run_id,
         "default",
         at,
         compress(body, sha256),
         payload.content_hash,
-        normalize(run_id, payload, ZoneInfo("UTC")),
+        rows,
+        name_tests(rows.tests),
     )
     with writing(engine) as connection:
         tracking.track(connection, [Entry(run_id, None, None, {})], at)

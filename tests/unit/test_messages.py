@@ -25,6 +25,7 @@ from etl.answers.outcome import (
 )
 from etl.answers.payload import decode
 from etl.answers.rows import Rows
+from etl.answers.test_names import name_tests
 from etl.config.settings import Config, Source
 from etl.fetch.fetcher import pack
 from etl.fetch.messages import Ask, Batch, Begin, Done, End, Targets, unpack
@@ -52,7 +53,7 @@ def sent(*outcomes: Outcome) -> list[Outcome]:
 
 def test_an_answer_comes_out_with_its_rows() -> None:
     rows = rows_of(SAMPLE)
-    answer = Answer("r-1", "default", AT, BODY, "hash", rows)
+    answer = Answer("r-1", "default", AT, BODY, "hash", rows, name_tests(rows.tests))
     assert sent(answer) == [answer]
 
 
@@ -73,7 +74,7 @@ def test_rows_with_any_values_come_out_as_they_were(
         "tests": [{"id": text, "name": text, "results": {"passed": number}, text: number}],
     }
     rows = rows_of(json.dumps({"result": result}).encode())
-    [answer] = sent(Answer("r-1", "default", AT, BODY, "hash", rows))
+    [answer] = sent(Answer("r-1", "default", AT, BODY, "hash", rows, name_tests(rows.tests)))
     assert isinstance(answer, Answer)
     assert answer.rows == rows
 
