@@ -4,7 +4,7 @@ They follow from `outcomes` by the rules of the metrics. `refresh` keeps them up
 functions; `verify` and `replay` recompute those of a whole plan, and compare.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from operator import itemgetter
@@ -73,13 +73,18 @@ def build_series_rows(
     variant_id: str, computed: Iterable[Series], first_days: Mapping[str, date]
 ) -> SeriesRows:
     """Return the rows of a variant's series, from their first days by series ID."""
-    series_rows, metrics_rows = [], {}
+    series_rows: list[Row] = []
+    metrics_rows: dict[Hashable, Row] = {}
     for each in computed:
         series_id = build_series_id(variant_id, each.test_key)
-        row = build_metrics_row(variant_id, each, first_days.get(series_id))
-        metrics_rows[row[1]] = row
+        first_day = first_days.get(series_id)
+        # Most tests of a variant have the same results, and so the same metrics.
+        alike = (each.results, first_day)
+        row = metrics_rows.get(alike)
+        if row is None:
+            row = metrics_rows[alike] = build_metrics_row(variant_id, each, first_day)
         series_rows.append((variant_id, series_id, *each.test, row[1]))
-    return SeriesRows(series_rows, list(metrics_rows.values()))
+    return SeriesRows(series_rows, list({row[1]: row for row in metrics_rows.values()}.values()))
 
 
 def build_metrics_row(variant_id: str, computed: Series, first_day: date | None) -> Row:

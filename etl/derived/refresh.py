@@ -47,7 +47,7 @@ from etl.derived.aggregates import (
     recompute_plan,
 )
 from etl.derived.identity_rules import IdentityRules
-from etl.derived.marks import DirtyMark, lock_plans
+from etl.derived.marks import DirtyMark, lock_plans, mark_only_runs
 from etl.derived.outcome_reader import (
     RosterCache,
     load_rosters,
@@ -57,7 +57,6 @@ from etl.derived.outcome_reader import (
 from etl.derived.period_metrics import Period, sum_weeks, week_start
 from etl.derived.plan_summaries import refresh_plan_summaries
 from etl.derived.plans import Plan
-from etl.derived.stored_series import write_rows_of_only_runs
 
 VARIANTS_AT_ONCE = 500
 """The most variants that one transaction refreshes."""
@@ -128,7 +127,7 @@ def refresh_some(connection: Connection, rules: Rules) -> bool:
     if not plans:
         return False
     lock_plans(connection, [plan.plan_id for plan in plans.values()])
-    write_rows_of_only_runs(connection, plans)
+    mark_only_runs(connection, plans)
     scopes = _take_marks(connection, plans)
     _refresh_series(connection, scopes, rules)
     _refresh_periods(connection, scopes)
@@ -326,7 +325,7 @@ def _write_series(
 
 
 def _delete_rows_of_only_runs(connection: Connection, variant_ids: Collection[str]) -> None:
-    """Delete the rows of series that `write_rows_of_only_runs` can write again."""
+    """Delete the rows of series that follow from the tests of a variant's only run."""
     if variant_ids:
         connection.execute(delete(series).where(among(series.c.variant_id, variant_ids)))
 

@@ -1,7 +1,7 @@
 """The last results of each test: flips, streaks and classes. Definitions: docs/REPORTS.md."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain, groupby, islice, pairwise
@@ -135,6 +135,11 @@ class Series:
     def verdict(self) -> Verdict:
         """The judgement of the results."""
         return judge_results(self.letters, self.rules)
+
+    @property
+    def results(self) -> Hashable:
+        """Equal for series of one computation with the same results in the same runs."""
+        return (self.letters, *map(id, self.blocks))
 
     def run_at(self, place: int) -> SeriesRun:
         """Return the run of a result; the newest result has place 0."""
