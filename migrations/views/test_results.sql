@@ -1,8 +1,7 @@
 -- test_results: one row per test of an archived run, with its current content, its run and its
 -- counters (checks, as sent). Read by: all statistics on tests. Times are those of the run, in UTC,
 -- since the API gives none for a test; started_on is the day in reporting.time_zone. Nothing is
--- omitted. It joins series_health by variant_id and series_id: a test has a series there if its run
--- has a start.
+-- omitted. It joins series_health by series_id: a test has a series there if its run has a start.
 CREATE VIEW {reporting}test_results AS
 SELECT runs.run_id, tests.position, runs.source, plan_variants.application, plan_variants.plan,
        tests.name AS test, tests.type, tests.status, tests.test_id, tests.sitemap,

@@ -135,6 +135,17 @@ def spell_on_sqlite(index: str) -> str:
     return "USING PRIMARY KEY " if index.startswith("pk_") else f"INDEX {index} "
 
 
+def test_sqlite_joins_tests_with_their_series_by_an_index(sqlite_archive: Engine) -> None:
+    """It makes one, of all series: they are of two queries."""
+    question = (
+        "EXPLAIN QUERY PLAN SELECT * FROM test_results"
+        " JOIN series_health AS health ON health.series_id = test_results.series_id"
+    )
+    with reading(sqlite_archive) as connection:
+        steps = [row.detail for row in connection.exec_driver_sql(question)]
+    assert "SEARCH health USING AUTOMATIC COVERING INDEX (series_id=?)" in steps
+
+
 @pytest.mark.parametrize(("view", "condition", "index"), CASES)
 def test_postgresql_finds_by_an_index(
     postgresql_archive: Engine, view: str, condition: str, index: str
