@@ -12,6 +12,8 @@ import msgspec
 from etl.answers.rows import TestRow
 
 KEY_BYTES = 8
+MOST_LISTS = 256
+"""The lists of tests whose keys are remembered: 4 MiB for the largest runs."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -29,10 +31,28 @@ class NamedTests(NamedTuple):
         return len({self.keys[start : start + KEY_BYTES] for start in keys}) == len(keys)
 
 
+class TestNamer:
+    """Names the tests of answers, and remembers the keys of lists: most lists recur."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, bytes] = {}
+
+    def name(self, tests: Iterable[TestRow]) -> NamedTests:
+        """Return the tests of an answer by name and type."""
+        names = [(test.name, test.type) for test in tests]
+        roster_id, text = hash_roster(names)
+        keys = self._keys.get(roster_id)
+        if keys is None:
+            keys = b"".join([hash_key(each) for each in names])
+            if len(self._keys) == MOST_LISTS:
+                self._keys.clear()
+            self._keys[roster_id] = keys
+        return NamedTests(roster_id, text, keys)
+
+
 def name_tests(tests: Iterable[TestRow]) -> NamedTests:
-    """Return the tests of an answer by name and type."""
-    names = [(test.name, test.type) for test in tests]
-    return NamedTests(*hash_roster(names), b"".join([hash_key(each) for each in names]))
+    """Return the tests of one answer by name and type."""
+    return TestNamer().name(tests)
 
 
 def hash_roster(tests: Iterable[tuple[str | None, ...]]) -> tuple[str, str]:

@@ -29,7 +29,7 @@ from etl.answers.outcome import (
 )
 from etl.answers.payload import Payload, PayloadError, decode
 from etl.answers.rows import ECHO_WARNING, Rows
-from etl.answers.test_names import name_tests
+from etl.answers.test_names import TestNamer
 from etl.config.settings import Config
 from etl.errors import ConfigError, KeyRefusedError, OutOfFilesError, is_out_of_files
 from etl.fetch.breaker import Job, Signal
@@ -104,6 +104,7 @@ class RunFetcher:
         self._zone = config.reporting.zone
         self._now = now
         self._decoding = threading.Lock()
+        self._test_namer = TestNamer()
 
     def close(self) -> None:
         """Close all connections."""
@@ -152,7 +153,7 @@ class RunFetcher:
                 rows.warnings.append(ECHO_WARNING)
             body = compress(response.body, response.sha256)
             fetched_at = response.fetched_at
-            named = name_tests(rows.tests)
+            named = self._test_namer.name(rows.tests)
             answer = Answer(
                 target.run_id, target.source, fetched_at, body, payload.content_hash, rows, named
             )
