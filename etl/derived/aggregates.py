@@ -18,7 +18,6 @@ from etl.db import bulk
 from etl.db.schema import (
     IS_CURRENT,
     PLAN_NAMES,
-    among,
     daily_results,
     dirty_marks,
     durations,
@@ -33,7 +32,7 @@ from etl.db.schema import (
 from etl.derived.duration_metrics import compute_durations
 from etl.derived.identity_rules import IdentityRules, of_application
 from etl.derived.metrics import WORDS, Counts, compute_rates
-from etl.derived.outcome_reader import NEWEST_FIRST, OLDEST_FIRST, NewestRuns, RosterCache
+from etl.derived.outcome_reader import NewestRuns, RosterCache
 from etl.derived.period_metrics import Period, sum_weeks
 from etl.derived.plan_summaries import compute_plan_summaries
 from etl.derived.plans import Application, IdentityRule, Plan, PlanRun, Roster, hash_text
@@ -149,32 +148,6 @@ def needs_no_series(roster: Roster, rule: IdentityRule) -> bool:
     return rule == IdentityRule() and len(set(roster.keys)) == len(roster.keys)
 
 
-class OnlyRun(NamedTuple):
-    """The only run of a variant."""
-
-    run_id: str
-    roster_id: str
-
-
-def read_only_runs(connection: Connection, variant_ids: Collection[str]) -> dict[str, OnlyRun]:
-    """Return the run of each variant that has one run now."""
-    first, last = (
-        select(outcomes.c.run_id)
-        .where(outcomes.c.variant_id == plan_variants.c.variant_id, IS_CURRENT)
-        .order_by(*order)
-        .limit(1)
-        .correlate(plan_variants)
-        .scalar_subquery()
-        for order in (NEWEST_FIRST, OLDEST_FIRST)
-    )
-    query = (
-        select(plan_variants.c.variant_id, outcomes.c.run_id, outcomes.c.roster_id)
-        .join(outcomes, and_(outcomes.c.run_id == first, IS_CURRENT))
-        .where(among(plan_variants.c.variant_id, variant_ids), first == last)
-    )
-    return {each: OnlyRun(*run) for each, *run in connection.execute(query)}
-
-
 def build_period_row(plan: Plan, period: Period) -> Row:
     """Return the row of `daily_results` or `weekly_results`."""
     return (
@@ -218,17 +191,15 @@ def compute_plan_rows(connection: Connection, plan_id: str, rules: Rules) -> dic
     rule = IdentityRules(connection).for_plan(plan)
     cache = RosterCache(connection, rule)
     flaky_seen_at: list[datetime] = []
-    variant_ids = read_variant_ids(connection, plan_id)
-    only_runs = read_only_runs(connection, variant_ids)
-    for variant_id in variant_ids:
+    for variant_id in read_variant_ids(connection, plan_id):
         newest_runs = NewestRuns(connection, variant_id, cache)
         computed = compute_variant(variant_id, newest_runs, rules)
         flaky_seen_at += computed.flaky_seen_at
         rows["durations"] += computed.durations
         days_of_rosters = read_days_of_rosters(connection, variant_id)
         cache.load(days_of_rosters)
-        only = only_runs.get(variant_id)
-        has_rows = only is None or not needs_no_series(cache[only.roster_id], rule)
+        only = newest_runs.only
+        has_rows = only is None or not needs_no_series(only.roster, rule)
         only_run_id = None if only is None or has_rows else only.run_id
         rows["variant_rosters"] += [
             build_variant_roster(variant_id, cache[each], only_run_id) for each in days_of_rosters
@@ -340,8 +311,8 @@ def read_plan_rows(connection: Connection, plan_id: str, table: Table) -> list[R
 def recompute_plan(connection: Connection, plan_id: str, rules: Rules) -> None:
     """Recompute the stored rows of a plan in all aggregates. The caller has locked the plan.
 
-    Deletes dirty marks first: a commit takes no lock, and the mark that it leaves while the rows
-    are computed must stay.
+    Deletes dirty marks first: most commits take no lock, and the mark that one leaves while the
+    rows are computed must stay.
     """
     is_in_plan = select_variant_ids(plan_id)
     connection.execute(delete(dirty_marks).where(dirty_marks.c.variant_id.in_(is_in_plan)))

@@ -36,7 +36,7 @@ _ONE_TEST = Roster("", ("",), (NamedTest(None, None),))
 
 
 class FirstRun(NamedTuple):
-    """The only run of a plan, without the names of its tests, and their keys (8 bytes each)."""
+    """The only run of a plan; its roster is empty, `test_keys` has 8 bytes for each test."""
 
     plan: Plan
     run: PlanRun

@@ -8,18 +8,10 @@ for it; a concurrent refresh neither sees nor deletes our uncommitted marks.
 from collections.abc import Collection
 from typing import NamedTuple
 
-from sqlalchemy import Connection, and_, delete, func, select, text
+from sqlalchemy import Connection, delete, func, select, text
 
 from etl.db import bulk
-from etl.db.schema import (
-    IS_CURRENT,
-    among,
-    dirty_marks,
-    outcomes,
-    series,
-    series_metrics,
-    variant_rosters,
-)
+from etl.db.schema import IS_CURRENT, dirty_marks, outcomes, series, series_metrics, variant_rosters
 from etl.derived.aggregates import select_variant_ids
 
 
@@ -39,8 +31,8 @@ def add_marks(connection: Connection, marks: Collection[DirtyMark]) -> None:
 def mark_plan_dirty(connection: Connection, plan_id: str) -> None:
     """Delete the series of a plan and mark all its runs, after its tests got other keys.
 
-    Locks the plan (`lock_plans`): older marks are replaced. A commit takes no lock, so that its
-    mark may come after the deletion.
+    Locks the plan (`lock_plans`): older marks are replaced. Most commits take no lock, so that the
+    mark of one may come after the deletion.
     """
     lock_plans(connection, [plan_id])
     for table in (series, series_metrics, variant_rosters, dirty_marks):
@@ -50,25 +42,6 @@ def mark_plan_dirty(connection: Connection, plan_id: str) -> None:
     names = dirty_marks.columns.keys()
     insert = bulk.upsert_into(connection, dirty_marks)
     rows = insert.from_select(names, current.where(is_in_plan, IS_CURRENT))
-    connection.execute(rows.on_conflict_do_nothing())
-
-
-def mark_only_runs(connection: Connection, variant_ids: Collection[str]) -> None:
-    """Mark the runs whose tests have no rows in `series`, since they may need them now.
-
-    The caller has locked the plans (`lock_plans`).
-    """
-    if not variant_ids:
-        return
-    only = variant_rosters.c
-    is_only = and_(outcomes.c.run_id == only.only_run_id, IS_CURRENT)
-    query = (
-        select(only.variant_id, outcomes.c.run_id, outcomes.c.revision)
-        .join(outcomes, is_only)
-        .where(among(only.variant_id, variant_ids))
-    )
-    insert = bulk.upsert_into(connection, dirty_marks)
-    rows = insert.from_select(dirty_marks.columns.keys(), query)
     connection.execute(rows.on_conflict_do_nothing())
 
 

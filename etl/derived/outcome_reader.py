@@ -139,10 +139,19 @@ class NewestRuns:
         self._cache = cache
         self._first_page = first_page
 
-    def __iter__(self) -> Iterator[PlanRun]:
+    @property
+    def only(self) -> PlanRun | None:
+        """The run of a variant that has one run with a start."""
+        return self._page[0] if len(self._page) == 1 else None
+
+    @property
+    def _page(self) -> Sequence[PlanRun]:
         if self._first_page is None:
             self._first_page = self._read_page(None, PAGE_RUNS)
-        page, size = self._first_page, PAGE_RUNS
+        return self._first_page
+
+    def __iter__(self) -> Iterator[PlanRun]:
+        page, size = self._page, PAGE_RUNS
         while page:
             yield from page
             if len(page) < size:

@@ -149,7 +149,9 @@ def _read_ends(connection: Connection, plan_ids: Sequence[str]) -> dict[str, _En
     runs = {row.run_id: _EndRun(*row) for row in connection.execute(wanted)}
     ends = {}
     for plan_id, its_runs in chosen.items():
-        ordered = sorted((runs[run_id] for run_id in its_runs), key=lambda run: run[:2])
+        # One may have lost its start by now; the refresh of that change follows.
+        started = [run for run_id in its_runs if (run := runs.get(run_id)) and run.started_at]
+        ordered = sorted(started, key=lambda run: run[:2])
         ends[plan_id] = _Ends(ordered[0], ordered[-1]) if ordered else _Ends(_EndRun(), _EndRun())
     return ends
 

@@ -103,11 +103,6 @@ class TestIdentities(dict[NamedTest, tuple[str, NamedTest]]):
         return Roster(roster_id, keys, named)
 
 
-def build_roster(roster_id: str, tests: Iterable[NamedTest], rule: IdentityRule) -> Roster:
-    """Return a list of tests with their keys under an identity rule."""
-    return TestIdentities(rule).build_roster(roster_id, tests)
-
-
 @lru_cache(maxsize=8192)  # most tests of a variant are in others too
 def _hash_key(*parts: str | None) -> str:
     return hash_key(parts).hex()

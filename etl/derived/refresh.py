@@ -7,6 +7,7 @@ commits and before it ends, or the next pass does. Few statements serve many var
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import date, timedelta
+from itertools import chain
 from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine, Table, and_, delete, exists, func, select, tuple_
@@ -33,7 +34,6 @@ from etl.db.schema import (
     weekly_results,
 )
 from etl.derived.aggregates import (
-    OnlyRun,
     build_period_row,
     build_series_id,
     build_series_rows,
@@ -43,12 +43,12 @@ from etl.derived.aggregates import (
     needs_no_series,
     read_days,
     read_days_of_rosters,
-    read_only_runs,
     recompute_plan,
 )
 from etl.derived.identity_rules import IdentityRules
-from etl.derived.marks import DirtyMark, lock_plans, mark_only_runs
+from etl.derived.marks import DirtyMark, lock_plans
 from etl.derived.outcome_reader import (
+    NewestRuns,
     RosterCache,
     load_rosters,
     read_newest_runs,
@@ -56,7 +56,8 @@ from etl.derived.outcome_reader import (
 )
 from etl.derived.period_metrics import Period, sum_weeks, week_start
 from etl.derived.plan_summaries import refresh_plan_summaries
-from etl.derived.plans import Plan
+from etl.derived.plans import Plan, PlanRun
+from etl.derived.stored_series import IS_ONLY_RUN
 
 VARIANTS_AT_ONCE = 500
 """The most variants that one transaction refreshes."""
@@ -127,7 +128,6 @@ def refresh_some(connection: Connection, rules: Rules) -> bool:
     if not plans:
         return False
     lock_plans(connection, [plan.plan_id for plan in plans.values()])
-    mark_only_runs(connection, plans)
     scopes = _take_marks(connection, plans)
     _refresh_series(connection, scopes, rules)
     _refresh_periods(connection, scopes)
@@ -166,7 +166,7 @@ def _take_marks(connection: Connection, plans: Mapping[str, Plan]) -> dict[str, 
     """Delete the marks of variants, and return the scope of each.
 
     A mark stands for the results of its revision and of the one before, as far as they are of its
-    variant.
+    variant. A run that has been the variant's only one is in scope, too: its tests have no rows.
     """
     mark, outcome = dirty_marks.c, outcomes.c
     is_touched = and_(
@@ -180,15 +180,21 @@ def _take_marks(connection: Connection, plans: Mapping[str, Plan]) -> dict[str, 
         .outerjoin(outcomes, is_touched)
         .where(among(mark.variant_id, plans))
     )
-    marks: set[DirtyMark] = set()
+    only_runs = (
+        select(variant_rosters.c.variant_id, *touched)
+        .join(outcomes, IS_ONLY_RUN)
+        .where(among(variant_rosters.c.variant_id, plans))
+    )
     scopes = {variant_id: _Scope(plan, defaultdict(set), []) for variant_id, plan in plans.items()}
-    for row in connection.execute(query):
-        marks.add(DirtyMark(row.variant_id, row.run_id, row.revision))
-        scope, (roster_id, is_current, day, tests) = scopes[row.variant_id], row[3:]
-        if roster_id is not None:
-            days = scope.days[_Results(roster_id, bool(is_current))]
-            days |= {day} if day else set()
-            scope.tests.append(tests)
+    rows = connection.execute(query).all()
+    of_marks = [(row.variant_id, *row[3:]) for row in rows if row.roster_id is not None]
+    for variant_id, roster_id, is_current, day, tests in chain(
+        of_marks, connection.execute(only_runs)
+    ):
+        days = scopes[variant_id].days[_Results(roster_id, bool(is_current))]
+        days |= {day} if day else set()
+        scopes[variant_id].tests.append(tests)
+    marks = {DirtyMark(row.variant_id, row.run_id, row.revision) for row in rows}
     bulk.delete(connection, dirty_marks, sorted(marks))
     return scopes
 
@@ -199,22 +205,20 @@ def _refresh_series(connection: Connection, scopes: Mapping[str, _Scope], rules:
     for part in _split(scopes):
         test_rules = {each: identity_rules.for_plan(scope.plan) for each, scope in part.items()}
         caches = {each: RosterCache(connection, rule) for each, rule in test_rules.items()}
-        only_runs = read_only_runs(connection, part)
-        only_rosters = [(caches[each], {run.roster_id}) for each, run in only_runs.items()]
-        marked_rosters = [(caches[each], part[each].roster_ids) for each in part]
-        load_rosters(connection, [*marked_rosters, *only_rosters])
+        load_rosters(connection, [(caches[each], part[each].roster_ids) for each in part])
+        newest_runs = read_newest_runs(connection, caches)
         keys = {
             variant_id: {key for each in scope.roster_ids for key in caches[variant_id][each].keys}
             for variant_id, scope in part.items()
         }
         without_series = {
             each: only
-            for each, only in only_runs.items()
-            if needs_no_series(caches[each][only.roster_id], test_rules[each])
+            for each, found in newest_runs.items()
+            if (only := found.only) and needs_no_series(only.roster, test_rules[each])
         }
         _refresh_rosters(connection, caches, part, without_series)
         first_days = _find_first_days(connection, caches, part)
-        _write_series(connection, caches, keys, first_days, rules)
+        _write_series(connection, newest_runs, keys, first_days, rules)
         _delete_rows_of_only_runs(connection, without_series)
 
 
@@ -222,14 +226,14 @@ def _refresh_rosters(
     connection: Connection,
     caches: Mapping[str, RosterCache],
     scopes: Mapping[str, _Scope],
-    without_series: Mapping[str, OnlyRun],
+    without_series: Mapping[str, PlanRun],
 ) -> None:
     """Add rosters that became current, and delete those that left.
 
     `without_series` has the only run of each variant whose tests need no rows in `series`.
     """
     pairs = {(variant_id, each) for variant_id in scopes for each in scopes[variant_id].roster_ids}
-    pairs |= {(variant_id, only.roster_id) for variant_id, only in without_series.items()}
+    pairs |= {(each, only.roster.roster_id) for each, only in without_series.items()}
     left = {(variant_id, each) for variant_id in scopes for each in scopes[variant_id].left_rosters}
     unused = left - _find_current(connection, left)
     used = sorted(pairs - unused)
@@ -300,15 +304,15 @@ def _read_first_days(
 
 def _write_series(
     connection: Connection,
-    caches: Mapping[str, RosterCache],
+    newest_runs: Mapping[str, NewestRuns],
     keys: Mapping[str, Collection[str]],
     first_days: Mapping[str, date],
     rules: Rules,
 ) -> None:
     """Replace the series with these test keys of variants, and the durations of the variants."""
     computed = {
-        variant_id: compute_variant(variant_id, newest_runs, rules, keys[variant_id])
-        for variant_id, newest_runs in read_newest_runs(connection, caches).items()
+        variant_id: compute_variant(variant_id, found, rules, keys[variant_id])
+        for variant_id, found in newest_runs.items()
     }
     found = [build_series_rows(each, of.series, first_days) for each, of in computed.items()]
     series_rows = sorted(row for rows in found for row in rows.series)
@@ -317,8 +321,8 @@ def _write_series(
     bulk.delete(connection, series, sorted(lost))
     bulk.replace(connection, series, series_rows)
     bulk.replace(connection, series_metrics, [row for rows in found for row in rows.metrics])
-    _delete_unused_metrics(connection, caches)
-    bulk.delete(connection, durations, [(variant_id,) for variant_id in caches])
+    _delete_unused_metrics(connection, newest_runs.keys())
+    bulk.delete(connection, durations, [(variant_id,) for variant_id in newest_runs])
     bulk.insert(
         connection, durations, [row for each in computed.values() for row in each.durations]
     )

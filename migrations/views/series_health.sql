@@ -39,6 +39,8 @@ SELECT {series_id},
   FROM plan_variants
   JOIN variant_rosters ON variant_rosters.variant_id = plan_variants.variant_id
   JOIN outcomes ON outcomes.run_id = variant_rosters.only_run_id AND outcomes.superseded_at IS NULL
+       AND outcomes.variant_id = variant_rosters.variant_id
+       AND outcomes.roster_id = variant_rosters.roster_id
   JOIN tests ON tests.run_id = variant_rosters.only_run_id
   JOIN series_metrics AS metrics ON metrics.variant_id = variant_rosters.variant_id
        AND metrics.recent = substr(outcomes.outcomes, CAST(tests.position AS integer), 1)

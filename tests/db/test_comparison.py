@@ -10,8 +10,8 @@ from sqlalchemy import Engine
 
 from etl.archive import identity
 from etl.db.database import writing
-from etl.derived import refresh
-from etl.derived.plans import Application, IdentityRule, NamedTest, build_roster
+from etl.derived import plans, refresh
+from etl.derived.plans import Application, IdentityRule, NamedTest
 from etl.ledger import tracking
 from etl.ledger.tracking import Entry
 from etl.reports.comparison import Class, RunTests, classify, compare
@@ -75,7 +75,9 @@ def test_each_test_of_both_runs_is_in_one_class(
 
 
 def side(tests: list[tuple[str, str]]) -> RunTests:
-    roster = build_roster("r", [NamedTest(name, "e2e") for name, _ in tests], IdentityRule())
+    roster = plans.TestIdentities(IdentityRule()).build_roster(
+        "r", [NamedTest(name, "e2e") for name, _ in tests]
+    )
     return RunTests(roster, "".join(letter for _, letter in tests), {})
 
 

@@ -1,30 +1,42 @@
 """Dirty marks: a commit leaves them, a refresh takes them, and no result is missed or doubled."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, text
 
 from etl.archive import removal
+from etl.archive.replay import lock_runs
 from etl.archive.verify import verify_archive
 from etl.config.settings import DEFAULT_RULES, Reporting
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import daily_results, durations, series, variant_rosters, weekly_results
 from etl.derived import marks
 from etl.derived.plans import Plan
-from etl.derived.refresh import refresh_plans
+from etl.derived.refresh import refresh_plans, refresh_some
 from tests.support.dump import dump, rows_of
-from tests.support.histories import CHROME, SAFARI, a_run, count_all, forget_all, keep, list_recent
+from tests.support.histories import (
+    CHROME,
+    SAFARI,
+    a_run,
+    count_all,
+    forget_all,
+    keep,
+    list_recent,
+    see,
+)
 from tests.support.program import program
 
 NOW = datetime(2024, 7, 1, 9, 30, tzinfo=UTC)
+PLAN = Plan("default", "shop", "nightly")
 
 
 @pytest.fixture
@@ -268,3 +280,78 @@ def test_a_refresh_can_be_asked_for(engine: Engine, database_url: str, tmp_path:
     assert archiver.call("export", "--csv", "after").stderr == ""
     with reading(engine) as connection:
         assert [recent for _, recent in list_recent(connection)] == ["PP"]
+
+
+# --- concurrent transactions -------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(postgresql_url: str) -> Iterator[Engine]:
+    engine = connect(postgresql_url)
+    prepare(engine)
+    yield engine
+    engine.dispose()
+
+
+def on_safari(engine: Engine) -> list[tuple[str | None, str]]:
+    with reading(engine) as connection:
+        query = (
+            "SELECT test, recent FROM reporting.series_health"
+            " WHERE environment_signature LIKE '%Safari%' ORDER BY test"
+        )
+        return [(row.test, row.recent) for row in connection.execute(text(query))]
+
+
+def store_on_safari(engine: Engine, run_id: str, day: int, letters: Mapping[str, str]) -> None:
+    with writing(engine) as connection:
+        lock_runs(connection, [run_id])  # as a commit does before anything else
+        keep(connection, NOW, {run_id: a_run(on(day), letters, environments=[SAFARI])})
+
+
+def test_a_change_of_an_only_run_waits_for_the_refresh_that_is_about_to_say_so(
+    server: Engine,
+) -> None:
+    """Else its new tests would have the keys of the old ones, and a second change would fail."""
+    see(server, NOW, {"run-0": a_run(on(1), {"home": "P"})})
+    store_on_safari(server, "run-1", 2, {"b": "P"})
+    grown = dict.fromkeys("abcd", "F")
+    with ThreadPoolExecutor(1) as others:
+        with writing(server) as refreshing:
+            count_all(refreshing)
+            change = others.submit(store_on_safari, server, "run-1", 2, grown)
+            sleep(0.5)
+        change.result(timeout=10)
+    assert on_safari(server) == [("b", "P")], "until the refresh"
+    store_on_safari(server, "run-1", 2, dict.fromkeys("abcde", "P"))
+    with writing(server) as connection:
+        count_all(connection)
+    assert on_safari(server) == [(name, "P") for name in "abcde"]
+    assert differences(server) == []
+
+
+@pytest.mark.parametrize("other", ["refresh", "rekey"])
+def test_a_commit_and_a_refresh_of_its_only_run_do_not_deadlock(server: Engine, other: str) -> None:
+    see(server, NOW, {"run-1": a_run(on(1), {"home": "U"})})
+    if other == "refresh":
+        with writing(server) as connection:
+            keep(connection, NOW, {"run-2": a_run(on(2), {"home": "P"})})
+
+    def work() -> None:
+        with writing(server) as connection:
+            marks.lock_plans(connection, [PLAN.plan_id])
+            sleep(0.5)
+            if other == "refresh":
+                refresh_some(connection, DEFAULT_RULES)
+            else:
+                marks.mark_plan_dirty(connection, PLAN.plan_id)
+
+    with ThreadPoolExecutor(1) as others:
+        with writing(server) as connection:
+            lock_runs(connection, ["run-1"])
+            working = others.submit(work)
+            sleep(0.2)
+            keep(connection, NOW, {"run-1": a_run(on(1), {"home": "P"})})
+        working.result(timeout=10)
+    with writing(server) as connection:
+        count_all(connection)
+    assert differences(server) == []

@@ -1,12 +1,13 @@
 """What the numbers mean, apart from any database. The whole of it is in test_golden."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
 from etl.config.settings import Rules
+from etl.derived import plans
 from etl.derived.aggregates import list_metrics
 from etl.derived.duration_metrics import compute_durations
 from etl.derived.metrics import (
@@ -25,11 +26,17 @@ from etl.derived.period_metrics import (
     sum_weeks,
     week_start,
 )
-from etl.derived.plans import IdentityRule, NamedTest, PlanRun, build_plan, build_roster
+from etl.derived.plans import IdentityRule, NamedTest, PlanRun, Roster, build_plan
 from etl.derived.series_metrics import Series, compute_series
 
 START = datetime(2024, 3, 1, 12, tzinfo=UTC)
 HOME = NamedTest("home", "e2e")
+
+
+def build_roster(roster_id: str, tests: Iterable[NamedTest], rule: IdentityRule) -> Roster:
+    return plans.TestIdentities(rule).build_roster(roster_id, tests)
+
+
 [KEY] = build_roster("", [HOME], IdentityRule()).keys
 
 
