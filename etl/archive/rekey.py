@@ -31,6 +31,8 @@ def rekey_application(engine: Engine, application: Application, zone: tzinfo) ->
         for run_ids in iterate_batches(engine, DEFAULT_LIMITS, chosen):
             _rekey_runs(engine, run_ids, zone)
         with writing(engine) as connection:
+            # A mark locks its run; a commit locks that first, and may wait for the plan.
+            lock_runs(connection, _select_runs_of_plan(plan_id))
             mark_plan_dirty(connection, plan_id)
 
 

@@ -101,7 +101,7 @@ def drop_runs(
     lock_identities_exclusive(connection, used.applications)
     sightings = schema_drift.lock_sightings(connection, run_ids)
     lock_plans(connection, used.plan_ids)
-    for table in (rejects, labels, dirty_marks, *reversed(RUN_TABLES), payloads):
+    for table in (rejects, labels, *reversed(RUN_TABLES), payloads):
         connection.execute(delete(table).where(among(table.c.run_id, run_ids)))
     tracking.leave_tombstones(connection, run_ids)
     schema_drift.find_sightings_again(connection, sightings, derived_with.zone)

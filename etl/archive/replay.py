@@ -7,7 +7,7 @@ since rows that agree are not touched.
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from sqlalchemy import Connection, Engine, delete, select
+from sqlalchemy import Connection, Engine, Select, delete, select
 
 from etl.archive.differences import BatchFindings, Difference
 from etl.archive.payload_batches import (
@@ -114,7 +114,7 @@ def write_names(connection: Connection, batch: PayloadBatch) -> None:
             )
 
 
-def lock_runs(connection: Connection, run_ids: Sequence[str]) -> None:
+def lock_runs(connection: Connection, run_ids: Sequence[str] | Select[tuple[str]]) -> None:
     """Lock the ledger rows of these runs until commit, so that nobody else stores their answers.
 
     In the order of run IDs, like `leases.lock_held`; before test-identity and plan locks.

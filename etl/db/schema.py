@@ -644,8 +644,8 @@ dirty_marks = Table(
     Column("variant_id", Key, primary_key=True),
     Column("run_id", Key, primary_key=True),
     Column("revision", BigInteger, primary_key=True),
-    # None to the run: a rekey, which holds the plan, would wait for a commit that waits for it.
     ForeignKeyConstraint(["variant_id"], ["plan_variants.variant_id"]),
+    ForeignKeyConstraint(["run_id"], ["tracked_runs.run_id"], ondelete="CASCADE"),
     sqlite_with_rowid=False,
 )
 

@@ -31,8 +31,8 @@ def add_marks(connection: Connection, marks: Collection[DirtyMark]) -> None:
 def mark_plan_dirty(connection: Connection, plan_id: str) -> None:
     """Delete the series of a plan and mark all its runs, after its tests got other keys.
 
-    Locks the plan (`lock_plans`): older marks are replaced. Most commits take no lock, so that the
-    mark of one may come after the deletion.
+    The caller has locked the plan's runs. Locks the plan (`lock_plans`): older marks are replaced.
+    Most commits take no lock, so that the mark of one may come after the deletion.
     """
     lock_plans(connection, [plan_id])
     for table in (series, series_metrics, variant_rosters, dirty_marks):

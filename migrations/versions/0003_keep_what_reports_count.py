@@ -235,6 +235,12 @@ def _create_aggregates() -> None:
         sa.ForeignKeyConstraint(
             ["variant_id"], ["plan_variants.variant_id"], name="fk_dirty_marks_plan_variants"
         ),
+        sa.ForeignKeyConstraint(
+            ["run_id"],
+            ["tracked_runs.run_id"],
+            name="fk_dirty_marks_tracked_runs",
+            ondelete="CASCADE",
+        ),
         sa.PrimaryKeyConstraint("variant_id", "run_id", "revision", name="pk_dirty_marks"),
         sqlite_with_rowid=False,
     )
