@@ -79,7 +79,7 @@ def test_a_test_that_its_first_run_has_twice_is_derived_by_a_refresh(engine: Eng
 
 
 def test_series_have_rows_of_their_own_while_their_variant_has_two_runs(engine: Engine) -> None:
-    """What reports and views see depends on the runs alone, not on what was there before."""
+    """Reports and views depend on the present runs alone, not on earlier rows."""
     once = {"run-1": a_run(on(1), {"home": "P", "cart": "U"})}
     again = {"run-2": a_run(on(2), {"home": "F", "pay": "P"})}
     with writing(engine) as connection:
