@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
+from sqlalchemy import Engine
 
 from etl.db import database
 from tests.support.dump import DECISIONS, LEDGER, dump
@@ -276,6 +278,31 @@ def test_a_worker_joins_a_pass_by_hand_and_is_waited_for(
     check(archiver, slow_api)
 
 
+def freeze_between_transactions(process: subprocess.Popen[str], archiver: Program) -> None:
+    """Stop a process between its transactions: with SQLite's lock it would stop all others."""
+    engine = database.connect(archiver.environment["RESULT_ARCHIVER__DATABASE__URL"])
+    process.send_signal(signal.SIGSTOP)
+    while is_locked(engine, process):
+        time.sleep(0.05)
+        process.send_signal(signal.SIGSTOP)
+    engine.dispose()
+
+
+def is_locked(engine: Engine, process: subprocess.Popen[str]) -> bool:
+    """Tell whether the frozen process keeps others from writing; if so, let it go on."""
+    with ThreadPoolExecutor(1) as probes:
+        probe = probes.submit(begin_to_write, engine)
+        has_waited = bool(wait([probe], timeout=2).not_done)
+        if has_waited:
+            process.send_signal(signal.SIGCONT)
+    return has_waited
+
+
+def begin_to_write(engine: Engine) -> None:
+    with database.writing(engine):
+        pass  # it has the lock of an SQLite file
+
+
 def test_workers_wait_for_one_that_has_joined_them(slow_api: FakeApi, archiver: Program) -> None:
     slowly = archiver.given(RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND="20")
     with (
@@ -283,7 +310,7 @@ def test_workers_wait_for_one_that_has_joined_them(slow_api: FakeApi, archiver: 
         joined(slowly, slow_api) as joiner,
     ):
         await_requests(slow_api, RUNS - 20)
-        joiner.send_signal(signal.SIGSTOP)
+        freeze_between_transactions(joiner, archiver)
         while children_of(process):
             time.sleep(0.01)
         joiner.send_signal(signal.SIGCONT)
