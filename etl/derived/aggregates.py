@@ -132,11 +132,13 @@ def _started(computed: Series, place: int | None) -> tuple[datetime | None, str 
     return run.started_at, run.run_id
 
 
-def build_variant_roster(variant_id: str, roster: Roster, only_run_id: str | None) -> Row:
+def build_variant_roster(variant_id: str, roster: Roster, only: PlanRun | None) -> Row:
     """Return the row of `variant_rosters` of a roster, with the keys of its tests.
 
-    `only_run_id` is the variant's only run, if `needs_no_series` holds for its roster.
+    `only` is the variant's only run, if `needs_no_series` holds for its roster. Runs without a
+    start may have other rosters.
     """
+    only_run_id = only.run_id if only and only.roster.roster_id == roster.roster_id else None
     return (variant_id, roster.roster_id, bytes.fromhex("".join(roster.keys)), only_run_id)
 
 
@@ -200,9 +202,9 @@ def compute_plan_rows(connection: Connection, plan_id: str, rules: Rules) -> dic
         cache.load(days_of_rosters)
         only = newest_runs.only
         has_rows = only is None or not needs_no_series(only.roster, rule)
-        only_run_id = None if only is None or has_rows else only.run_id
+        without_rows = None if has_rows else only
         rows["variant_rosters"] += [
-            build_variant_roster(variant_id, cache[each], only_run_id) for each in days_of_rosters
+            build_variant_roster(variant_id, cache[each], without_rows) for each in days_of_rosters
         ]
         first_days = find_first_days(variant_id, days_of_rosters, cache)
         found = build_series_rows(variant_id, computed.series, first_days)

@@ -238,14 +238,12 @@ def _refresh_rosters(
     unused = left - _find_current(connection, left)
     used = sorted(pairs - unused)
     stored = bulk.find(connection, variant_rosters, ["only_run_id"], used)
-    rows = []
-    for variant_id, roster_id in used:
-        only = without_series.get(variant_id)
-        only_run_id = only.run_id if only else None
-        if stored.get((variant_id, roster_id)) != (only_run_id,):
-            roster = caches[variant_id][roster_id]
-            rows.append(build_variant_roster(variant_id, roster, only_run_id))
-    bulk.replace(connection, variant_rosters, rows)
+    rows = [
+        build_variant_roster(each, caches[each][roster_id], without_series.get(each))
+        for each, roster_id in used
+    ]
+    changed = [row for row in rows if stored.get(row[:2]) != row[-1:]]
+    bulk.replace(connection, variant_rosters, changed)
     bulk.delete(connection, variant_rosters, sorted(unused))
 
 

@@ -112,6 +112,20 @@ def test_a_change_of_the_only_run_is_seen_as_a_whole(engine: Engine) -> None:
     assert differences(engine) == []
 
 
+def test_a_run_without_a_start_does_not_take_part_in_the_series(engine: Engine) -> None:
+    undated = {"run-1": a_run(None, {"pay": "P"})}
+    only = {"run-2": a_run(on(1), {"home": "P", "cart": "U"})}
+    for steps in ([undated, only], [only, undated]):
+        forget_all(engine)
+        for step in steps:
+            with writing(engine) as connection:
+                keep(connection, NOW, step)
+                count_all(connection)
+            assert differences(engine) == []
+        with reading(engine) as connection:
+            assert list_recent(connection) == [("cart", "U"), ("home", "P")]
+
+
 def test_runs_of_one_new_plan_in_a_batch_are_marked(engine: Engine) -> None:
     runs = {f"run-{day}": a_run(on(day), {"home": "P"}) for day in (1, 2)}
     with writing(engine) as connection:
