@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, event, text
 
 from etl.archive import removal
+from etl.archive.rekey import rekey_application
 from etl.archive.replay import lock_runs
 from etl.archive.verify import verify_archive
 from etl.config.settings import DEFAULT_RULES, Reporting
 from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import daily_results, durations, series, variant_rosters, weekly_results
 from etl.derived import marks
-from etl.derived.plans import Plan
+from etl.derived.plans import Application, Plan
 from etl.derived.refresh import refresh_plans, refresh_some
 from tests.support.dump import dump, rows_of
 from tests.support.histories import (
@@ -361,6 +362,28 @@ def test_a_commit_and_a_refresh_of_its_only_run_do_not_deadlock(server: Engine) 
             sleep(0.2)
             keep(connection, NOW, {"run-1": a_run(on(1), {"home": "P"})})
         refreshing.result(timeout=10)
+    with writing(server) as connection:
+        count_all(connection)
+    assert differences(server) == []
+
+
+def test_a_commit_and_a_rekey_of_its_plan_do_not_deadlock(server: Engine) -> None:
+    see(server, NOW, {"run-1": a_run(on(1), {"home": "U"})})
+    has_plan = threading.Event()
+
+    def hold_plan(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if statement.startswith("DELETE FROM series"):
+            has_plan.set()
+            sleep(0.5)
+
+    event.listen(server, "before_cursor_execute", hold_plan)
+    with ThreadPoolExecutor(1) as others:
+        rekeying = others.submit(rekey_application, server, Application("default", "shop"), UTC)
+        assert has_plan.wait(10)
+        with writing(server) as connection:
+            lock_runs(connection, ["run-1"])
+            keep(connection, NOW, {"run-1": a_run(on(1), {"home": "P"})})
+        rekeying.result(timeout=10)
     with writing(server) as connection:
         count_all(connection)
     assert differences(server) == []
