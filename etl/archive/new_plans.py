@@ -56,12 +56,12 @@ def build_first_runs(
         among(labels.c.run_id, run_ids), labels.c.name == COMMIT_LABEL
     )
     commits = dict(connection.execute(query).all()) if run_ids else {}
-    needs_no_series = [
+    without_series = [
         each
         for each in only
         if rules.for_plan(each.plan) == IdentityRule() and each.answer.named.are_distinct
     ]
-    found = ((each, _build_plan_run(each, commits)) for each in needs_no_series)
+    found = ((each, _build_plan_run(each, commits)) for each in without_series)
     return [FirstRun(each.plan, run, each.answer.named.keys) for each, run in found if run]
 
 

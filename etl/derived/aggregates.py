@@ -135,19 +135,22 @@ def _started(computed: Series, place: int | None) -> tuple[datetime | None, str 
 def build_variant_roster(variant_id: str, roster: Roster, only: PlanRun | None) -> Row:
     """Return the row of `variant_rosters` of a roster, with the keys of its tests.
 
-    `only` is the variant's only run, if `needs_no_series` holds for its roster. Runs without a
-    start may have other rosters.
+    `only` is the variant's `find_only_run`. Runs without a start may have other rosters.
     """
     only_run_id = only.run_id if only and only.roster.roster_id == roster.roster_id else None
     return (variant_id, roster.roster_id, bytes.fromhex("".join(roster.keys)), only_run_id)
 
 
-def needs_no_series(roster: Roster, rule: IdentityRule) -> bool:
-    """Tell whether the series of a variant's only run follow from the rows of the run's tests.
+def find_only_run(newest_runs: NewestRuns, rule: IdentityRule) -> PlanRun | None:
+    """Return a variant's only run, if its tests need no rows in `series`.
 
-    They do if each test is a series of its own, under the name that it has there.
+    They need none if each is a series of its own, under the name that it has there.
     """
-    return rule == IdentityRule() and len(set(roster.keys)) == len(roster.keys)
+    only = newest_runs.only
+    if only is None or rule != IdentityRule():
+        return None
+    keys = only.roster.keys
+    return only if len(set(keys)) == len(keys) else None
 
 
 def build_period_row(plan: Plan, period: Period) -> Row:
@@ -200,15 +203,13 @@ def compute_plan_rows(connection: Connection, plan_id: str, rules: Rules) -> dic
         rows["durations"] += computed.durations
         days_of_rosters = read_days_of_rosters(connection, variant_id)
         cache.load(days_of_rosters)
-        only = newest_runs.only
-        has_rows = only is None or not needs_no_series(only.roster, rule)
-        without_rows = None if has_rows else only
+        only = find_only_run(newest_runs, rule)
         rows["variant_rosters"] += [
-            build_variant_roster(variant_id, cache[each], without_rows) for each in days_of_rosters
+            build_variant_roster(variant_id, cache[each], only) for each in days_of_rosters
         ]
         first_days = find_first_days(variant_id, days_of_rosters, cache)
         found = build_series_rows(variant_id, computed.series, first_days)
-        rows["series"] += sorted(found.series) if has_rows else []
+        rows["series"] += [] if only else sorted(found.series)
         rows["series_metrics"] += sorted(found.metrics, key=itemgetter(1))
     flaky = {plan_id: flaky_seen_at}
     rows["plan_summaries"] = compute_plan_summaries(connection, [plan], flaky, rules)

@@ -65,7 +65,7 @@ def _find_new(connection: Connection, plans: Collection[Plan]) -> set[Plan]:
 def insert_aggregates(connection: Connection, first_runs: Sequence[FirstRun], rules: Rules) -> None:
     """Insert the aggregates of plans that `lock_new_plans` found to be new.
 
-    The tests of each run need no rows in `series` (`aggregates.needs_no_series`).
+    The tests of each run need no rows in `series` (`aggregates.find_only_run`).
     """
     runs = [each.run for each in first_runs]
     places = [

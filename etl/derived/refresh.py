@@ -40,7 +40,7 @@ from etl.derived.aggregates import (
     build_variant_roster,
     compute_variant,
     find_first_days,
-    needs_no_series,
+    find_only_run,
     read_days,
     read_days_of_rosters,
     recompute_plan,
@@ -214,7 +214,7 @@ def _refresh_series(connection: Connection, scopes: Mapping[str, _Scope], rules:
         without_series = {
             each: only
             for each, found in newest_runs.items()
-            if (only := found.only) and needs_no_series(only.roster, test_rules[each])
+            if (only := find_only_run(found, test_rules[each]))
         }
         _refresh_rosters(connection, caches, part, without_series)
         first_days = _find_first_days(connection, caches, part)
