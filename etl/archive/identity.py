@@ -46,6 +46,8 @@ from etl.telemetry.log import get_logger
 APPLICATIONS_AT_ONCE = 100
 """The most applications that one transaction measures."""
 MAX_RUNS = 40
+WALKED_RUNS = 10 * MAX_RUNS
+"""The newest runs of the archive that are read for each application to be measured."""
 MAX_TESTS = 20_000
 TESTS_AT_ONCE = 1000
 """The number of tests after which a read ends: of large runs the newest few are enough."""
@@ -72,6 +74,17 @@ class ListedTest(NamedTuple):
     name: str | None
     type: str | None
     test_id: str | None
+
+
+class _PlannedRun(NamedTuple):
+    """A run with its number of tests and its plan."""
+
+    run_id: str
+    test_count: int
+    plan: str
+
+
+_PLANNED_RUN = (runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
 
 
 class Repeats(NamedTuple):
@@ -264,15 +277,9 @@ def _measure_locked(
 
     Yields the measurements that have reversed an earlier decision.
     """
-    names = {each.application for each in applications}
-    query = select(plan_variants.c.variant_id, *OWNER_NAMES)
-    variants: defaultdict[Application, list[str]] = defaultdict(list)
-    for variant_id, *owner in connection.execute(
-        query.where(among(plan_variants.c.application, names))
-    ):
-        variants[Application(*owner)].append(variant_id)
+    newest = _find_newest_runs(connection, applications)
     for application in applications:
-        repeats = count_repeats(_read_newest_tests(connection, variants[application]))
+        repeats = count_repeats(_read_newest_tests(connection, newest[application]))
         if switch := _record_repeats(connection, application, repeats, now):
             yield switch
 
@@ -332,14 +339,69 @@ def _log_switch(switch: IdentityRecord) -> None:
 
 
 def _read_newest_tests(
-    connection: Connection, variant_ids: Sequence[str]
+    connection: Connection, newest: Sequence[_PlannedRun]
 ) -> Iterator[list[ListedTest]]:
-    """Yield the tests of the newest runs of some variants, newest run first."""
-    columns = (runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
-    is_chosen = among(outcomes.c.variant_id, variant_ids)
-    query = _select_newest_runs(is_chosen, *columns).limit(MAX_RUNS)
-    for plans in _split_runs(connection.execute(query).all()):
+    """Yield the tests of runs, in the order of these."""
+    for plans in _split_runs(newest):
         yield from _read_tests(connection, plans)
+
+
+def _find_newest_runs(
+    connection: Connection, applications: Collection[Application]
+) -> dict[Application, list[_PlannedRun]]:
+    """Return the newest runs of each application, `MAX_RUNS` or all, the newest first.
+
+    Mostly they are among the newest of the archive: only of an application that has few there, all
+    runs are sorted.
+    """
+    most = WALKED_RUNS * len(applications)
+    rows = _read_newest_runs(connection, most)
+    newest = _group_by_owner(rows)
+    rest = {each for each in applications if len(newest[each]) < MAX_RUNS}
+    if rest and len(rows) == most:
+        for application, variant_ids in _read_variants(connection, rest).items():
+            newest[application] = _read_newest_of(connection, variant_ids)
+    return newest
+
+
+def _group_by_owner(rows: Iterable[Any]) -> dict[Application, list[_PlannedRun]]:
+    """Return `MAX_RUNS` of the runs of each application, or all, in the order of `rows`."""
+    newest: defaultdict[Application, list[_PlannedRun]] = defaultdict(list)
+    for source, application, *run in rows:
+        found = newest[Application(source, application)]
+        if len(found) < MAX_RUNS:
+            found.append(_PlannedRun(*run))
+    return newest
+
+
+def _read_newest_runs(connection: Connection, most: int) -> Sequence[Any]:
+    """Return the owner, run ID, number of tests and plan of the newest runs of the archive."""
+    started_at = runs.c.started_at
+    order = (started_at.desc(), runs.c.run_id.desc())
+    chosen = select(runs.c.run_id).where(started_at.is_not(None)).order_by(*order).limit(most)
+    query = _select_runs_with_plan(*OWNER_NAMES, *_PLANNED_RUN).where(runs.c.run_id.in_(chosen))
+    return connection.execute(query.order_by(*order)).all()
+
+
+def _read_variants(
+    connection: Connection, applications: Set[Application]
+) -> Mapping[Application, list[str]]:
+    """Return the variants of each application."""
+    names = {each.application for each in applications}
+    query = select(plan_variants.c.variant_id, *OWNER_NAMES)
+    variants: dict[Application, list[str]] = {each: [] for each in applications}
+    for variant_id, *owner in connection.execute(
+        query.where(among(plan_variants.c.application, names))
+    ):
+        if (application := Application(*owner)) in variants:
+            variants[application].append(variant_id)
+    return variants
+
+
+def _read_newest_of(connection: Connection, variant_ids: Sequence[str]) -> list[_PlannedRun]:
+    """Return the newest runs of some variants."""
+    query = _select_newest_runs(among(outcomes.c.variant_id, variant_ids), *_PLANNED_RUN)
+    return [_PlannedRun(*row) for row in connection.execute(query.limit(MAX_RUNS))]
 
 
 def _select_newest_runs(condition: ColumnElement[bool], *columns: Any) -> Select[Any]:
@@ -349,7 +411,7 @@ def _select_newest_runs(condition: ColumnElement[bool], *columns: Any) -> Select
     return query.order_by(started_at.desc(), outcomes.c.run_id.desc())
 
 
-def _split_runs(newest: Iterable[Any]) -> Iterator[dict[str, str]]:
+def _split_runs(newest: Iterable[_PlannedRun]) -> Iterator[dict[str, str]]:
     """Yield runs with their plans, a few at a time, until they have `MAX_TESTS` tests."""
     part: dict[str, str] = {}
     read = unread = 0

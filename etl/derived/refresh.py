@@ -46,7 +46,7 @@ from etl.derived.aggregates import (
     recompute_plan,
 )
 from etl.derived.identity_rules import IdentityRules
-from etl.derived.marks import DirtyMark, lock_plans
+from etl.derived.marks import lock_plans
 from etl.derived.outcome_reader import (
     NewestRuns,
     RosterCache,
@@ -169,33 +169,28 @@ def _take_marks(connection: Connection, plans: Mapping[str, Plan]) -> dict[str, 
     variant. A run that has been the variant's only one is in scope, too: its tests have no rows.
     """
     mark, outcome = dirty_marks.c, outcomes.c
+    is_chosen = among(mark.variant_id, plans)
+    # Before the results: those of a mark that a commit adds in between may be in scope already.
+    marks = connection.execute(select(*mark).where(is_chosen).order_by(*mark)).all()
     is_touched = and_(
         outcome.run_id == mark.run_id,
         outcome.revision.between(mark.revision - 1, mark.revision),
         outcome.variant_id == mark.variant_id,
     )
-    touched = (outcome.roster_id, IS_CURRENT, outcome.started_on, func.length(outcome.outcomes))
-    query = (
-        select(mark.variant_id, mark.run_id, mark.revision, *touched)
-        .outerjoin(outcomes, is_touched)
-        .where(among(mark.variant_id, plans))
-    )
-    only_runs = (
-        select(variant_rosters.c.variant_id, *touched)
-        .join(outcomes, IS_ONLY_RUN)
-        .where(among(variant_rosters.c.variant_id, plans))
+    results = (outcome.variant_id, outcome.roster_id, IS_CURRENT, outcome.started_on)
+    query = select(*results, func.max(func.length(outcome.outcomes))).group_by(*results)
+    touched = query.select_from(dirty_marks.join(outcomes, is_touched)).where(is_chosen)
+    only_runs = query.select_from(variant_rosters.join(outcomes, IS_ONLY_RUN)).where(
+        among(variant_rosters.c.variant_id, plans)
     )
     scopes = {variant_id: _Scope(plan, defaultdict(set), []) for variant_id, plan in plans.items()}
-    rows = connection.execute(query).all()
-    of_marks = [(row.variant_id, *row[3:]) for row in rows if row.roster_id is not None]
     for variant_id, roster_id, is_current, day, tests in chain(
-        of_marks, connection.execute(only_runs)
+        connection.execute(touched), connection.execute(only_runs)
     ):
         days = scopes[variant_id].days[_Results(roster_id, bool(is_current))]
         days |= {day} if day else set()
         scopes[variant_id].tests.append(tests)
-    marks = {DirtyMark(row.variant_id, row.run_id, row.revision) for row in rows}
-    bulk.delete(connection, dirty_marks, sorted(marks))
+    bulk.delete(connection, dirty_marks, marks)
     return scopes
 
 

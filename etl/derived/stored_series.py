@@ -17,6 +17,7 @@ from sqlalchemy import (
     cast,
     exists,
     func,
+    literal_column,
     null,
     or_,
     select,
@@ -50,6 +51,7 @@ class SeriesColumns(NamedTuple):
     test_id: ColumnElement[str | None]
 
 
+_NOTHING = literal_column("''", Text)
 _WITH_ROWS = SeriesColumns(
     plan_variants.join(series, series.c.variant_id == plan_variants.c.variant_id).join(
         series_metrics, HAS_METRICS
@@ -63,10 +65,11 @@ _HAS_ITS_LETTER = and_(
     series_metrics.c.variant_id == variant_rosters.c.variant_id,
     series_metrics.c.recent == func.substr(outcomes.c.outcomes, cast(tests.c.position, Integer), 1),
 )
+# As text, in which SQLite finds no index: it would read all outcomes of a variant for one of them.
 IS_ONLY_RUN = and_(
     outcomes.c.run_id == variant_rosters.c.only_run_id,
-    outcomes.c.variant_id == variant_rosters.c.variant_id,
-    outcomes.c.roster_id == variant_rosters.c.roster_id,
+    outcomes.c.variant_id + _NOTHING == variant_rosters.c.variant_id,
+    outcomes.c.roster_id + _NOTHING == variant_rosters.c.roster_id,
     IS_CURRENT,
 )
 """The outcome is that of a run whose tests have no rows in `series`."""
