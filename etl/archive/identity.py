@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, delete, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, delete, select
 
 from etl.archive.identity_records import (
     IdentityRecord,
@@ -247,15 +247,18 @@ def _find_undecided(
 
 def _find_marked(connection: Connection) -> list[Application]:
     """Return the applications that have a marked plan with two runs, which can be compared."""
-    is_marked = dirty_marks.c.variant_id == plan_variants.c.variant_id
-    marked = select(plan_variants.c.plan_id).join(dirty_marks, is_marked)
-    query = (
-        select(*OWNER_NAMES)
-        .join(outcomes, outcomes.c.variant_id == plan_variants.c.variant_id)
-        .where(plan_variants.c.plan_id.in_(marked), IS_CURRENT, outcomes.c.started_at.is_not(None))
-        .group_by(plan_variants.c.plan_id, *OWNER_NAMES)
-        .having(func.count() > 1)
+    of_plan = plan_variants.alias()
+    second_run = (
+        select(outcomes.c.run_id)
+        .join(of_plan, of_plan.c.variant_id == outcomes.c.variant_id)
+        .where(of_plan.c.plan_id == plan_variants.c.plan_id)
+        .where(IS_CURRENT, outcomes.c.started_at.is_not(None))
+        .limit(1)
+        .offset(1)
+        .scalar_subquery()
     )
+    is_marked = plan_variants.c.variant_id.in_(select(dirty_marks.c.variant_id))
+    query = select(*OWNER_NAMES).where(is_marked, second_run.is_not(None)).distinct()
     return _keep_short_names(_read_applications(connection, query))
 
 

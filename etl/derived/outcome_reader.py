@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, and_, select, tuple_
 
-from etl.db.schema import IS_CURRENT, among, labels, outcomes, rosters
+from etl.db.schema import IS_CURRENT, among, labels, outcomes, plan_variants, rosters
 from etl.derived.metrics import Counts
 from etl.derived.plans import IdentityRule, NamedTest, Plan, PlanRun, Roster, TestIdentities
 
@@ -177,7 +177,7 @@ def read_newest_runs(
 
     Reads the runs of variants that have few together: most variants of a young archive do.
     """
-    few = sorted(_find_small(connection, list(caches)))
+    few = _find_small(connection, list(caches))
     in_order = (outcomes.c.variant_id, *NEWEST_FIRST)
     chosen = and_(among(outcomes.c.variant_id, few), IS_CURRENT)
     rows = connection.execute(select_plan_runs(chosen).order_by(*in_order)).all() if few else []
@@ -198,11 +198,16 @@ def read_newest_runs(
     }
 
 
-def _find_small(connection: Connection, variant_ids: Collection[str]) -> Iterator[str]:
-    """Yield the variants whose runs fit in one page."""
-    query = select(outcomes.c.variant_id, func.count()).where(
-        among(outcomes.c.variant_id, variant_ids), IS_CURRENT
+def _find_small(connection: Connection, variant_ids: Collection[str]) -> list[str]:
+    """Return the variants whose runs fit in one page, in order."""
+    last_of_page = (
+        select(outcomes.c.run_id)
+        .where(outcomes.c.variant_id == plan_variants.c.variant_id, IS_CURRENT)
+        .limit(1)
+        .offset(PAGE_RUNS - 1)
+        .scalar_subquery()
     )
-    rows = connection.execute(query.group_by(outcomes.c.variant_id)).all()
-    counted: dict[str, int] = dict(rows)
-    return (each for each in variant_ids if counted.get(each, 0) < PAGE_RUNS)
+    query = select(plan_variants.c.variant_id).where(
+        among(plan_variants.c.variant_id, variant_ids), last_of_page.is_(None)
+    )
+    return sorted(connection.scalars(query))
