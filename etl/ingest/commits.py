@@ -241,8 +241,8 @@ class Commits:
     def _count(self, committed: Committed) -> set[Application]:
         """Count a batch; return the applications whose test ids can be compared by now."""
         with self._counting:
+            self._tally.add(committed.ends)
             for end in committed.ends:
-                self._tally.add(end)
                 _log_end(end)
             self._unrefreshed += sum(each.is_new or each.is_changed for each in committed.saved)
             return self._repeats.add(committed.plans)

@@ -31,8 +31,7 @@ def open_worker(connection: Connection, name: str, pass_id: int, now: datetime) 
 def count_ends(connection: Connection, name: str, ends: Sequence[RunEnd], requests: int) -> None:
     """Add the runs that a transaction stores to a worker's counts; it has sent `requests`."""
     tally = Tally()
-    for end in ends:
-        tally.add(end)
+    tally.add(ends)
     counts = {column: getattr(tally, column) for column in COUNTS}
     values = {column: pass_workers.c[column] + more for column, more in counts.items() if more}
     sent = pass_workers.c.requests

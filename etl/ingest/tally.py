@@ -1,7 +1,8 @@
 """The counts of one pass: what its summary, its row in `ingests` and its exit code tell."""
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -70,15 +71,17 @@ class Tally:
             "standing_failed": [each._asdict() for each in self.standing_failed],
         }
 
-    def add(self, end: RunEnd) -> None:
-        """Count the end of one run."""
-        setattr(self, end.kind, getattr(self, end.kind) + 1)
-        state = end.recorded.standing.state
-        self.to_retry += end.kind in {"failed", "rejected"} and state is State.RETRYING
-        if state is State.RUNNING:
-            self.waiting += 1
-        elif state is State.FAILED and end.kind in {"new", "changed"}:
-            self.failed += 1
+    def add(self, ends: Iterable[RunEnd]) -> None:
+        """Count the ends of runs."""
+        counted = Counter((end.kind, end.recorded.standing.state) for end in ends)
+        for (kind, state), runs in counted.items():
+            setattr(self, kind, getattr(self, kind) + runs)
+            if kind in {"failed", "rejected"} and state is State.RETRYING:
+                self.to_retry += runs
+            if state is State.RUNNING:
+                self.waiting += runs
+            elif state is State.FAILED and kind in {"new", "changed"}:
+                self.failed += runs
 
 
 def kind_of(outcome: Outcome, saved: Mapping[str, StoredAnswer], recorded: Recorded) -> str:
