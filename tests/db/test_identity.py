@@ -101,7 +101,10 @@ def measured(engine: Engine) -> list[tuple[Any, ...]]:
     columns = ("application", "compared", "repeated", "key_kind", "is_applied")
     with reading(engine) as connection:
         return [
-            tuple(row) for row in connection.execute(select(*[identities.c[c] for c in columns]))
+            tuple(row)
+            for row in connection.execute(
+                select(*[identities.c[c] for c in columns]).order_by(identities.c.application)
+            )
         ]
 
 
@@ -113,6 +116,22 @@ def test_a_test_that_keeps_its_id_keeps_its_history_when_it_is_renamed(
     assert measured(engine) == [("Shop", 21, 21, "id", True)]
     assert known_tests(engine) == [("A", "P" * 10), ("B, renamed", "P" * 10)]
     assert archiver.call("verify").exit_code == 0
+
+
+def test_an_application_is_measured_in_its_own_runs_where_all_newest_ones_are_of_another(
+    api: FakeApi, archiver: Program, engine: Engine
+) -> None:
+    tests = [{"id": "1", "name": "A", "status": "passed"}]
+    others = [f"other-{number}" for number in range(identity.WALKED_RUNS + 1)]
+    newer = result(started_at="2024-06-01T12:00:00Z", application="Other", tests=tests)
+    api.answers = {each: [newer] for each in others} | runs_of([("id of a", "id of b")] * 12)
+    assert archiver.call("ingest", *others).exit_code == 0
+    assert archiver.call("ingest", *RUN_IDS).exit_code == 0
+    compared = min(identity.MAX_RUNS - 1, identity.ENOUGH_COMPARED)
+    assert measured(engine) == [
+        ("Other", compared, compared, "id", True),
+        ("Shop", 21, 21, "id", True),
+    ]
 
 
 def test_the_lists_that_were_kept_by_name_are_gone_once_ids_are_known_to_repeat(
