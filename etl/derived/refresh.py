@@ -111,32 +111,37 @@ class _Scope(NamedTuple):
 
 
 def refresh_marked(engine: Engine) -> None:
-    """Refresh all marked aggregates, whichever pass marked them."""
-    is_more = True
-    while is_more:
+    """Refresh the aggregates of all variants that are marked now, whichever pass marked them.
+
+    In the order of their ids, each once: concurrent commits mark them again and again.
+    """
+    last: str | None = ""
+    while last is not None:
         with writing(engine) as connection:
-            is_more = refresh_some(connection, hold_settings(connection).rules)
+            last = refresh_some(connection, hold_settings(connection).rules, last)
 
 
-def refresh_some(connection: Connection, rules: Rules) -> bool:
-    """Refresh the aggregates of some marked variants; return False if none was marked.
+def refresh_some(connection: Connection, rules: Rules, after: str = "") -> str | None:
+    """Refresh the aggregates of some marked variants with ids `after` this one.
+
+    Returns the last of them; None if none was marked.
 
     Locks the plans (`lock_plans`) before it reads their marks, so that every run behind a mark
     is visible to the computation.
     """
-    plans = _choose_variants(connection)
+    plans = _choose_variants(connection, after)
     if not plans:
-        return False
+        return None
     lock_plans(connection, [plan.plan_id for plan in plans.values()])
     scopes = _take_marks(connection, plans)
     _refresh_series(connection, scopes, rules)
     _refresh_periods(connection, scopes)
     refresh_plan_summaries(connection, set(plans.values()), rules)
-    return True
+    return max(plans)
 
 
-def _choose_variants(connection: Connection) -> dict[str, Plan]:
-    """Return the next marked variants with their plans."""
+def _choose_variants(connection: Connection, after: str) -> dict[str, Plan]:
+    """Return the next marked variants with their plans, in the order of their ids."""
     tests = func.max(func.coalesce(func.length(outcomes.c.outcomes), 0))
     is_marked = and_(
         outcomes.c.run_id == dirty_marks.c.run_id, outcomes.c.revision == dirty_marks.c.revision
@@ -144,6 +149,7 @@ def _choose_variants(connection: Connection) -> dict[str, Plan]:
     chosen = (
         select(dirty_marks.c.variant_id, tests.label("tests"))
         .outerjoin(outcomes, is_marked)
+        .where(dirty_marks.c.variant_id > after)
         .group_by(dirty_marks.c.variant_id)
         .order_by(dirty_marks.c.variant_id)
         .limit(VARIANTS_AT_ONCE)

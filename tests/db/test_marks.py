@@ -22,7 +22,7 @@ from etl.db.database import connect, prepare, reading, writing
 from etl.db.schema import daily_results, durations, series, variant_rosters, weekly_results
 from etl.derived import marks
 from etl.derived.plans import Application, Plan
-from etl.derived.refresh import refresh_plans, refresh_some
+from etl.derived.refresh import refresh_marked, refresh_plans, refresh_some
 from tests.support.dump import dump, rows_of
 from tests.support.histories import (
     CHROME,
@@ -242,6 +242,27 @@ def test_a_mark_that_comes_during_a_refresh_stays(postgresql_url: str) -> None:
         assert [recent for _, recent in list_recent(connection)] == ["PPF"]
     assert differences(engine) == []
     engine.dispose()
+
+
+def test_a_refresh_ends_though_commits_mark_its_variants_again_and_again(server: Engine) -> None:
+    see(server, NOW, {f"run-{day}": a_run(on(day), {"home": "P"}) for day in (1, 2)})
+    days = iter(range(4, 9))
+
+    def commit(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if statement.startswith("DELETE FROM dirty_marks") and (day := next(days, None)):
+            with writing(server) as connection:
+                keep(connection, NOW, {f"run-{day}": a_run(on(day), {"home": "F"})})
+
+    with writing(server) as connection:
+        keep(connection, NOW, {"run-3": a_run(on(3), {"home": "P"})})
+    event.listen(server, "after_cursor_execute", commit)
+    refresh_marked(server)
+    event.remove(server, "after_cursor_execute", commit)
+    with reading(server) as connection:
+        assert [recent for _, recent in list_recent(connection)] == ["PPPF"]
+        assert marks.count_marked(connection) == 1
+    refresh_marked(server)
+    assert differences(server) == []
 
 
 def mark(connection: Connection, plan: Plan) -> None:
