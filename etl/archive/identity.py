@@ -46,7 +46,7 @@ from etl.telemetry.log import get_logger
 APPLICATIONS_AT_ONCE = 100
 """The most applications that one transaction measures."""
 MAX_RUNS = 40
-WALKED_RUNS = 10 * MAX_RUNS
+WALKED_RUNS = 5 * MAX_RUNS
 """The newest runs of the archive that are read for each application to be measured."""
 MAX_TESTS = 20_000
 TESTS_AT_ONCE = 1000
