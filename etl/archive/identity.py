@@ -76,15 +76,15 @@ class ListedTest(NamedTuple):
     test_id: str | None
 
 
-class _PlannedRun(NamedTuple):
-    """A run with its number of tests and its plan."""
+class _ListedRun(NamedTuple):
+    """A run whose tests can be listed: their number, and its plan."""
 
     run_id: str
     test_count: int
     plan: str
 
 
-_PLANNED_RUN = (runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
+_LISTED_RUN = (runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
 
 
 class Repeats(NamedTuple):
@@ -342,7 +342,7 @@ def _log_switch(switch: IdentityRecord) -> None:
 
 
 def _read_newest_tests(
-    connection: Connection, newest: Sequence[_PlannedRun]
+    connection: Connection, newest: Sequence[_ListedRun]
 ) -> Iterator[list[ListedTest]]:
     """Yield the tests of runs, in the order of these."""
     for plans in _split_runs(newest):
@@ -351,7 +351,7 @@ def _read_newest_tests(
 
 def _find_newest_runs(
     connection: Connection, applications: Collection[Application]
-) -> dict[Application, list[_PlannedRun]]:
+) -> defaultdict[Application, list[_ListedRun]]:
     """Return the newest runs of each application, `MAX_RUNS` or all, the newest first.
 
     Mostly they are among the newest of the archive: only of an application that has few there, all
@@ -367,23 +367,23 @@ def _find_newest_runs(
     return newest
 
 
-def _group_by_owner(rows: Iterable[Any]) -> dict[Application, list[_PlannedRun]]:
+def _group_by_owner(rows: Iterable[Any]) -> defaultdict[Application, list[_ListedRun]]:
     """Return `MAX_RUNS` of the runs of each application, or all, in the order of `rows`."""
-    newest: defaultdict[Application, list[_PlannedRun]] = defaultdict(list)
+    newest: defaultdict[Application, list[_ListedRun]] = defaultdict(list)
     for source, application, *run in rows:
         found = newest[Application(source, application)]
         if len(found) < MAX_RUNS:
-            found.append(_PlannedRun(*run))
+            found.append(_ListedRun(*run))
     return newest
 
 
 def _read_newest_runs(connection: Connection, most: int) -> Sequence[Any]:
     """Return the owner, run ID, number of tests and plan of the newest runs of the archive."""
-    started_at = runs.c.started_at
-    order = (started_at.desc(), runs.c.run_id.desc())
-    chosen = select(runs.c.run_id).where(started_at.is_not(None)).order_by(*order).limit(most)
-    query = _select_runs_with_plan(*OWNER_NAMES, *_PLANNED_RUN).where(runs.c.run_id.in_(chosen))
-    return connection.execute(query.order_by(*order)).all()
+    order = (runs.c.started_at.desc(), runs.c.run_id.desc())
+    has_start = runs.c.started_at.is_not(None)
+    chosen = select(runs.c.run_id).where(has_start).order_by(*order).limit(most)
+    query = _select_newest_runs(runs.c.run_id.in_(chosen), *OWNER_NAMES, *_LISTED_RUN)
+    return connection.execute(query).all()
 
 
 def _read_variants(
@@ -401,10 +401,10 @@ def _read_variants(
     return variants
 
 
-def _read_newest_of(connection: Connection, variant_ids: Sequence[str]) -> list[_PlannedRun]:
+def _read_newest_of(connection: Connection, variant_ids: Sequence[str]) -> list[_ListedRun]:
     """Return the newest runs of some variants."""
-    query = _select_newest_runs(among(outcomes.c.variant_id, variant_ids), *_PLANNED_RUN)
-    return [_PlannedRun(*row) for row in connection.execute(query.limit(MAX_RUNS))]
+    query = _select_newest_runs(among(outcomes.c.variant_id, variant_ids), *_LISTED_RUN)
+    return [_ListedRun(*row) for row in connection.execute(query.limit(MAX_RUNS))]
 
 
 def _select_newest_runs(condition: ColumnElement[bool], *columns: Any) -> Select[Any]:
@@ -414,7 +414,7 @@ def _select_newest_runs(condition: ColumnElement[bool], *columns: Any) -> Select
     return query.order_by(started_at.desc(), outcomes.c.run_id.desc())
 
 
-def _split_runs(newest: Iterable[_PlannedRun]) -> Iterator[dict[str, str]]:
+def _split_runs(newest: Iterable[_ListedRun]) -> Iterator[dict[str, str]]:
     """Yield runs with their plans, a few at a time, until they have `MAX_TESTS` tests."""
     part: dict[str, str] = {}
     read = unread = 0

@@ -51,7 +51,7 @@ class SeriesColumns(NamedTuple):
     test_id: ColumnElement[str | None]
 
 
-_NOTHING = literal_column("''", Text)
+_EMPTY_TEXT = literal_column("''", Text)
 _WITH_ROWS = SeriesColumns(
     plan_variants.join(series, series.c.variant_id == plan_variants.c.variant_id).join(
         series_metrics, HAS_METRICS
@@ -68,8 +68,8 @@ _HAS_ITS_LETTER = and_(
 # As text, in which SQLite finds no index: it would read all outcomes of a variant for one of them.
 IS_ONLY_RUN = and_(
     outcomes.c.run_id == variant_rosters.c.only_run_id,
-    outcomes.c.variant_id + _NOTHING == variant_rosters.c.variant_id,
-    outcomes.c.roster_id + _NOTHING == variant_rosters.c.roster_id,
+    outcomes.c.variant_id + _EMPTY_TEXT == variant_rosters.c.variant_id,
+    outcomes.c.roster_id + _EMPTY_TEXT == variant_rosters.c.roster_id,
     IS_CURRENT,
 )
 """The outcome is that of a run whose tests have no rows in `series`."""
