@@ -76,7 +76,7 @@ class ListedTest(NamedTuple):
     test_id: str | None
 
 
-class _ListedRun(NamedTuple):
+class _CountedRun(NamedTuple):
     """A run whose tests can be listed: their number, and its plan."""
 
     run_id: str
@@ -84,7 +84,7 @@ class _ListedRun(NamedTuple):
     plan: str
 
 
-_LISTED_RUN = (runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
+_COUNTED_RUN = (runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
 
 
 class Repeats(NamedTuple):
@@ -342,7 +342,7 @@ def _log_switch(switch: IdentityRecord) -> None:
 
 
 def _read_newest_tests(
-    connection: Connection, newest: Sequence[_ListedRun]
+    connection: Connection, newest: Sequence[_CountedRun]
 ) -> Iterator[list[ListedTest]]:
     """Yield the tests of runs, in the order of these."""
     for plans in _split_runs(newest):
@@ -351,7 +351,7 @@ def _read_newest_tests(
 
 def _find_newest_runs(
     connection: Connection, applications: Collection[Application]
-) -> defaultdict[Application, list[_ListedRun]]:
+) -> defaultdict[Application, list[_CountedRun]]:
     """Return the newest runs of each application, `MAX_RUNS` or all, the newest first.
 
     Mostly they are among the newest of the archive: only of an application that has few there, all
@@ -367,13 +367,13 @@ def _find_newest_runs(
     return newest
 
 
-def _group_by_owner(rows: Iterable[Any]) -> defaultdict[Application, list[_ListedRun]]:
+def _group_by_owner(rows: Iterable[Any]) -> defaultdict[Application, list[_CountedRun]]:
     """Return `MAX_RUNS` of the runs of each application, or all, in the order of `rows`."""
-    newest: defaultdict[Application, list[_ListedRun]] = defaultdict(list)
+    newest: defaultdict[Application, list[_CountedRun]] = defaultdict(list)
     for source, application, *run in rows:
         found = newest[Application(source, application)]
         if len(found) < MAX_RUNS:
-            found.append(_ListedRun(*run))
+            found.append(_CountedRun(*run))
     return newest
 
 
@@ -382,7 +382,7 @@ def _read_newest_runs(connection: Connection, most: int) -> Sequence[Any]:
     order = (runs.c.started_at.desc(), runs.c.run_id.desc())
     has_start = runs.c.started_at.is_not(None)
     chosen = select(runs.c.run_id).where(has_start).order_by(*order).limit(most)
-    query = _select_newest_runs(runs.c.run_id.in_(chosen), *OWNER_NAMES, *_LISTED_RUN)
+    query = _select_newest_runs(runs.c.run_id.in_(chosen), *OWNER_NAMES, *_COUNTED_RUN)
     return connection.execute(query).all()
 
 
@@ -401,10 +401,10 @@ def _read_variants(
     return variants
 
 
-def _read_newest_of(connection: Connection, variant_ids: Sequence[str]) -> list[_ListedRun]:
+def _read_newest_of(connection: Connection, variant_ids: Sequence[str]) -> list[_CountedRun]:
     """Return the newest runs of some variants."""
-    query = _select_newest_runs(among(outcomes.c.variant_id, variant_ids), *_LISTED_RUN)
-    return [_ListedRun(*row) for row in connection.execute(query.limit(MAX_RUNS))]
+    query = _select_newest_runs(among(outcomes.c.variant_id, variant_ids), *_COUNTED_RUN)
+    return [_CountedRun(*row) for row in connection.execute(query.limit(MAX_RUNS))]
 
 
 def _select_newest_runs(condition: ColumnElement[bool], *columns: Any) -> Select[Any]:
@@ -414,7 +414,7 @@ def _select_newest_runs(condition: ColumnElement[bool], *columns: Any) -> Select
     return query.order_by(started_at.desc(), outcomes.c.run_id.desc())
 
 
-def _split_runs(newest: Iterable[_ListedRun]) -> Iterator[dict[str, str]]:
+def _split_runs(newest: Iterable[_CountedRun]) -> Iterator[dict[str, str]]:
     """Yield runs with their plans, a few at a time, until they have `MAX_TESTS` tests."""
     part: dict[str, str] = {}
     read = unread = 0
