@@ -19,8 +19,7 @@ from msgspec import msgpack
 from etl import clock
 from etl.fetch.child_process import STOP_SIGNAL
 from etl.fetch.fetcher import RunFetcher
-from etl.fetch.messages import Begin, Done, Drop, Targets
-from etl.fetch.permits import Permits
+from etl.fetch.messages import Begin, Done, Give
 from etl.fetch.pool import FetchPool
 from etl.runtime import relax_garbage_collection, tune_heap
 from etl.secrets.masking import mask
@@ -41,15 +40,14 @@ def serve(connection: "Connection[bytes, bytes]") -> None:
 
 
 def _take_messages(connection: "Connection[bytes, bytes]", pool: FetchPool) -> None:
-    decoder = msgpack.Decoder(Targets | Drop | Permits | Done)
+    decoder = msgpack.Decoder(Give | Done)
     while True:
         match decoder.decode(connection.recv_bytes()):
-            case Targets(targets):
-                pool.give(targets)
-            case Drop():
-                pool.drop()
-            case Permits() as permits:
-                pool.permit(permits)
+            case Give(targets, permits):
+                if permits is not None:
+                    pool.permit(permits)
+                if targets is not None:
+                    pool.give(targets)
             case Done():
                 pool.done()
 

@@ -15,8 +15,8 @@ from msgspec import DecodeError, msgpack
 
 from etl.answers.outcome import Target
 from etl.errors import ArchiverError, OutOfFilesError, is_out_of_files
-from etl.fetch.messages import Ask, Batch, Begin, Done, Drop, Targets
-from etl.fetch.permits import PermitAsk, Permits
+from etl.fetch.messages import Ask, Batch, Begin, Done, Give
+from etl.fetch.permits import Permits
 
 DATABASE_VARIABLES = {"RESULT_ARCHIVER__DATABASE__URL", "PGPASSWORD"}
 """Environment variables with the database's password, which the child must not have."""
@@ -46,18 +46,18 @@ class ChildProcess:
                     f"the process that fetches cannot be started: {error.strerror};"
                     " make room for it"
                 ) from None
-        self._decoder = msgpack.Decoder(Ask | PermitAsk | Batch)
+        self._decoder = msgpack.Decoder(Ask | Batch)
         self._sending = threading.Lock()
         self._send(begin)
 
-    def receive(self) -> Ask | PermitAsk | Batch:
+    def receive(self) -> Ask | Batch:
         """Wait for a message, and return it.
 
         Raises:
             FetchingLostError: there will be no more.
         """
         try:
-            message: Ask | PermitAsk | Batch = self._decoder.decode(self._connection.recv_bytes())
+            message: Ask | Batch = self._decoder.decode(self._connection.recv_bytes())
         except (EOFError, OSError, DecodeError):
             self._process.kill()
             raise FetchingLostError(
@@ -68,15 +68,11 @@ class ChildProcess:
 
     def give(self, targets: Sequence[Target]) -> None:
         """Send the targets that were asked for."""
-        self._send(Targets(list(targets)))
-
-    def drop(self) -> None:
-        """Drop the targets that wait to be fetched."""
-        self._send(Drop())
+        self._send(Give(list(targets)))
 
     def permit(self, permits: Permits) -> None:
         """Send permits."""
-        self._send(permits)
+        self._send(Give(permits=permits))
 
     def done(self) -> None:
         """Report a batch as committed."""
@@ -96,7 +92,7 @@ class ChildProcess:
         self._process.wait()
         self._connection.close()
 
-    def _send(self, message: Begin | Targets | Drop | Permits | Done) -> None:
+    def _send(self, message: Begin | Give | Done) -> None:
         with self._sending, suppress(OSError):  # the child is gone: `receive` says so
             self._connection.send_bytes(msgpack.encode(message))
 

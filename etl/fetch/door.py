@@ -20,7 +20,7 @@ from etl import clock
 from etl.answers.outcome import Outcome, Target
 from etl.config.settings import Config
 from etl.fetch.child_process import ChildProcess, FetchingLostError
-from etl.fetch.messages import Ask, Batch, Begin, End, unpack
+from etl.fetch.messages import Ask, Batch, Begin, End, TargetAsk, unpack
 from etl.fetch.permits import PermitAsk, Permits
 
 CHILD_FROM_RUNS = 300
@@ -28,7 +28,7 @@ CHILD_FROM_RUNS = 300
 
 ROUTE_VARIABLES = {"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HTTPS_PROXY", "ALL_PROXY"}
 
-Claim = Callable[[Ask], list[Target]]
+Claim = Callable[[TargetAsk], list[Target]]
 """Returns [] when nothing is due."""
 AskPermits = Callable[[PermitAsk], None]
 
@@ -36,14 +36,11 @@ AskPermits = Callable[[PermitAsk], None]
 class Peer(Protocol):
     """The fetching side of one pass: `FetchPool` or `ChildProcess`."""
 
-    def receive(self) -> Ask | PermitAsk | Batch:
+    def receive(self) -> Ask | Batch:
         """Wait for a message to the pass, and return it. The last one is a batch with its end."""
 
     def give(self, targets: Sequence[Target]) -> None:
         """Queue the targets that were asked for."""
-
-    def drop(self) -> None:
-        """Drop the targets that wait to be fetched."""
 
     def permit(self, permits: Permits) -> None:
         """Take permits to send requests."""
@@ -99,24 +96,20 @@ class Fetching:
             if message is None:
                 return
             if isinstance(message, Ask):
-                self._peer.give(claim(message))
-                continue
-            if isinstance(message, PermitAsk):
-                ask_permits(message)
+                if message.permits is not None:
+                    ask_permits(message.permits)
+                if message.targets is not None:
+                    self._peer.give(claim(message.targets))
                 continue
             self.requests, self.end = message.requests, message.end
             if message.count:
                 yield FetchedBatch(message, self._peer.done)
 
-    def drop(self) -> None:
-        """Drop the targets that wait: others are asked for. Any thread may call it."""
-        self._peer.drop()
-
     def permit(self, permits: Permits) -> None:
         """Pass permits on. Any thread may call it."""
         self._peer.permit(permits)
 
-    def _receive(self) -> Ask | PermitAsk | Batch | None:
+    def _receive(self) -> Ask | Batch | None:
         try:
             return self._peer.receive()
         except FetchingLostError:

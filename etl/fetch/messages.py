@@ -1,18 +1,16 @@
 """The messages between a pass and the threads or the process that fetches for it.
 
-A pull protocol: the fetching side asks for targets, the pass gives some or none (and can have those
-dropped that wait, by `Drop`); it asks for
-permits to send requests (`PermitAsk` and `Permits` of `breaker`); it gives a batch, the pass says
-when that is committed, which is the credit for the next one. Messages are msgpack
-with a type for each field: input is checked, and never executed. API keys are not among them: each
-process reads them from where they are kept.
+A pull protocol: the fetching side asks for targets and for permits to send requests, and the pass
+gives them; it sends a batch, and the pass says when that is committed, which is the credit for the
+next one. Messages are msgpack with a type for each field: input is checked, and never executed. API
+keys are not among them: each process reads them from where they are kept.
 """
 
 from msgspec import Raw, Struct, msgpack
 
 from etl.answers.outcome import Outcome, Target
 from etl.config.settings import Config
-from etl.fetch.permits import Halt
+from etl.fetch.permits import Halt, PermitAsk, Permits
 from etl.fetch.rate_limit import RequestLimits
 
 
@@ -43,7 +41,7 @@ class Begin(Struct, array_like=True, frozen=True, tag=True):
     size: BatchSize = BatchSize()
 
 
-class Ask(Struct, array_like=True, frozen=True, tag=True):
+class TargetAsk(Struct, array_like=True, frozen=True):
     """Give up to `count` targets, `without` those of sources that need none.
 
     `dropped` are the run IDs of targets that will not be fetched.
@@ -54,14 +52,18 @@ class Ask(Struct, array_like=True, frozen=True, tag=True):
     dropped: list[str] = []
 
 
-class Targets(Struct, array_like=True, frozen=True, tag=True):
-    """Fetch these; an empty list says that no more are due of the sources asked for."""
+class Ask(Struct, array_like=True, frozen=True, tag=True):
+    """What the fetching side needs; None: nothing new."""
 
-    targets: list[Target]
+    targets: TargetAsk | None = None
+    permits: PermitAsk | None = None
 
 
-class Drop(Struct, array_like=True, frozen=True, tag=True):
-    """Drop the targets that wait to be fetched: their leases have expired."""
+class Give(Struct, array_like=True, frozen=True, tag=True):
+    """What it asked for. `targets` [] says that no more are due of the sources asked for."""
+
+    targets: list[Target] | None = None
+    permits: Permits | None = None
 
 
 class End(Struct, array_like=True, frozen=True):

@@ -23,7 +23,7 @@ class Halt(Enum):
     """A person or the system stopped the pass."""
 
 
-class PermitAsk(Struct, array_like=True, frozen=True, tag=True):
+class PermitAsk(Struct, array_like=True, frozen=True):
     """Ask for permits to send `room` requests to a source, and report what the API said.
 
     With `room` 0 it is only a report. `answered_at` is the time of the last result, `asked_until`
@@ -51,12 +51,13 @@ class Allowed(Struct, array_like=True, frozen=True):
     is_last: bool
 
 
-class Permits(Struct, array_like=True, frozen=True, tag=True):
+class Permits(Struct, array_like=True, frozen=True):
     """Permits to send the requests of `length_s` seconds to a source, from `begins_at` on.
 
     With `length_s` 0 ask again at `begins_at`; if that is None, they only tell news.
     `connections` is the number that may be used from now on. `may_probe`: no other worker probes
-    the API. `allowed`: None says nothing new. Times are as in `PermitAsk`.
+    the API. `allowed`: None says nothing new. `drops_waiting`: others may have the targets that
+    wait to be fetched, since their leases have expired. Times are as in `PermitAsk`.
     """
 
     source: str
@@ -69,3 +70,4 @@ class Permits(Struct, array_like=True, frozen=True, tag=True):
     halt: Halt | None = None
     halt_reason: str = ""
     allowed: Allowed | None = None
+    drops_waiting: bool = False

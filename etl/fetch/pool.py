@@ -14,8 +14,8 @@ from msgspec import Raw, msgpack
 from etl.answers.outcome import Target
 from etl.fetch.breaker import Job
 from etl.fetch.fetcher import Attempt, pack_deferred, pack_outcome
-from etl.fetch.messages import Ask, Batch, Begin, End
-from etl.fetch.permits import PermitAsk, Permits
+from etl.fetch.messages import Ask, Batch, Begin, End, TargetAsk
+from etl.fetch.permits import Permits
 from etl.fetch.rate_limit import Concurrency
 from etl.fetch.sources import Sources
 
@@ -62,7 +62,7 @@ class FetchPool:
 
     # --- for the pass ---
 
-    def receive(self) -> Ask | PermitAsk | Batch:
+    def receive(self) -> Ask | Batch:
         """Wait for a message to the pass, and return it. The last one is a batch with its end."""
         with self._lock:
             while (message := self._next_message()) is None:
@@ -79,18 +79,11 @@ class FetchPool:
             self._jobs.notify()
             self._news.notify()
 
-    def drop(self) -> None:
-        """Drop the targets that wait; `Ask` tells which, and asks for others in their place."""
-        with self._lock:
-            for job in self._sources.drop():
-                self._attempts.pop(job, None)
-                self._dropped.append(job.target.run_id)
-            self._left = None
-            self._news.notify()
-
     def permit(self, permits: Permits) -> None:
         """Take permits to send requests."""
         with self._lock:
+            if permits.drops_waiting:
+                self._drop()
             self._sources.permit(permits, time.monotonic())
             self._jobs.notify()
             self._news.notify()
@@ -120,11 +113,18 @@ class FetchPool:
         self.give_up()
         self._fetcher.close()
 
-    def _next_message(self) -> Ask | PermitAsk | Batch | None:
+    def _drop(self) -> None:
+        """Drop the targets that wait; `TargetAsk` tells which, and asks for others instead."""
+        for job in self._sources.drop():
+            self._attempts.pop(job, None)
+            self._dropped.append(job.target.run_id)
+        self._left = None
+
+    def _next_message(self) -> Ask | Batch | None:
         if self._bug is not None:
             raise self._bug
         if self._permits_in_s == 0 and (ask := self._sources.ask_permits(time.monotonic())):
-            return ask
+            return Ask(permits=ask)
         if self._is_over:
             if self._is_closed or self._is_stopped or not self._sources.ask_controls():
                 return self._last_batch()
@@ -135,7 +135,7 @@ class FetchPool:
             self._is_asking = True
             self._asked_without = self._sources.full(self._begin.low_mark)
             dropped, self._dropped = self._dropped, []
-            return Ask(2 * self._begin.low_mark, self._asked_without, dropped)
+            return Ask(TargetAsk(2 * self._begin.low_mark, self._asked_without, dropped))
         return None
 
     @property

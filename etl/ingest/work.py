@@ -13,7 +13,7 @@ from etl.db.checkpoints import checkpointing
 from etl.db.database import reading, writing
 from etl.errors import ArchiverError, DatabaseError
 from etl.fetch.door import Fetching, open_fetching
-from etl.fetch.messages import Ask, Begin
+from etl.fetch.messages import Begin, TargetAsk
 from etl.fetch.permits import Halt, Permits
 from etl.fetch.rate_limit import RequestLimits
 from etl.ingest import pass_workers
@@ -132,7 +132,6 @@ def _fetch_due(
         hooks.interrupt.calling(partial(_stop, fetching, patience)),
     ):
         permits.answer_by(partial(_permit, fetching, held), partial(fetching.stop, 0.0))
-        held.report_expiry_to(fetching.drop)
         claim = partial(_claim, commits, held, held.claimed + begin.due)
         for batch in fetching.batches(claim, permits.ask):
             commits.submit(batch)
@@ -148,11 +147,10 @@ def _fetch_due(
 
 
 def _permit(fetching: Fetching, held: HeldRuns, permits: Permits) -> None:
-    held.check_expiry()  # before further requests: others may have the runs that wait
-    fetching.permit(permits)
+    fetching.permit(replace(permits, drops_waiting=held.take_expiry()))
 
 
-def _claim(commits: Commits, held: HeldRuns, most: int, ask: Ask) -> list[Target]:
+def _claim(commits: Commits, held: HeldRuns, most: int, ask: TargetAsk) -> list[Target]:
     """Claim runs, unless all that were due are claimed: a worker alone need not ask for more."""
     held.give_up(ask.dropped)
     if held.claimed >= most:

@@ -11,7 +11,7 @@ from etl import clock
 from etl.answers.outcome import Answer, Deferred, Outcome, Target, Unchanged
 from etl.config.settings import Api, Config, Security, Source
 from etl.fetch.door import AskPermits, Fetching, Way, in_child, in_threads, open_fetching
-from etl.fetch.messages import Ask, BatchSize, Begin
+from etl.fetch.messages import BatchSize, Begin, TargetAsk
 from etl.fetch.permits import Halt
 from etl.fetch.rate_limit import Pauses, RequestLimits
 from etl.secrets.keys import DEFAULT_SOURCE
@@ -50,11 +50,11 @@ def targets(number: int, source: str = DEFAULT_SOURCE) -> list[Target]:
 
 def giving(
     wanted: Sequence[Target], asked_without: list[Sequence[str]] | None = None
-) -> Callable[[Ask], list[Target]]:
+) -> Callable[[TargetAsk], list[Target]]:
     """Return a claim that gives `wanted` once, without the sources that are stopped."""
     left = list(wanted)
 
-    def claim(ask: Ask) -> list[Target]:
+    def claim(ask: TargetAsk) -> list[Target]:
         if asked_without is not None:
             asked_without.append(ask.without)
         chosen = [each for each in left if each.source not in ask.without][: ask.count]

@@ -28,8 +28,8 @@ from etl.answers.rows import Rows
 from etl.answers.test_names import name_tests
 from etl.config.settings import Config, Source
 from etl.fetch.fetcher import pack
-from etl.fetch.messages import Ask, Batch, Begin, Done, End, Targets, unpack
-from etl.fetch.permits import Halt
+from etl.fetch.messages import Ask, Batch, Begin, Done, End, Give, TargetAsk, unpack
+from etl.fetch.permits import Halt, PermitAsk, Permits
 from etl.fetch.rate_limit import RequestLimits
 from tests.support.fake_api import SAMPLE
 
@@ -111,20 +111,22 @@ TARGET = Target("r-1", "eu", "encrypted", None)
     "message",
     [
         Begin(CONFIG, RequestLimits(8, 50, 3, 300), 8, 2, controls={"eu": TARGET}),
-        Ask(1000, ["eu"]),
-        Targets([TARGET]),
+        Ask(targets=TargetAsk(1000, ["eu"])),
+        Ask(permits=PermitAsk("eu", 2, False, 8, 1, 9, 0, 0, Halt.BUSY, "busy")),
+        Give([TARGET]),
+        Give(permits=Permits("eu", 1.5, 0.5, 8, may_probe=True, drops_waiting=True)),
         Done(),
         Batch(Raw(msgpack.encode([])), 0, 7, End(Halt.DOWN, "down")),
     ],
     ids=lambda message: type(message).__name__,
 )
 def test_a_message_comes_out_as_it_was(
-    message: Begin | Ask | Targets | Done | Batch,
+    message: Begin | Ask | Give | Done | Batch,
 ) -> None:
-    kinds = Begin | Ask | Targets | Done | Batch
+    kinds = Begin | Ask | Give | Done | Batch
     assert msgpack.decode(msgpack.encode(message), type=kinds) == message
 
 
 def test_input_that_is_no_message_is_an_error() -> None:
     with pytest.raises(ValidationError):
-        msgpack.decode(msgpack.encode(["Other", 1]), type=Targets | Done)
+        msgpack.decode(msgpack.encode(["Other", 1]), type=Give | Done)

@@ -10,7 +10,7 @@ from etl.answers.outcome import Reason, Reject, Target, Unchanged
 from etl.config.settings import Config
 from etl.fetch.breaker import Signal
 from etl.fetch.fetcher import Attempt, pack
-from etl.fetch.messages import Ask, Batch, BatchSize, Begin, unpack
+from etl.fetch.messages import Ask, Batch, BatchSize, Begin, TargetAsk, unpack
 from etl.fetch.permits import Permits
 from etl.fetch.pool import FetchPool
 from etl.fetch.rate_limit import RequestLimits
@@ -89,10 +89,11 @@ def fetching(
         assert fetcher.is_closed
 
 
-def ask_of(pool: FetchPool) -> Ask:
+def ask_of(pool: FetchPool) -> TargetAsk:
     message = pool.receive()
     assert isinstance(message, Ask)
-    return message
+    assert message.targets is not None
+    return message.targets
 
 
 def batch_of(pool: FetchPool) -> Batch:
@@ -149,7 +150,7 @@ def test_dropped_targets_are_reported_and_others_asked_for() -> None:
         assert ask_of(pool).dropped == []
         pool.give(targets(5))
         assert under_way.wait(10)
-        pool.drop()
+        pool.permit(Permits("default", None, 0, 1, may_probe=True, drops_waiting=True))
         assert ask_of(pool).dropped == [f"run-{number}" for number in range(1, 5)]
         is_answered.set()
         pool.give([])
