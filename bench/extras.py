@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-from bench.compare import run, serve_task
+from bench.compare import environment_of, run, serve_task
 from bench.content import PROFILES, Offer
 from bench.figures import ARCHIVER, LABELS, MOST_MIB, Figure
 from bench.process import FailedError, measure
@@ -20,6 +20,7 @@ REACHED = {8: 0.92, 64: 0.85}
 LENGTHS = (("small", 300, 30_000), ("large", 60, 600))
 """Profile, few runs, and many."""
 GROWTH = 1.1
+FEW_DUE, FEW_DUE_MIB = 20, 65
 START_REPEATS = 7
 HELP_S, ONE_RUN_S = 0.25, 0.5
 
@@ -47,7 +48,14 @@ def latency(states: States, folder: Path, connections: int) -> Iterator[Figure]:
 
 
 def memory(states: States, folder: Path, kind: str) -> Iterator[Figure]:
-    """Ingest few and many runs: the peak should stay the same."""
+    """Ingest few runs into an archive; then few and many: the peak should stay the same."""
+    with serve_task(Offer(PROFILES["medium"], FEW_DUE, names="unique"), folder) as task:
+        state = states.new()
+        upgrade = [sys.executable, "-m", "etl", "db", "upgrade"]
+        measure(upgrade, environment_of(state, task), state.folder)
+        name = f"{FEW_DUE} due runs, {LABELS[kind]}: peak"
+        yield Figure(name, run(ARCHIVER, task, state).peak_mib, "MiB", at_most=FEW_DUE_MIB)
+        states.drop(state)
     for profile, few, many in LENGTHS:
         peaks = {}
         for runs in (few, many):

@@ -46,6 +46,10 @@ class KeyRefusedError(ArchiverError):
     reason = "key_refused"
 
 
+class FetchingLostError(ArchiverError):
+    """The child process that fetches ended by itself, or could not be started."""
+
+
 class OutOfFilesError(ArchiverError):
     """This process, or the machine, can open no more files or connections."""
 

@@ -33,7 +33,7 @@ from sqlalchemy.types import TypeEngine
 from etl.config import loading
 from etl.config.settings import StoredSettings
 from etl.db import archive_settings, indexes, ownership, schema
-from etl.db.database import VERSION_TABLE, read_revision
+from etl.db.database import read_revision
 from etl.db.opening import open_to_migrate
 
 FOLDER = Path(__file__).parent
@@ -71,7 +71,7 @@ def _migrate(connection: Connection, to_store: StoredSettings | None) -> None:
     context.configure(
         connection=connection,
         target_metadata=indexes.metadata,
-        version_table=VERSION_TABLE,
+        version_table=schema.VERSION_TABLE,
         transactional_ddl=True,
         compare_type=True,
     )

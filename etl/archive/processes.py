@@ -3,7 +3,6 @@
 The tasks are the same for any number of processes, so the output is the same, byte for byte.
 """
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -42,6 +41,7 @@ def in_processes(engine: Engine, number: int, connect: Callable[[str], Engine]) 
     `connect` opens the database there. Tasks are pickled.
     """
     # Loaded here: an ingest loads this module, too.
+    import multiprocessing  # noqa: PLC0415
     from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
 
     url = engine.url.render_as_string(hide_password=False)
@@ -89,6 +89,8 @@ def _begin(connect: Callable[[str], Engine], url: str) -> None:
 
 
 def _end_with_parent() -> None:
+    import multiprocessing  # noqa: PLC0415  see `in_processes`
+
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

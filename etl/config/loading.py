@@ -4,7 +4,6 @@
 setting that is wrong.
 """
 
-import difflib
 import glob
 import os
 import re
@@ -380,7 +379,9 @@ def _range(meta: Meta) -> str:
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+    from difflib import get_close_matches  # noqa: PLC0415  loaded for a misspelt name alone
+
+    close = get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
     return f"is not a setting; {hint}"
 

@@ -3,7 +3,6 @@
 Otherwise a commit does that now and then, and waits for the disk meanwhile.
 """
 
-import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -38,5 +37,5 @@ def _checkpoint_until(engine: Engine, is_over: threading.Event) -> None:
                 closing(connection.cursor()) as cursor,
             ):
                 cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")
-    except (sqlite3.Error, SQLAlchemyError):
+    except (engine.dialect.loaded_dbapi.Error, SQLAlchemyError):
         return  # such as a full disk: the next commit meets it, too, and says so

@@ -1,8 +1,6 @@
 """Connect to the archive's database, and bring its tables to the revision this version needs."""
 
 import json
-import sqlite3
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +12,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from etl.config.settings import DEFAULT_TO_STORE, StoredSettings
 from etl.db import faults, rights
-from etl.db.read_only import open_read_only
+from etl.db.schema import VERSION_TABLE
 from etl.errors import DatabaseError, Fault
 from etl.runtime import hide_package
 from etl.secrets.masking import hide_password, mask_url_password
@@ -23,13 +21,8 @@ HEAD = "0004"
 """The newest migration; a test compares it with `migrations/`. So Alembic loads only to migrate."""
 METRIC_VERSION = "1"
 """Version of the rules of docs/REPORTS.md; a migration that raises it deletes the stored one."""
-VERSION_TABLE = "result_archiver_version"
 
 _MIGRATION_LOCK = 0x72_65_73_75_6C_74  # "result": any number that all processes share
-_BUSY_TIMEOUT_MS = 60_000
-_CHECKPOINT_PAGES = 16_000
-"""Pages of 4 KiB in the WAL at a commit's own checkpoint, which bounds the log: `checkpoints` has
-written most of them to the file by then."""
 CONNECT_TIMEOUT_S = 10
 SILENCE_S = 25
 """A server, or a client, that acknowledges nothing for this long counts as lost."""
@@ -67,7 +60,9 @@ def connect(url: str) -> Engine:
     """
     engine = _make_engine(url)
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _set_up_sqlite)
+        from etl.db import sqlite_file  # noqa: PLC0415  its driver is not loaded for a server
+
+        sqlite_file.open_to_write(engine)
     return engine
 
 
@@ -77,9 +72,9 @@ def connect_to_read(url: str) -> Engine:
     if engine.dialect.name != "sqlite":
         # Of each transaction, not of the session: a pooler hands sessions on to other clients.
         return engine.execution_options(postgresql_readonly=True)
-    event.listen(engine, "connect", _set_up_sqlite_to_read)
-    if engine.url.database:
-        open_read_only(engine)
+    from etl.db import sqlite_file  # noqa: PLC0415  see `connect`
+
+    sqlite_file.open_to_read(engine)
     return engine
 
 
@@ -91,9 +86,7 @@ def _make_engine(url: str) -> Engine:
     except (ArgumentError, ValueError):
         raise DatabaseError(f"database.url is {mask_url_password(url)!r}: not a URL") from None
     _hide_passwords(engine.url)
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "begin", _begin_sqlite)
-    else:
+    if engine.dialect.name != "sqlite":
         event.listen(engine, "connect", partial(_set_up_postgresql, shown_url(engine)))
     return engine
 
@@ -109,42 +102,6 @@ def _from_json(text: str | bytes) -> Any:
     return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 4300 else digits)
 
 
-def _set_up_sqlite_to_read(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # the driver's own BEGIN is too late: see _begin_sqlite
-    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-
-
-def _set_up_sqlite(connection: Any, record: Any) -> None:
-    _set_up_sqlite_to_read(connection, record)
-    connection.execute("PRAGMA foreign_keys = ON")
-    if _is_ours_or_empty(connection):
-        _write_ahead(connection)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-
-
-def _is_ours_or_empty(connection: Any) -> bool:
-    """Tell whether the file can be changed before `prepare` has seen whose it is."""
-    ours = f"count(*) FILTER (WHERE name = '{VERSION_TABLE}')"
-    [row] = connection.execute(f"SELECT {ours} > 0 OR count(*) = 0 FROM sqlite_master")  # noqa: S608  our name
-    return bool(row[0])
-
-
-def _write_ahead(connection: Any) -> None:
-    """Switch to WAL mode. SQLite itself does not wait while another process switches a new file."""
-    patience_until = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-            if not is_busy or time.monotonic() > patience_until:
-                raise
-            time.sleep(0.01)
-        else:
-            return
-
-
 def _set_up_postgresql(place: str, connection: Any, _record: Any) -> None:
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
@@ -156,12 +113,6 @@ def _set_up_postgresql(place: str, connection: Any, _record: Any) -> None:
         )
     connection.execute(_SESSION)
     connection.commit()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    """Begin a writer with the write lock: a transaction that has read cannot wait for it."""
-    mode = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
-    connection.exec_driver_sql(f"BEGIN {mode}")
 
 
 @contextmanager

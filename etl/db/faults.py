@@ -4,7 +4,6 @@ Only an error of a statement's values can be a run's own; all others concern eve
 """
 
 import os
-import sqlite3
 from pathlib import Path
 
 from sqlalchemy.exc import (
@@ -27,12 +26,12 @@ ENCODING_REMEDY = (
 )
 
 _OF_SQLITE = {
-    sqlite3.SQLITE_FULL: "make room; due runs stay due",
-    sqlite3.SQLITE_IOERR: "see whether the disk is full or failing; due runs stay due",
-    sqlite3.SQLITE_READONLY: "make the file and its folder writable",
-    sqlite3.SQLITE_CANTOPEN: "make its folder, and that writable",
+    "FULL": "make room; due runs stay due",
+    "IOERR": "see whether the disk is full or failing; due runs stay due",
+    "READONLY": "make the file and its folder writable",
+    "CANTOPEN": "make its folder, and that writable",
 }
-"""Remedies for errors of SQLite, by their primary codes: its own words say little."""
+"""Remedies for errors of SQLite, by the name of the primary code: its own words say little."""
 
 _OF_STATES = {
     "22021": (Fault.ENCODING, ENCODING_REMEDY),
@@ -64,12 +63,15 @@ _OF_CLASSES = {
 }
 """Reasons of the classes of SQLSTATEs; of all others the statement is refused."""
 
+_REFUSALS = (DataError, IntegrityError, InterfaceError, NotSupportedError, ProgrammingError)
+"""Errors of the values of a statement."""
+
 
 def explain(error: SQLAlchemyError, place: str) -> DatabaseError:
     """Return a driver's error as one line, without statement, parameters or password."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-    if isinstance(cause, sqlite3.Error):
-        fault, remedy = _explain_sqlite(cause)
+    if type(cause).__module__ == "sqlite3":  # not imported: a server's process needs no SQLite
+        fault, remedy = _explain_sqlite(error, cause)
     elif state := getattr(cause, "sqlstate", None):
         fault, remedy = _explain_state(state)
     else:
@@ -77,20 +79,14 @@ def explain(error: SQLAlchemyError, place: str) -> DatabaseError:
     return DatabaseError(f"{place}: {_first_line(cause)}", remedy, fault)
 
 
-def _explain_sqlite(error: sqlite3.Error) -> tuple[Fault, str]:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    refusals = (
-        sqlite3.DataError,
-        sqlite3.IntegrityError,
-        sqlite3.InterfaceError,
-        sqlite3.NotSupportedError,
-        sqlite3.ProgrammingError,
-    )
-    if code == sqlite3.SQLITE_BUSY:
+def _explain_sqlite(error: SQLAlchemyError, cause: BaseException) -> tuple[Fault, str]:
+    name = getattr(cause, "sqlite_errorname", "")  # such as SQLITE_IOERR_WRITE
+    code = name.removeprefix("SQLITE_").partition("_")[0]
+    if code == "BUSY":
         return Fault.UNAVAILABLE, ""
-    if code == sqlite3.SQLITE_CANTOPEN and is_out_of_files(error):
+    if code == "CANTOPEN" and is_out_of_files(cause):
         return Fault.OUT_OF_RESOURCES, OutOfFilesError().remedy
-    if isinstance(error, refusals):
+    if isinstance(error, _REFUSALS):
         return Fault.REFUSED_VALUES, ""
     return Fault.UNUSABLE, _OF_SQLITE.get(code, "")
 
@@ -107,8 +103,7 @@ def _explain_driver(error: SQLAlchemyError) -> tuple[Fault, str]:
         return Fault.UNAVAILABLE, _remedy_of_connection() if error.statement is None else ""
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return Fault.UNAVAILABLE, ""
-    refusals = (DataError, IntegrityError, InterfaceError, NotSupportedError, ProgrammingError)
-    return (Fault.REFUSED_VALUES if isinstance(error, refusals) else Fault.UNUSABLE), ""
+    return (Fault.REFUSED_VALUES if isinstance(error, _REFUSALS) else Fault.UNUSABLE), ""
 
 
 def _remedy_of_connection() -> str:

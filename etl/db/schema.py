@@ -41,6 +41,9 @@ from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 from etl.answers.rows import COUNTERS
 
+VERSION_TABLE = "result_archiver_version"
+"""Alembic's table, which tells the revision of all others."""
+
 
 class SqliteDateTime(UserDefinedType[str]):
     """Text in a column declared DATETIME, which BI clients expect on SQLite."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from msgspec import DecodeError, msgpack
 
 from etl.answers.outcome import Target
-from etl.errors import ArchiverError, OutOfFilesError, is_out_of_files
+from etl.errors import FetchingLostError, OutOfFilesError, is_out_of_files
 from etl.fetch.messages import Ask, Batch, Begin, Done, Give
 from etl.fetch.permits import Permits
 
@@ -22,10 +22,6 @@ DATABASE_VARIABLES = {"RESULT_ARCHIVER__DATABASE__URL", "PGPASSWORD"}
 """Environment variables with the database's password, which the child must not have."""
 STOP_SIGNAL = signal.SIGUSR1
 """Tells the child to start no more requests. SIGINT and SIGTERM it leaves to the parent."""
-
-
-class FetchingLostError(ArchiverError):
-    """The child process ended by itself, or could not be started."""
 
 
 class ChildProcess:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from etl import clock
 from etl.answers.outcome import Outcome, Target
 from etl.config.settings import Config
-from etl.fetch.child_process import ChildProcess, FetchingLostError
+from etl.errors import FetchingLostError
 from etl.fetch.messages import Ask, Batch, Begin, End, TargetAsk, unpack
 from etl.fetch.permits import PermitAsk, Permits
 
@@ -165,6 +165,9 @@ def check_routes(config: Config) -> None:
 
 def in_child(begin: Begin, now: Clock) -> Peer:
     """Fetch by a child process, whose clock is corrected to show the time of ours."""
+    # Loaded here: threads of this process need none of it.
+    from etl.fetch.child_process import ChildProcess  # noqa: PLC0415
+
     ahead = now() - clock.now()
     return ChildProcess(replace(begin, clock_ahead_s=ahead.total_seconds()))
 

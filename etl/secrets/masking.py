@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from html.entities import codepoint2name
 
 API_KEY_ENV = "APPLITOOLS_API_KEY"
 MASK = "***"
@@ -120,6 +119,9 @@ def _forms(character: str) -> str:
 
     A text that is escaped twice has "%25" for "%", and more backslashes.
     """
+    # Loaded here: few secrets have such a character.
+    from html.entities import codepoint2name  # noqa: PLC0415
+
     code = ord(character)
     utf16 = character.encode("utf-16-be", "surrogatepass")
     units = [utf16[start : start + 2].hex() for start in range(0, len(utf16), 2)]

@@ -32,6 +32,7 @@ from etl.db import database
 from etl.db.database import HEAD, connect, prepare, reading, shown_url, snapshot, writing
 from etl.db.schema import (
     SERIES_CLASSES,
+    VERSION_TABLE,
     counts,
     dirty_marks,
     drift,
@@ -271,7 +272,7 @@ def test_head_is_the_newest_migration() -> None:
 def test_the_migrations_build_what_the_models_describe(engine: Engine) -> None:
     prepare(engine)
     with reading(engine) as connection:
-        options = {"compare_server_default": True, "version_table": database.VERSION_TABLE}
+        options = {"compare_server_default": True, "version_table": VERSION_TABLE}
         assert (
             compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
         )

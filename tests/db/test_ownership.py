@@ -12,7 +12,7 @@ from psycopg import sql
 from sqlalchemy import Engine, make_url, text
 
 from etl.config.settings import StoredSettings
-from etl.db import database, indexes, ownership
+from etl.db import database, indexes, ownership, schema
 from etl.db.database import HEAD, connect, prepare, reading, writing
 from etl.errors import DatabaseError, Fault
 from tests.db.test_views import MONDAY
@@ -20,7 +20,7 @@ from tests.support.looks import a_test, look
 from tests.support.postgres import Server
 
 INDEXES = [str(index.name) for table in indexes.metadata.tables.values() for index in table.indexes]
-TABLES = [*indexes.metadata.tables, database.VERSION_TABLE]
+TABLES = [*indexes.metadata.tables, schema.VERSION_TABLE]
 
 
 def run(engine: Engine, *statements: str) -> None:
@@ -85,7 +85,7 @@ def test_another_programs_migrations_are_left_alone(empty: Engine) -> None:
     prepare(empty)
     assert database.current_revision(empty) == HEAD
     database.downgrade(empty, "base")
-    run(empty, f"DROP TABLE {database.VERSION_TABLE}")
+    run(empty, f"DROP TABLE {schema.VERSION_TABLE}")
     assert objects(empty) == before
     with reading(empty) as connection:
         assert connection.scalar(text("SELECT * FROM alembic_version")) == "5b0e9adcef9c"
@@ -156,7 +156,7 @@ def test_a_refused_file_is_the_same_file(sqlite_url: str, tmp_path: Path) -> Non
     ],
 )
 def test_a_version_table_that_is_not_ours_is_named(empty: Engine, statements: list[str]) -> None:
-    run(empty, *[each.format(database.VERSION_TABLE) for each in statements])
+    run(empty, *[each.format(schema.VERSION_TABLE) for each in statements])
     before = objects(empty)
     for call in (prepare, database.upgrade, database.has_archive, database.current_revision):
         assert ": its table result_archiver_version is another program's; name" in refusal(
