@@ -154,8 +154,15 @@ def _parse_leniently(body: bytes) -> Any:
     except UnicodeDecodeError:
         raise PayloadError("the answer is not UTF-8 text") from None
     except ValueError as error:
+        if body.lstrip().startswith(b"<"):
+            raise PayloadError(_WEB_PAGE) from None
         raise PayloadError(f"the answer is not JSON: {error}") from None
 
+
+_WEB_PAGE = (
+    "the answer is a web page, not JSON, such as that of a proxy or a login;"
+    " check base_url, and what is between here and there"
+)
 
 # Python converts integers from and to text up to this length; longer ones become Decimals.
 _MAX_DIGITS = 4300
