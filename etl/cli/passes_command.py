@@ -26,15 +26,13 @@ if TYPE_CHECKING:
 def passes(session: "Session", *, rows: int, as_json: bool) -> int:
     """List the last passes: trigger, length, counts, exit code.
 
-    In the table rejected answers count as failed, and runs without news as same.
+    In the table rejected answers count as failed, and runs without news as same. A pass that has
+    not ended, or was killed, has no length or exit code, and its counts up to now.
     """
-    from sqlalchemy import select
+    from etl.ledger.passes import read_passes
 
-    from etl.db.schema import ingests
-
-    query = select(ingests).order_by(ingests.c.id.desc())
     with session.open_to_read() as archive, archive.reading() as connection:
-        found = [dict(row) for row in connection.execute(query.limit(rows or None)).mappings()]
+        found = read_passes(connection, rows or None)
     if as_json:
         display.as_json([{**row, "duration_s": _measure_s(row)} for row in found])
         return 0

@@ -70,10 +70,10 @@ def _print_failed(runs: "list[FailedRun]", now: datetime, *, as_json: bool) -> N
 def _summarize(connection: "Connection", found: "Standings") -> dict[str, Any]:
     from sqlalchemy import select
 
-    from etl.db.schema import ingests, tracked_runs
+    from etl.db.schema import tracked_runs
     from etl.derived.marks import count_marked
+    from etl.ledger.passes import read_passes
 
-    passes = select(ingests).order_by(ingests.c.id.desc()).limit(RECENT)
     failures = (
         select(tracked_runs.c.run_id, tracked_runs.c.state, tracked_runs.c.last_error)
         .where(tracked_runs.c.state.in_(["failed", "retrying"]))
@@ -83,7 +83,7 @@ def _summarize(connection: "Connection", found: "Standings") -> dict[str, Any]:
     return {
         **found._asdict(),
         "failed": [each._asdict() for each in found.failed],
-        "passes": [dict(row) for row in connection.execute(passes).mappings()],
+        "passes": read_passes(connection, RECENT),
         "failures": [dict(row) for row in connection.execute(failures).mappings()],
         "unrefreshed": count_marked(connection),
     }

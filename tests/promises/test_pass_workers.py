@@ -128,6 +128,23 @@ def test_the_work_of_a_killed_worker_is_done_by_the_others(
     check(archiver, slow_api)
 
 
+def test_a_killed_pass_shows_the_runs_that_it_has_stored(
+    slow_api: FakeApi, archiver: Program
+) -> None:
+    slowly = archiver.given(RESULT_ARCHIVER__API__MAX_REQUESTS_PER_SECOND="40")
+    with slowly.started("ingest") as process:
+        until = time.monotonic() + 60
+        while not (shown := archiver.call("passes", "--json").json()) or not shown[0]["new"]:
+            assert time.monotonic() < until, "no counts while it runs"
+            time.sleep(0.05)
+        process.kill()
+    [killed] = archiver.call("passes", "--json").json()
+    stored = len(tables_of(archiver)["runs"])
+    assert 0 < stored < RUNS
+    assert (killed["new"], killed["finished_at"], killed["exit_code"]) == (stored, None, None)
+    assert archiver.call("status", "--json").json()["passes"][0]["new"] == stored
+
+
 def test_a_worker_that_was_frozen_for_longer_than_its_lease_stores_nothing(
     slow_api: FakeApi, archiver: Program
 ) -> None:

@@ -178,7 +178,10 @@ def test_an_answer_needs_no_more_than_a_result_object(frame: dict[str, Any]) -> 
         (b"", "the answer is empty"),
         (b" \r\n\t", "the answer is empty"),
         (b"\xef\xbb\xbf", "the answer is not JSON"),
-        (b"\n<html></html>", "is a web page, not JSON, such as that of a proxy or a login; check base_url"),
+        (
+            b"\n<html></html>",
+            "is a web page, not JSON, such as that of a proxy or a login; check base_url",
+        ),
         (b"{'result': {}}", "the answer is not JSON"),
         (SAMPLE[:-3], "the answer is not JSON"),
         (SAMPLE + b"{}", "the answer is not JSON"),
