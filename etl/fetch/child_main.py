@@ -43,7 +43,9 @@ def _take_messages(connection: "Connection[bytes, bytes]", pool: FetchPool) -> N
     decoder = msgpack.Decoder(Give | Done)
     while True:
         match decoder.decode(connection.recv_bytes()):
-            case Give(targets, permits):
+            case Give(targets, permits, drops_waiting):
+                if drops_waiting:
+                    pool.drop()
                 if permits is not None:
                     pool.permit(permits)
                 if targets is not None:

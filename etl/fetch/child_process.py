@@ -66,6 +66,10 @@ class ChildProcess:
         """Send the targets that were asked for."""
         self._send(Give(list(targets)))
 
+    def drop(self) -> None:
+        """Drop the targets that wait to be fetched."""
+        self._send(Give(drops_waiting=True))
+
     def permit(self, permits: Permits) -> None:
         """Send permits."""
         self._send(Give(permits=permits))

@@ -42,6 +42,9 @@ class Peer(Protocol):
     def give(self, targets: Sequence[Target]) -> None:
         """Queue the targets that were asked for."""
 
+    def drop(self) -> None:
+        """Drop the targets that wait to be fetched."""
+
     def permit(self, permits: Permits) -> None:
         """Take permits to send requests."""
 
@@ -104,6 +107,10 @@ class Fetching:
             self.requests, self.end = message.requests, message.end
             if message.count:
                 yield FetchedBatch(message, self._peer.done)
+
+    def drop(self) -> None:
+        """Drop the targets that wait: others are asked for. Any thread may call it."""
+        self._peer.drop()
 
     def permit(self, permits: Permits) -> None:
         """Pass permits on. Any thread may call it."""

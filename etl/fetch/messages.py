@@ -60,10 +60,15 @@ class Ask(Struct, array_like=True, frozen=True, tag=True):
 
 
 class Give(Struct, array_like=True, frozen=True, tag=True):
-    """What it asked for. `targets` [] says that no more are due of the sources asked for."""
+    """What it asked for. `targets` [] says that no more are due of the sources asked for.
+
+    `drops_waiting`: the leases of the targets that wait to be fetched have expired, so that others
+    may have them.
+    """
 
     targets: list[Target] | None = None
     permits: Permits | None = None
+    drops_waiting: bool = False
 
 
 class End(Struct, array_like=True, frozen=True):

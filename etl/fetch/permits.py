@@ -56,8 +56,7 @@ class Permits(Struct, array_like=True, frozen=True):
 
     With `length_s` 0 ask again at `begins_at`; if that is None, they only tell news.
     `connections` is the number that may be used from now on. `may_probe`: no other worker probes
-    the API. `allowed`: None says nothing new. `drops_waiting`: others may have the targets that
-    wait to be fetched, since their leases have expired. Times are as in `PermitAsk`.
+    the API. `allowed`: None says nothing new. Times are as in `PermitAsk`.
     """
 
     source: str
@@ -70,4 +69,3 @@ class Permits(Struct, array_like=True, frozen=True):
     halt: Halt | None = None
     halt_reason: str = ""
     allowed: Allowed | None = None
-    drops_waiting: bool = False

@@ -73,17 +73,24 @@ class FetchPool:
         """Queue the targets that were asked for."""
         with self._lock:
             self._is_asking = False
-            if not targets:
+            if not targets and not self._dropped:
                 self._left = set(self._asked_without)
             self._sources.offer(targets)
             self._jobs.notify()
             self._news.notify()
 
+    def drop(self) -> None:
+        """Drop the targets that wait; `TargetAsk` tells which, and asks for others instead."""
+        with self._lock:
+            for job in self._sources.drop():
+                self._attempts.pop(job, None)
+                self._dropped.append(job.target.run_id)
+            self._left = None
+            self._news.notify()
+
     def permit(self, permits: Permits) -> None:
         """Take permits to send requests."""
         with self._lock:
-            if permits.drops_waiting:
-                self._drop()
             self._sources.permit(permits, time.monotonic())
             self._jobs.notify()
             self._news.notify()
@@ -112,13 +119,6 @@ class FetchPool:
         """End the threads, and close all connections."""
         self.give_up()
         self._fetcher.close()
-
-    def _drop(self) -> None:
-        """Drop the targets that wait; `TargetAsk` tells which, and asks for others instead."""
-        for job in self._sources.drop():
-            self._attempts.pop(job, None)
-            self._dropped.append(job.target.run_id)
-        self._left = None
 
     def _next_message(self) -> Ask | Batch | None:
         if self._bug is not None:

@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Self
@@ -42,7 +42,7 @@ class HeldRuns:
         self._now = now
         self._in_hand: dict[str, Claim] = {}
         self._renewed = self.lease()
-        self._has_expired = False
+        self._report_expiry: Callable[[], None] = _report_to_nobody
         self._changing = threading.Lock()
 
     @classmethod
@@ -104,18 +104,17 @@ class HeldRuns:
         lease = self.lease()
         with writing(self._engine) as connection:
             leases.renew(connection, lease)
-        with self._changing:
-            self._has_expired = self._is_expired()
-            self._renewed = lease
+        self.check_expiry()
+        self._renewed = lease
 
-    def take_expiry(self) -> bool:
-        """Return whether leases have expired since the last call: we were frozen, or cut off."""
-        with self._changing:
-            has_expired, self._has_expired = self._is_expired(), False
-        return has_expired
+    def report_expiry_to(self, report: Callable[[], None]) -> None:
+        """Call `report` when leases have expired: the process was frozen, or cut off."""
+        self._report_expiry = report
 
-    def _is_expired(self) -> bool:
-        return self._has_expired or self._now() >= self._renewed.until
+    def check_expiry(self) -> None:
+        """Report whether leases have expired since they were last renewed."""
+        if self._now() >= self._renewed.until:
+            self._report_expiry()
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
@@ -138,3 +137,7 @@ class HeldRuns:
         finally:
             is_over.set()
             beating.join()
+
+
+def _report_to_nobody() -> None:
+    """Report to nobody: the fetching side is not there yet."""

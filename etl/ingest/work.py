@@ -132,6 +132,7 @@ def _fetch_due(
         hooks.interrupt.calling(partial(_stop, fetching, patience)),
     ):
         permits.answer_by(partial(_permit, fetching, held), partial(fetching.stop, 0.0))
+        held.report_expiry_to(fetching.drop)
         claim = partial(_claim, commits, held, held.claimed + begin.due)
         for batch in fetching.batches(claim, permits.ask):
             commits.submit(batch)
@@ -147,7 +148,8 @@ def _fetch_due(
 
 
 def _permit(fetching: Fetching, held: HeldRuns, permits: Permits) -> None:
-    fetching.permit(replace(permits, drops_waiting=held.take_expiry()))
+    held.check_expiry()  # before further requests: others may have the runs that wait
+    fetching.permit(permits)
 
 
 def _claim(commits: Commits, held: HeldRuns, most: int, ask: TargetAsk) -> list[Target]:

@@ -114,7 +114,7 @@ TARGET = Target("r-1", "eu", "encrypted", None)
         Ask(targets=TargetAsk(1000, ["eu"])),
         Ask(permits=PermitAsk("eu", 2, False, 8, 1, 9, 0, 0, Halt.BUSY, "busy")),
         Give([TARGET]),
-        Give(permits=Permits("eu", 1.5, 0.5, 8, may_probe=True, drops_waiting=True)),
+        Give(permits=Permits("eu", 1.5, 0.5, 8, may_probe=True), drops_waiting=True),
         Done(),
         Batch(Raw(msgpack.encode([])), 0, 7, End(Halt.DOWN, "down")),
     ],

@@ -137,6 +137,26 @@ def test_targets_are_asked_for_before_they_run_out() -> None:
         assert len(fetcher.asked) <= 20
 
 
+def test_targets_dropped_while_the_pass_finds_no_more_due_are_reported() -> None:
+    under_way = threading.Event()
+    is_answered = threading.Event()
+
+    def fetch(target: Target) -> Attempt:
+        under_way.set()
+        is_answered.wait(10)
+        return unchanged(target)
+
+    with fetching(fetch, connections=1, low_mark=10) as (pool, _):
+        ask_of(pool)
+        pool.give(targets(5))
+        assert under_way.wait(10)
+        ask_of(pool)
+        pool.drop()
+        pool.give([])
+        assert ask_of(pool).dropped == [f"run-{number}" for number in range(1, 5)]
+        is_answered.set()
+
+
 def test_dropped_targets_are_reported_and_others_asked_for() -> None:
     under_way = threading.Event()
     is_answered = threading.Event()
@@ -150,7 +170,7 @@ def test_dropped_targets_are_reported_and_others_asked_for() -> None:
         assert ask_of(pool).dropped == []
         pool.give(targets(5))
         assert under_way.wait(10)
-        pool.permit(Permits("default", None, 0, 1, may_probe=True, drops_waiting=True))
+        pool.drop()
         assert ask_of(pool).dropped == [f"run-{number}" for number in range(1, 5)]
         is_answered.set()
         pool.give([])
