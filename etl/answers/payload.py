@@ -152,17 +152,25 @@ def _parse_leniently(body: bytes) -> Any:
             parse_constant=_refuse_constant,
         )
     except UnicodeDecodeError:
-        raise PayloadError("the answer is not UTF-8 text") from None
+        reason = _MARKUP if _is_markup(body) else "the answer is not UTF-8 text"
+        raise PayloadError(reason) from None
     except ValueError as error:
-        if body.lstrip().startswith(b"<"):
-            raise PayloadError(_WEB_PAGE) from None
+        if _is_markup(body):
+            raise PayloadError(_MARKUP) from None
         raise PayloadError(f"the answer is not JSON: {error}") from None
 
 
-_WEB_PAGE = (
-    "the answer is a web page, not JSON, such as that of a proxy or a login;"
+_MARKUP = (
+    "the answer is HTML or XML, not JSON, such as the page of a proxy or a login;"
     " check base_url, and what is between here and there"
 )
+_BEGINS_LIKE_MARKUP = re.compile(rb"[\xef\xbb\xbf\xff\xfe\s\0]*<\0?[!?A-Za-z]")
+"""In any encoding, with or without a byte order mark."""
+
+
+def _is_markup(body: bytes) -> bool:
+    return _BEGINS_LIKE_MARKUP.match(body) is not None
+
 
 # Python converts integers from and to text up to this length; longer ones become Decimals.
 _MAX_DIGITS = 4300

@@ -4,6 +4,8 @@ Only an error of a statement's values can be a run's own; all others concern eve
 """
 
 import os
+from collections.abc import Mapping
+from enum import IntEnum
 from pathlib import Path
 
 from sqlalchemy.exc import (
@@ -25,13 +27,27 @@ ENCODING_REMEDY = (
     "create a database with ENCODING 'UTF8' TEMPLATE template0, and name it in database.url"
 )
 
-_OF_SQLITE = {
-    "FULL": "make room; due runs stay due",
-    "IOERR": "see whether the disk is full or failing; due runs stay due",
-    "READONLY": "make the file and its folder writable",
-    "CANTOPEN": "make its folder, and that writable",
+
+class _SqliteCode(IntEnum):
+    """Primary result codes (sqlite.org/rescode.html).
+
+    `sqlite3` has them too, but a server's process does not import it.
+    """
+
+    BUSY = 5
+    READONLY = 8
+    IOERR = 10
+    FULL = 13
+    CANTOPEN = 14
+
+
+_OF_SQLITE: Mapping[int, str] = {
+    _SqliteCode.FULL: "make room; due runs stay due",
+    _SqliteCode.IOERR: "see whether the disk is full or failing; due runs stay due",
+    _SqliteCode.READONLY: "make the file and its folder writable",
+    _SqliteCode.CANTOPEN: "make its folder, and that writable",
 }
-"""Remedies for errors of SQLite, by the name of the primary code: its own words say little."""
+"""Remedies for errors of SQLite, by their primary codes: its own words say little."""
 
 _OF_STATES = {
     "22021": (Fault.ENCODING, ENCODING_REMEDY),
@@ -80,11 +96,10 @@ def explain(error: SQLAlchemyError, place: str) -> DatabaseError:
 
 
 def _explain_sqlite(error: SQLAlchemyError, cause: BaseException) -> tuple[Fault, str]:
-    name = getattr(cause, "sqlite_errorname", "")  # such as SQLITE_IOERR_WRITE
-    code = name.removeprefix("SQLITE_").partition("_")[0]
-    if code == "BUSY":
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    if code == _SqliteCode.BUSY:
         return Fault.UNAVAILABLE, ""
-    if code == "CANTOPEN" and is_out_of_files(cause):
+    if code == _SqliteCode.CANTOPEN and is_out_of_files(cause):
         return Fault.OUT_OF_RESOURCES, OutOfFilesError().remedy
     if isinstance(error, _REFUSALS):
         return Fault.REFUSED_VALUES, ""

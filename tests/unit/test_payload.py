@@ -172,16 +172,22 @@ def test_an_answer_needs_no_more_than_a_result_object(frame: dict[str, Any]) -> 
     assert decode(json.dumps({"result": frame, "beside": 1}).encode()).result == frame
 
 
+MARKUP = "is HTML or XML, not JSON, such as the page of a proxy or a login; check base_url"
+
+
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
         (b"", "the answer is empty"),
         (b" \r\n\t", "the answer is empty"),
         (b"\xef\xbb\xbf", "the answer is not JSON"),
-        (
-            b"\n<html></html>",
-            "is a web page, not JSON, such as that of a proxy or a login; check base_url",
-        ),
+        (b"\n<html></html>", MARKUP),
+        (b"\xef\xbb\xbf <!DOCTYPE html>", MARKUP),
+        ("\ufeff<html></html>".encode("utf-16-le"), MARKUP),
+        ("\ufeff<html></html>".encode("utf-16-be"), MARKUP),
+        (b"<html>\xe4</html>", MARKUP),
+        (b"<?xml version='1.0'?><Error/>", MARKUP),
+        (b"<5", "the answer is not JSON"),
         (b"{'result': {}}", "the answer is not JSON"),
         (SAMPLE[:-3], "the answer is not JSON"),
         (SAMPLE + b"{}", "the answer is not JSON"),
