@@ -16,7 +16,8 @@ import click
 
 from etl import __version__, display
 from etl.cli import options
-from etl.errors import ArchiverError, UsageError
+from etl.errors import ArchiverError, OutOfFilesError, UsageError, is_out_of_files
+from etl.secrets.masking import mask
 
 if TYPE_CHECKING:
     from etl.cli.session import Wiring
@@ -98,7 +99,7 @@ def main(commands: click.Command = app, wiring: "Wiring | None" = None) -> int:
     except ArchiverError as error:
         return _report_error(str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001  a bug must not spill a traceback with secrets in it
-        return _report_error(_describe_bug(error), 1)
+        return _report_error(_describe(error), 1)
     else:
         return code or 0
 
@@ -124,15 +125,15 @@ def _report_misuse(error: click.ClickException) -> int:
 
 
 def _report_error(message: str, exit_code: int) -> int:
-    from etl.secrets.masking import mask
-
     for line in message.splitlines():
         display.note(f"error: {mask(line)}")
     return exit_code
 
 
-def _describe_bug(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """Name the place of a bug of ours, without the values that a traceback may show."""
+    if is_out_of_files(error):  # no bug: not even a module can be loaded
+        return str(OutOfFilesError())
     place = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(place.filename).name}:{place.lineno}"
     return f"internal error at {where}: {type(error).__name__}; please report it"

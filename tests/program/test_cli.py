@@ -1,5 +1,6 @@
 """Each command as users meet it: what it prints, where, and the exit code it ends with."""
 
+import errno
 import json
 import re
 import signal
@@ -402,6 +403,21 @@ def test_a_bug_is_one_line_without_the_values(
     assert (exit_code, stdout) == (1, "")
     assert re.fullmatch(
         r"error: internal error at test_cli.py:\d+: RuntimeError; please report it\n", stderr
+    )
+
+
+def test_a_module_that_cannot_be_loaded_for_lack_of_files_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def limited() -> int:
+        raise OSError(errno.EMFILE, "Too many open files", "module.py")
+
+    monkeypatch.setattr(sys, "argv", ["result-archiver"])
+    assert command_line.main(limited) == 1
+    assert capsys.readouterr().err == (
+        "error: no more files can be opened (too many open files); raise the limit (`ulimit -n`,"
+        " LimitNOFILE= of systemd) or lower api.connections\n"
     )
 
 
