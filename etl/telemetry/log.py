@@ -13,7 +13,8 @@ from etl.errors import ArchiverError
 from etl.runtime import hide_package
 from etl.secrets.masking import mask
 
-with hide_package("rich"):  # a tenth of the start-up time, for tracebacks that we do not print
+# Rich takes a tenth of the start-up time, for tracebacks that we do not print; greenlet a MiB.
+with hide_package("rich"), hide_package("greenlet"):
     import structlog
 
 bind_context = structlog.contextvars.bind_contextvars
