@@ -162,7 +162,7 @@ def _parse_leniently(body: bytes) -> Any:
 
 _MARKUP = (
     "the answer is HTML or XML, not JSON, such as the page of a proxy or a login;"
-    " check base_url, and what is between here and there"
+    " check base_url and the proxies on the way to it"
 )
 _BEGINS_LIKE_MARKUP = re.compile(rb"[\xef\xbb\xbf\xff\xfe\s\0]*<\0?[!?A-Za-z]")
 """In any encoding, with or without a byte order mark."""

@@ -131,8 +131,11 @@ def _report_error(message: str, exit_code: int) -> int:
 
 
 def _describe(error: Exception) -> str:
-    """Name the place of a bug of ours, without the values that a traceback may show."""
-    if is_out_of_files(error):  # no bug: not even a module can be loaded
+    """Name the cause: the limit of open files, or the place of a bug of ours.
+
+    Without the values that a traceback may show.
+    """
+    if is_out_of_files(error):  # not even a module can be loaded
         return str(OutOfFilesError())
     place = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(place.filename).name}:{place.lineno}"

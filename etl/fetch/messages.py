@@ -53,14 +53,14 @@ class TargetAsk(Struct, array_like=True, frozen=True):
 
 
 class Ask(Struct, array_like=True, frozen=True, tag=True):
-    """What the fetching side needs; None: nothing new."""
+    """The demands of the fetching side: for targets, for permits, or for both."""
 
     targets: TargetAsk | None = None
     permits: PermitAsk | None = None
 
 
 class Give(Struct, array_like=True, frozen=True, tag=True):
-    """What it asked for. `targets` [] says that no more are due of the sources asked for.
+    """The answer to a demand. `targets` [] says that no more are due of the sources asked for.
 
     `drops_waiting`: the leases of the targets that wait to be fetched have expired, so that others
     may have them.

@@ -49,6 +49,19 @@ def of_size(size: int) -> Callable[[Target], Attempt]:
 BULKY, TWO_FIFTHS, TWO_BATCHES = of_size(1000), of_size(400), of_size(2000)
 
 
+class SlowFetch:
+    """A request that is answered once the test says so."""
+
+    def __init__(self) -> None:
+        self.under_way = threading.Event()
+        self.is_answered = threading.Event()
+
+    def __call__(self, target: Target) -> Attempt:
+        self.under_way.set()
+        self.is_answered.wait(10)
+        return unchanged(target)
+
+
 class FakeFetcher:
     """Answers as the test says, and lists the runs that were asked for."""
 
@@ -138,41 +151,27 @@ def test_targets_are_asked_for_before_they_run_out() -> None:
 
 
 def test_targets_dropped_while_the_pass_finds_no_more_due_are_reported() -> None:
-    under_way = threading.Event()
-    is_answered = threading.Event()
-
-    def fetch(target: Target) -> Attempt:
-        under_way.set()
-        is_answered.wait(10)
-        return unchanged(target)
-
+    fetch = SlowFetch()
     with fetching(fetch, connections=1, low_mark=10) as (pool, _):
         ask_of(pool)
         pool.give(targets(5))
-        assert under_way.wait(10)
+        assert fetch.under_way.wait(10)
         ask_of(pool)
         pool.drop()
         pool.give([])
         assert ask_of(pool).dropped == [f"run-{number}" for number in range(1, 5)]
-        is_answered.set()
+        fetch.is_answered.set()
 
 
 def test_dropped_targets_are_reported_and_others_asked_for() -> None:
-    under_way = threading.Event()
-    is_answered = threading.Event()
-
-    def fetch(target: Target) -> Attempt:
-        under_way.set()
-        is_answered.wait(10)
-        return unchanged(target)
-
+    fetch = SlowFetch()
     with fetching(fetch, connections=1) as (pool, fetcher):
         assert ask_of(pool).dropped == []
         pool.give(targets(5))
-        assert under_way.wait(10)
+        assert fetch.under_way.wait(10)
         pool.drop()
         assert ask_of(pool).dropped == [f"run-{number}" for number in range(1, 5)]
-        is_answered.set()
+        fetch.is_answered.set()
         pool.give([])
         last = batch_of(pool)
     assert (run_ids(last), fetcher.asked) == (["run-0"], ["run-0"])
