@@ -6,12 +6,12 @@ refresh of its plans. The result is stored in `identities`, each decision in
 `identity_decisions` (docs/REPORTS.md).
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from datetime import datetime, tzinfo
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, delete, select
+from sqlalchemy import Connection, Engine, Select, delete, select
 
 from etl.archive.identity_records import (
     IdentityRecord,
@@ -21,6 +21,7 @@ from etl.archive.identity_records import (
     read_record,
     write_record,
 )
+from etl.archive.newest_tests import OWNER_NAMES, ListedTest, find_newest_run, read_newest_tests
 from etl.archive.rekey import rekey_application
 from etl.db.bulk import upsert_into
 from etl.db.database import reading, writing
@@ -33,8 +34,6 @@ from etl.db.schema import (
     identity_decisions,
     outcomes,
     plan_variants,
-    runs,
-    tests,
     to_milliseconds,
 )
 from etl.derived import refresh
@@ -45,12 +44,6 @@ from etl.telemetry.log import get_logger
 
 APPLICATIONS_AT_ONCE = 100
 """The most applications that one transaction measures."""
-MAX_RUNS = 40
-WALKED_RUNS = 5 * MAX_RUNS
-"""The newest runs of the archive that are read for each application to be measured."""
-MAX_TESTS = 20_000
-TESTS_AT_ONCE = 1000
-"""The number of tests after which a read ends: of large runs the newest few are enough."""
 MIN_COMPARED = 20
 """The fewest pairs of the same test in two runs that allow a decision."""
 ENOUGH_COMPARED = 50
@@ -62,29 +55,7 @@ CHANGING_SHARE = 0.5
 MAX_APPLICATION_BYTES = 500
 """A longer name does not fit in a key; its tests are identified by name."""
 
-OWNER_NAMES = (plan_variants.c.source, plan_variants.c.application)
-
 log = get_logger()
-
-
-class ListedTest(NamedTuple):
-    """A test of a run, with the plan of the run."""
-
-    plan: str
-    name: str | None
-    type: str | None
-    test_id: str | None
-
-
-class _CountedRun(NamedTuple):
-    """A run whose tests can be listed: their number, and its plan."""
-
-    run_id: str
-    test_count: int
-    plan: str
-
-
-_COUNTED_RUN = (runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
 
 
 class Repeats(NamedTuple):
@@ -280,9 +251,8 @@ def _measure_locked(
 
     Yields the measurements that have reversed an earlier decision.
     """
-    newest = _find_newest_runs(connection, applications)
-    for application in applications:
-        repeats = count_repeats(_read_newest_tests(connection, newest[application]))
+    for application, newest_tests in read_newest_tests(connection, applications):
+        repeats = count_repeats(newest_tests)
         if switch := _record_repeats(connection, application, repeats, now):
             yield switch
 
@@ -315,12 +285,10 @@ def _record_repeats(
 
 def _record_switch(connection: Connection, switch: IdentityRecord) -> None:
     """Record schema drift: the application's ids repeat now, or do so no more."""
-    is_of_owner = of_application(plan_variants, switch.owner)
-    newest = _select_newest_runs(is_of_owner, runs.c.run_id).limit(1)
     row = {
         "path": f"result.tests[].id of {switch.application!r} in {switch.source!r}",
         "json_type": "repeats" if switch.key_kind == "id" else "changes",
-        "first_run_id": connection.scalar(newest),
+        "first_run_id": find_newest_run(connection, switch.owner),
         "first_seen_at": switch.decided_at,
     }
     connection.execute(upsert_into(connection, drift).values(row).on_conflict_do_nothing())
@@ -338,113 +306,4 @@ def _log_switch(switch: IdentityRecord) -> None:
             f"application {safe(switch.application)} of {safe(switch.source)}: test ids {change}"
             f" from run to run; its tests are identified by {known_by} from now on"
         ),
-    )
-
-
-def _read_newest_tests(
-    connection: Connection, newest: Sequence[_CountedRun]
-) -> Iterator[list[ListedTest]]:
-    """Yield the tests of runs, in the order of these."""
-    for plans in _split_runs(newest):
-        yield from _read_tests(connection, plans)
-
-
-def _find_newest_runs(
-    connection: Connection, applications: Collection[Application]
-) -> defaultdict[Application, list[_CountedRun]]:
-    """Return the newest runs of each application, `MAX_RUNS` or all, the newest first.
-
-    Mostly they are among the newest of the archive: only of an application that has few there, all
-    runs are sorted.
-    """
-    most = WALKED_RUNS * len(applications)
-    rows = _read_newest_runs(connection, most)
-    newest = _group_by_owner(rows)
-    rest = {each for each in applications if len(newest[each]) < MAX_RUNS}
-    if rest and len(rows) == most:
-        for application, variant_ids in _read_variants(connection, rest).items():
-            newest[application] = _read_newest_of(connection, variant_ids)
-    return newest
-
-
-def _group_by_owner(rows: Iterable[Any]) -> defaultdict[Application, list[_CountedRun]]:
-    """Return `MAX_RUNS` of the runs of each application, or all, in the order of `rows`."""
-    newest: defaultdict[Application, list[_CountedRun]] = defaultdict(list)
-    for source, application, *run in rows:
-        found = newest[Application(source, application)]
-        if len(found) < MAX_RUNS:
-            found.append(_CountedRun(*run))
-    return newest
-
-
-def _read_newest_runs(connection: Connection, most: int) -> Sequence[Any]:
-    """Return the owner, run ID, number of tests and plan of the newest runs of the archive."""
-    order = (runs.c.started_at.desc(), runs.c.run_id.desc())
-    has_start = runs.c.started_at.is_not(None)
-    chosen = select(runs.c.run_id).where(has_start).order_by(*order).limit(most)
-    query = _select_newest_runs(runs.c.run_id.in_(chosen), *OWNER_NAMES, *_COUNTED_RUN)
-    return connection.execute(query).all()
-
-
-def _read_variants(
-    connection: Connection, applications: Set[Application]
-) -> Mapping[Application, list[str]]:
-    """Return the variants of each application."""
-    names = {each.application for each in applications}
-    query = select(plan_variants.c.variant_id, *OWNER_NAMES)
-    variants: dict[Application, list[str]] = {each: [] for each in applications}
-    for variant_id, *owner in connection.execute(
-        query.where(among(plan_variants.c.application, names))
-    ):
-        if (application := Application(*owner)) in variants:
-            variants[application].append(variant_id)
-    return variants
-
-
-def _read_newest_of(connection: Connection, variant_ids: Sequence[str]) -> list[_CountedRun]:
-    """Return the newest runs of some variants."""
-    query = _select_newest_runs(among(outcomes.c.variant_id, variant_ids), *_COUNTED_RUN)
-    return [_CountedRun(*row) for row in connection.execute(query.limit(MAX_RUNS))]
-
-
-def _select_newest_runs(condition: ColumnElement[bool], *columns: Any) -> Select[Any]:
-    """Return the query for `columns` of the runs with a start that match, the newest first."""
-    started_at = outcomes.c.started_at
-    query = _select_runs_with_plan(*columns).where(condition, IS_CURRENT, started_at.is_not(None))
-    return query.order_by(started_at.desc(), outcomes.c.run_id.desc())
-
-
-def _split_runs(newest: Iterable[_CountedRun]) -> Iterator[dict[str, str]]:
-    """Yield runs with their plans, a few at a time, until they have `MAX_TESTS` tests."""
-    part: dict[str, str] = {}
-    read = unread = 0
-    for run in newest:
-        part[run.run_id] = run.plan
-        unread += run.test_count
-        if unread >= TESTS_AT_ONCE:
-            yield part
-            part, read, unread = {}, read + unread, 0
-            if read >= MAX_TESTS:
-                return
-    if part:
-        yield part
-
-
-def _read_tests(connection: Connection, plans: Mapping[str, str]) -> list[list[ListedTest]]:
-    """Return the tests of runs, in the order of `plans` (plans by run ID)."""
-    listed: dict[str, list[ListedTest]] = {run_id: [] for run_id in plans}
-    columns = (tests.c.run_id, tests.c.name, tests.c.type, tests.c.test_id)
-    for run_id, *test in connection.execute(select(*columns).where(among(tests.c.run_id, plans))):
-        listed[run_id].append(ListedTest(plans[run_id], *test))
-    return list(listed.values())
-
-
-def _select_runs_with_plan(*columns: Any) -> Select[Any]:
-    """Return the query for `columns` of runs and their current plans."""
-    is_current = and_(outcomes.c.run_id == runs.c.run_id, outcomes.c.revision == runs.c.revision)
-    return (
-        select(*columns)
-        .select_from(runs)
-        .join(outcomes, is_current)
-        .join(plan_variants, plan_variants.c.variant_id == outcomes.c.variant_id)
     )

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, Table, delete, event, insert, select, update
 
 from etl.archive import identity
-from etl.archive.identity import ListedTest, Repeats, choose_key_kind, count_repeats
+from etl.archive.identity import Repeats, choose_key_kind, count_repeats
+from etl.archive.newest_tests import MAX_RUNS, WALKED_RUNS, ListedTest
 from etl.archive.replay import replay_archive
 from etl.archive.verify import verify_archive
 from etl.config.settings import DEFAULT_RULES, Reporting
@@ -122,12 +123,12 @@ def test_an_application_is_measured_in_its_own_runs_where_all_newest_ones_are_of
     api: FakeApi, archiver: Program, engine: Engine
 ) -> None:
     tests = [{"id": "1", "name": "A", "status": "passed"}]
-    others = [f"other-{number}" for number in range(identity.WALKED_RUNS + 1)]
+    others = [f"other-{number}" for number in range(WALKED_RUNS + 1)]
     newer = result(started_at="2024-06-01T12:00:00Z", application="Other", tests=tests)
     api.answers = {each: [newer] for each in others} | runs_of([("id of a", "id of b")] * 12)
     assert archiver.call("ingest", *others).exit_code == 0
     assert archiver.call("ingest", *RUN_IDS).exit_code == 0
-    compared = min(identity.MAX_RUNS - 1, identity.ENOUGH_COMPARED)
+    compared = min(MAX_RUNS - 1, identity.ENOUGH_COMPARED)
     assert measured(engine) == [
         ("Other", compared, compared, "id", True),
         ("Shop", 21, 21, "id", True),
