@@ -1,6 +1,6 @@
 """Read the tests of the newest runs of applications, which tell whether test ids repeat."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -43,10 +43,13 @@ _COUNTED_RUN = (runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
 def read_newest_tests(
     connection: Connection, applications: Collection[Application]
 ) -> Iterator[tuple[Application, Iterator[list[ListedTest]]]]:
-    """Yield each application with the tests of its newest runs, the newest first."""
+    """Yield each application with the tests of its newest runs, the newest first.
+
+    Without runs that are the only ones of their plan among these.
+    """
     newest = _find_newest_runs(connection, applications)
     for application in applications:
-        yield application, _read_runs(connection, newest[application])
+        yield application, _read_runs(connection, _keep_neighbours(newest[application]))
 
 
 def find_newest_run(connection: Connection, application: Application) -> str | None:
@@ -88,6 +91,12 @@ def _group_by_owner(rows: Iterable[Any]) -> defaultdict[Application, list[_Count
         if len(found) < MAX_RUNS:
             found.append(_CountedRun(*run))
     return newest
+
+
+def _keep_neighbours(newest: Sequence[_CountedRun]) -> list[_CountedRun]:
+    """Return the runs of plans that have two, in their order: the others' tests have no pair."""
+    of_plan = Counter(run.plan for run in newest)
+    return [run for run in newest if of_plan[run.plan] > 1]
 
 
 def _read_newest_runs(connection: Connection, most: int) -> Sequence[Any]:

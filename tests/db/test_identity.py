@@ -15,7 +15,7 @@ from sqlalchemy import Engine, Table, delete, event, insert, select, update
 
 from etl.archive import identity
 from etl.archive.identity import Repeats, choose_key_kind, count_repeats
-from etl.archive.newest_tests import MAX_RUNS, WALKED_RUNS, ListedTest
+from etl.archive.newest_tests import MAX_RUNS, MAX_TESTS, WALKED_RUNS, ListedTest
 from etl.archive.replay import replay_archive
 from etl.archive.verify import verify_archive
 from etl.config.settings import DEFAULT_RULES, Reporting
@@ -133,6 +133,21 @@ def test_an_application_is_measured_in_its_own_runs_where_all_newest_ones_are_of
         ("Other", compared, compared, "id", True),
         ("Shop", 21, 21, "id", True),
     ]
+
+
+def test_large_runs_of_other_plans_do_not_hide_a_pair(
+    api: FakeApi, archiver: Program, engine: Engine
+) -> None:
+    tests = [{"id": f"{place}", "name": f"test {place}"} for place in range(MAX_TESTS // 10)]
+    plans = {f"alone-{number}": f"plan {number}" for number in range(11)}
+    api.answers = {
+        run_id: [result(started_at="2024-06-01T12:00:00Z", name=plan, tests=tests)]
+        for run_id, plan in plans.items()
+    }
+    pair = {"started_at": "2024-05-01T12:00:00Z", "name": "Nightly", "tests": tests[:20]}
+    api.answers |= {"pair-1": [result(**pair)], "pair-2": [result(**pair)]}
+    assert archiver.call("ingest", *api.answers).exit_code == 0
+    assert [row[1:4] for row in measured(engine)] == [(20, 20, "id")]
 
 
 def test_the_lists_that_were_kept_by_name_are_gone_once_ids_are_known_to_repeat(
