@@ -91,6 +91,8 @@ def store_answers(
     have no run yet, or whose only run changes (`new_plans.select_only_runs`), then names; the runs'
     rows in the ledger are locked by the caller before.
     """
+    if not answers:
+        return {}
     before = read_archived(connection, [answer.run_id for answer in answers])
     changes = [
         _Change(answer, known, _open_revision(answer, known))
