@@ -68,4 +68,6 @@ def read_labels(given: Sequence[str]) -> dict[str, str]:
 
 
 def _completed(run: ListedRun, source: str | None, labels: Mapping[str, str]) -> ListedRun:
+    if source is None and not labels:
+        return run
     return replace(run, source=run.source or source, labels={**labels, **run.labels})
