@@ -90,10 +90,13 @@ class TestIdentities(dict[NamedTest, tuple[str, NamedTest]]):
         The key is a hash of its id if ids repeat, else of its name and type.
         """
         by_id, renamed = self._rule
-        name = renamed.get(test.name, test.name) if test.name else test.name
-        named = NamedTest(name, test.type, test.test_id if by_id else None)
-        key = _hash_key(named.test_id) if named.test_id else _hash_key(name, test.type)
-        self[test] = found = key, test if named == test else named
+        named = test
+        if test.name and test.name in renamed:
+            named = named._replace(name=renamed[test.name])
+        if test.test_id is not None and not by_id:
+            named = named._replace(test_id=None)
+        parts = (named.test_id,) if named.test_id else (named.name, named.type)
+        self[test] = found = hash_key(parts).hex(), named
         return found
 
     def build_roster(self, roster_id: str, tests: Iterable[NamedTest]) -> Roster:
@@ -101,11 +104,6 @@ class TestIdentities(dict[NamedTest, tuple[str, NamedTest]]):
         identified = [self[test] for test in tests]
         keys, named = zip(*identified, strict=True) if identified else ((), ())
         return Roster(roster_id, keys, named)
-
-
-@lru_cache(maxsize=8192)  # most tests of a variant are in others too
-def _hash_key(*parts: str | None) -> str:
-    return hash_key(parts).hex()
 
 
 class PlanRun(NamedTuple):

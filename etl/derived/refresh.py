@@ -209,7 +209,7 @@ def _refresh_series(connection: Connection, scopes: Mapping[str, _Scope], rules:
         load_rosters(connection, [(caches[each], part[each].roster_ids) for each in part])
         newest_runs = read_newest_runs(connection, caches)
         keys = {
-            variant_id: {key for each in scope.roster_ids for key in caches[variant_id][each].keys}
+            variant_id: set().union(*[caches[variant_id][each].keys for each in scope.roster_ids])
             for variant_id, scope in part.items()
         }
         without_series = {
@@ -304,7 +304,7 @@ def _read_first_days(
 def _write_series(
     connection: Connection,
     newest_runs: Mapping[str, NewestRuns],
-    keys: Mapping[str, Collection[str]],
+    keys: Mapping[str, Set[str]],
     first_days: Mapping[str, date],
     rules: Rules,
 ) -> None:
@@ -315,8 +315,11 @@ def _write_series(
     }
     found = [build_series_rows(each, of.series, first_days) for each, of in computed.items()]
     series_rows = sorted(row for rows in found for row in rows.series)
-    marked = {(each, build_series_id(each, key)) for each, keys_ in keys.items() for key in keys_}
-    lost = marked - {row[:2] for row in series_rows}
+    lost = [
+        (variant_id, build_series_id(variant_id, key))
+        for variant_id, of in computed.items()
+        for key in keys[variant_id] - {each.test_key for each in of.series}
+    ]
     bulk.delete(connection, series, sorted(lost))
     bulk.replace(connection, series, series_rows)
     bulk.replace(connection, series_metrics, [row for rows in found for row in rows.metrics])
