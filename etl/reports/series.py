@@ -1,6 +1,6 @@
 """`series`, `flaky` and `failures`: the last results of each test under its environments."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Select, or_, select
 from etl.db.schema import PLAN_NAMES, plan_variants, series_metrics
 from etl.derived.aggregates import FIRST_DAY_COLUMNS, build_series_id, list_metrics
 from etl.derived.plans import environments_text
-from etl.derived.series_metrics import compute_series
+from etl.derived.series_metrics import Series, compute_series
 from etl.derived.stored_series import STORED_SERIES, SeriesColumns
 from etl.reports.columns import (
     APPLICATION,
@@ -81,6 +81,7 @@ _METRICS = [
     for each in series_metrics.columns
     if not (each.primary_key or each.name in FIRST_DAY_COLUMNS)
 ]
+_CONFIRMED = [each.name for each in _METRICS].index("is_confirmed_flaky")
 PLACES = {column.name: place for place, column in enumerate(_COLUMNS)}
 _CLASS = Column(
     "class",
@@ -155,17 +156,20 @@ def _computed(
     span = requested_span(request)
     for variant, runs in read_results(connection, request, *start_conditions(span)):
         names = (*variant.names, environments_text(variant.environment_signature))
+        metrics: dict[Hashable, Row] = {}  # most tests of a variant have the same results
         for found in compute_series(runs, request.rules, seen_since=seen_since):
             if any(needed(found.verdict)):
+                row = metrics.get(found.results)
+                if row is None:
+                    row = metrics[found.results] = _list_metrics(found, request)
                 series_id = build_series_id(variant.variant_id, found.test_key)
-                row = (*names, *found.test, *list_metrics(found), series_id)
-                yield _without_labels(row) if request.as_of else row
+                yield (*names, *found.test, *row, series_id)
 
 
-def _without_labels(row: Row) -> Row:
-    """Leave out figures from labels, which have no history."""
-    place = PLACES["is_confirmed_flaky"]
-    return (*row[:place], None, *row[place + 1 :])
+def _list_metrics(found: Series, request: ReportRequest) -> Row:
+    """Return the metrics of a series; as of a moment none from labels, which have no history."""
+    row = list_metrics(found)
+    return row if request.as_of is None else (*row[:_CONFIRMED], None, *row[_CONFIRMED + 1 :])
 
 
 def _stored(
