@@ -1,6 +1,6 @@
 """Read the tests of the newest runs of applications, which tell whether test ids repeat."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -43,13 +43,13 @@ _COUNTED_RUN = (runs.c.run_id, runs.c.test_count, plan_variants.c.plan)
 def read_newest_tests(
     connection: Connection, applications: Collection[Application]
 ) -> Iterator[tuple[Application, Iterator[list[ListedTest]]]]:
-    """Yield each application with the tests of its newest runs, the newest first.
+    """Yield each application with the tests of its newest runs, the newest of a plan first.
 
     Without runs that are the only ones of their plan among these.
     """
     newest = _find_newest_runs(connection, applications)
     for application in applications:
-        yield application, _read_runs(connection, _keep_neighbours(newest[application]))
+        yield application, _read_runs(connection, _order_by_pairs(newest[application]))
 
 
 def find_newest_run(connection: Connection, application: Application) -> str | None:
@@ -59,7 +59,7 @@ def find_newest_run(connection: Connection, application: Application) -> str | N
     return newest
 
 
-def _read_runs(connection: Connection, newest: Sequence[_CountedRun]) -> Iterator[list[ListedTest]]:
+def _read_runs(connection: Connection, newest: Iterable[_CountedRun]) -> Iterator[list[ListedTest]]:
     """Yield the tests of runs, in the order of these."""
     for plans in _split_runs(newest):
         yield from _read_tests(connection, plans)
@@ -93,10 +93,14 @@ def _group_by_owner(rows: Iterable[Any]) -> defaultdict[Application, list[_Count
     return newest
 
 
-def _keep_neighbours(newest: Sequence[_CountedRun]) -> list[_CountedRun]:
-    """Return the runs of plans that have two, in their order: the others' tests have no pair."""
-    of_plan = Counter(run.plan for run in newest)
-    return [run for run in newest if of_plan[run.plan] > 1]
+def _order_by_pairs(newest: Iterable[_CountedRun]) -> Iterator[_CountedRun]:
+    """Yield runs that have a newer one of their plan, each behind that: mostly two are enough."""
+    newer: dict[str, list[_CountedRun]] = {}
+    for run in newest:
+        if run.plan in newer:
+            yield from newer[run.plan]
+            yield run
+        newer[run.plan] = [] if run.plan in newer else [run]
 
 
 def _read_newest_runs(connection: Connection, most: int) -> Sequence[Any]:
