@@ -11,6 +11,10 @@ from etl.derived.identity_rules import of_application
 from etl.derived.plans import Application
 
 MAX_RUNS = 40
+MORE_RUNS = 1000
+"""The newest runs of an application that are searched if few of `MAX_RUNS` have a partner: it can
+have many plans."""
+ENOUGH_PAIRED = MAX_RUNS // 2
 WALKED_RUNS = 5 * MAX_RUNS
 """The newest runs of the archive that are read for each application to be measured."""
 MAX_TESTS = 20_000
@@ -49,7 +53,8 @@ def read_newest_tests(
     """
     newest = _find_newest_runs(connection, applications)
     for application in applications:
-        yield application, _read_runs(connection, _order_by_pairs(newest[application]))
+        paired = _find_paired(connection, application, newest[application])
+        yield application, _read_runs(connection, paired)
 
 
 def find_newest_run(connection: Connection, application: Application) -> str | None:
@@ -79,7 +84,7 @@ def _find_newest_runs(
     rest = {each for each in applications if len(newest[each]) < MAX_RUNS}
     if rest and len(rows) == most:
         for application, variant_ids in _read_variants(connection, rest).items():
-            newest[application] = _read_newest_of(connection, variant_ids)
+            newest[application] = _read_newest_of(connection, variant_ids, MAX_RUNS)
     return newest
 
 
@@ -91,6 +96,17 @@ def _group_by_owner(rows: Iterable[Any]) -> defaultdict[Application, list[_Count
         if len(found) < MAX_RUNS:
             found.append(_CountedRun(*run))
     return newest
+
+
+def _find_paired(
+    connection: Connection, application: Application, newest: Sequence[_CountedRun]
+) -> list[_CountedRun]:
+    """Return the runs that have another one of their plan among the newest of an application."""
+    paired = list(_order_by_pairs(newest))
+    if len(newest) < MAX_RUNS or len(paired) >= ENOUGH_PAIRED:
+        return paired
+    variant_ids = _read_variants(connection, {application})[application]
+    return list(_order_by_pairs(_read_newest_of(connection, variant_ids, MORE_RUNS)))
 
 
 def _order_by_pairs(newest: Iterable[_CountedRun]) -> Iterator[_CountedRun]:
@@ -127,10 +143,12 @@ def _read_variants(
     return variants
 
 
-def _read_newest_of(connection: Connection, variant_ids: Sequence[str]) -> list[_CountedRun]:
+def _read_newest_of(
+    connection: Connection, variant_ids: Sequence[str], most: int
+) -> list[_CountedRun]:
     """Return the newest runs of some variants."""
     query = _select_newest_runs(among(outcomes.c.variant_id, variant_ids), *_COUNTED_RUN)
-    return [_CountedRun(*row) for row in connection.execute(query.limit(MAX_RUNS))]
+    return [_CountedRun(*row) for row in connection.execute(query.limit(most))]
 
 
 def _select_newest_runs(condition: ColumnElement[bool], *columns: Any) -> Select[Any]:

@@ -135,6 +135,21 @@ def test_an_application_is_measured_in_its_own_runs_where_all_newest_ones_are_of
     ]
 
 
+def test_an_application_with_more_plans_than_newest_runs_is_measured(
+    api: FakeApi, archiver: Program, engine: Engine
+) -> None:
+    tests = [{"id": "1", "name": "A", "status": "passed"}]
+    api.answers = {
+        f"{night}-{plan}": [
+            result(started_at=f"2024-05-0{night}T12:00:00Z", name=plan, tests=tests)
+        ]
+        for night in (1, 2)
+        for plan in map(str, range(MAX_RUNS + 5))
+    }
+    assert archiver.call("ingest", *api.answers).exit_code == 0
+    assert [row[1:4] for row in measured(engine)] == [(MAX_RUNS + 5, MAX_RUNS + 5, "id")]
+
+
 def test_large_runs_of_other_plans_do_not_hide_a_pair(
     api: FakeApi, archiver: Program, engine: Engine
 ) -> None:
