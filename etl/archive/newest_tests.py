@@ -11,10 +11,11 @@ from etl.derived.identity_rules import of_application
 from etl.derived.plans import Application
 
 MAX_RUNS = 40
-MORE_RUNS = 1000
-"""The newest runs of an application that are searched if few of `MAX_RUNS` have a partner: it can
-have many plans."""
+"""The newest runs of an application among which pairs of one plan are searched."""
 ENOUGH_PAIRED = MAX_RUNS // 2
+"""With fewer runs that have a partner, `MORE_RUNS` are searched: an application with 40 plans that
+run in turn has none among the newest 40."""
+MORE_RUNS = 1000
 WALKED_RUNS = 5 * MAX_RUNS
 """The newest runs of the archive that are read for each application to be measured."""
 MAX_TESTS = 20_000
@@ -49,7 +50,7 @@ def read_newest_tests(
 ) -> Iterator[tuple[Application, Iterator[list[ListedTest]]]]:
     """Yield each application with the tests of its newest runs, the newest of a plan first.
 
-    Without runs that are the only ones of their plan among these.
+    Leaves out runs without another one of their plan: their tests have no pair.
     """
     newest = _find_newest_runs(connection, applications)
     for application in applications:

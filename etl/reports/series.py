@@ -159,9 +159,10 @@ def _computed(
         metrics: dict[Hashable, Row] = {}  # most tests of a variant have the same results
         for found in compute_series(runs, request.rules, seen_since=seen_since):
             if any(needed(found.verdict)):
-                row = metrics.get(found.results)
+                results = found.results
+                row = metrics.get(results)
                 if row is None:
-                    row = metrics[found.results] = _list_metrics(found, request)
+                    row = metrics[results] = _list_metrics(found, request)
                 series_id = build_series_id(variant.variant_id, found.test_key)
                 yield (*names, *found.test, *row, series_id)
 
